@@ -1,0 +1,154 @@
+"""timm models: what they say about themselves, and their `forward_features`."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from s2wrap.backbones.backbone import Backbone
+from s2wrap.errors import S2WrapError
+
+
+class TimmBackbone(Backbone):
+    """A model made by `timm.create_model`: `forward_features`, with size, mean and std from its own configuration."""
+
+    def __init__(self, model: Any, **known: Any):
+        """As `Backbone`; what is given goes before what the model says of itself."""
+        cfg = model.pretrained_cfg
+        told = {
+            "name": cfg.get("architecture"),
+            "image_size": _image_size(model),
+            "num_prefix_tokens": getattr(model, "num_prefix_tokens", None),
+            "mean": cfg.get("mean"),
+            "std": cfg.get("std"),
+            "interpolation": "bilinear" if cfg.get("interpolation") == "bilinear" else "bicubic",
+        }
+        known = told | {key: value for key, value in known.items() if value is not None}
+        if known["image_size"] is None:
+            raise S2WrapError(f"{known['name']} does not say which image size it takes; pass image_size=")
+        super().__init__(model, **known)
+
+    def call(self, tiles: Tensor) -> Any:
+        """Timm's features after the last norm: (b, n, c), (b, c, h, w) or (b, h, w, c)."""
+        return self.model.forward_features(tiles)
+
+
+def is_timm(model: object) -> bool:
+    """Whether a model has timm's feature call and configuration."""
+    return isinstance(model, nn.Module) and hasattr(model, "forward_features") and hasattr(model, "pretrained_cfg")
+
+
+def _image_size(model: Any) -> tuple[int, int] | None:
+    """The size the model was built for, else the one its weights were trained at."""
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None) or model.pretrained_cfg.get("input_size")
+    if size is None:
+        return None
+    return (size, size) if isinstance(size, int) else (int(size[-2]), int(size[-1]))
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """Every architecture, and every architecture with the tag of its weights."""
+    import timm
+
+    return (*timm.list_models(), *timm.list_pretrained())
+
+
+def load(
+    name: str, *, pretrained: bool, image_size: int | tuple[int, int] | None, checkpoint: str | Path | None
+) -> TimmBackbone:
+    """A timm model by name, with weights from the hub, from a file, or none."""
+    if not pretrained:
+        return create(name, image_size=image_size)
+    return create(name, image_size=image_size, weights={"file": str(checkpoint or _hub_file(name))})
+
+
+def create(
+    name: str, *, image_size: int | tuple[int, int] | None = None, weights: dict[str, Any] | None = None
+) -> TimmBackbone:
+    """A timm model without classifier.
+
+    Args:
+        name: as timm knows it.
+        image_size: build the model for this size, where its architecture depends on one.
+        weights: where timm takes the weights from: {"file": path} or {"state_dict": tensors}. Position embeddings
+            are resampled to the image size; all keys must match. Random weights if None.
+    """
+    import timm
+
+    options: dict[str, Any] = {"num_classes": 0, "pretrained": weights is not None}
+    if weights is not None:
+        options["pretrained_cfg_overlay"] = weights
+    source = f" from {weights['file']}" if weights and "file" in weights else ""
+    try:
+        with _missing_keys() as missing:
+            try:
+                sized: dict[str, Any] = {"img_size": image_size} if image_size else {}
+                model = timm.create_model(name, **options, **sized)
+            except TypeError as error:
+                if "img_size" not in str(error):
+                    raise
+                model = timm.create_model(name, **options)  # a convolutional network: built for no size
+    except Exception as error:
+        first_line = str(error).partition("\n")[0]
+        raise S2WrapError(f"timm cannot make {name}{source}: {type(error).__name__}: {first_line}") from error
+    if missing:
+        raise S2WrapError(f"the weights{source} are not those of {name}: {missing[0][:300]}")
+    return TimmBackbone(model, image_size=image_size)
+
+
+@contextmanager
+def _missing_keys() -> Iterator[list[str]]:
+    """What timm logs of weights that a file did not hold: it leaves them random, and says so at level INFO only."""
+    logger = logging.getLogger("timm.models._builder")
+    found: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage().startswith("Missing keys"):
+                found.append(record.getMessage())
+
+    keep, level = Keep(), logger.level
+    logger.addHandler(keep)
+    logger.setLevel(logging.INFO)
+    propagate, logger.propagate = logger.propagate, False
+    try:
+        yield found
+    finally:
+        logger.removeHandler(keep)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+def _hub_file(name: str) -> str:
+    """The file with a model's hub weights, downloaded unless it is here already."""
+    import huggingface_hub
+    import timm
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    cfg = timm.get_pretrained_cfg(name)
+    if cfg is None or not cfg.hf_hub_id:
+        raise S2WrapError(f"timm:{name} has no weights on the hub; give a file: --checkpoint FILE (checkpoint=)")
+    repo = cfg.hf_hub_id
+    filenames = [cfg.hf_hub_filename] if cfg.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
+    for filename in filenames:
+        known = huggingface_hub.try_to_load_from_cache(repo, filename)
+        if isinstance(known, str):
+            return known
+    try:
+        get_session().head(constants.ENDPOINT, timeout=10)  # one try: the library itself goes through ten
+        if not huggingface_hub.file_exists(repo, filenames[0]):
+            filenames = filenames[1:]
+        return huggingface_hub.hf_hub_download(repo, filenames[0])
+    except Exception as error:
+        first_line = str(error).partition("\n")[0]
+        raise S2WrapError(
+            f"the weights of timm:{name} are on the Hugging Face hub, which gave none ({type(error).__name__}: "
+            f"{first_line}); give a file with --checkpoint FILE (checkpoint=), or use packaged weights such as "
+            f"sample:dinov2_s14"
+        ) from error
