@@ -1,0 +1,8 @@
+"""s2wrap: multi-scale features from any frozen vision backbone (Scaling on Scales, arXiv 2403.13043)."""
+
+from s2wrap.backbones import Backbone
+from s2wrap.errors import MissingExtraError, S2WrapError
+from s2wrap.features import Features
+from s2wrap.wrapper import MultiScale, load, wrap
+
+__all__ = ["Backbone", "Features", "MissingExtraError", "MultiScale", "S2WrapError", "load", "wrap"]

@@ -1,0 +1,77 @@
+"""torch.compile and torch.export: one graph, the same numbers (1e-4 in float32, on features of size about 1)."""
+
+import pytest
+import timm
+import torch
+
+import s2wrap
+from s2wrap.resample import resize
+
+CLOSE = {"atol": 1e-4, "rtol": 0}
+
+
+def assert_same(ours, theirs):
+    for found, expected in zip((*ours.maps, *ours.prefixes), (*theirs.maps, *theirs.prefixes), strict=True):
+        torch.testing.assert_close(found, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize(("scales", "fuse"), [((1, 2, 3), "concat"), ((1, 1.5), "pyramid")])
+def test_export_with_any_batch(vit, strict, scales, fuse):
+    model = s2wrap.wrap(vit, scales, fuse=fuse)
+    images = torch.randn(2, 3, 200, 300)
+    dynamic = {"images": {0: torch.export.Dim("batch")}}
+    program = torch.export.export(model, (images,), dynamic_shapes=dynamic, strict=strict)
+    for batch in (1, 2, 5):
+        images = torch.randn(batch, 3, 200, 300)
+        assert_same(program.module()(images), model(images))
+
+
+def test_an_exported_program_survives_being_saved(vit, tmp_path):
+    model = s2wrap.wrap(vit, (1, 2))
+    images = torch.randn(1, 3, 160, 160)
+    torch.export.save(torch.export.export(model, (images,)), tmp_path / "model.pt2")
+    assert_same(torch.export.load(tmp_path / "model.pt2").module()(images), model(images))
+
+
+def test_an_exported_graph_calls_the_backbone_once():
+    vit = timm.create_model("test_vit", num_classes=0, dynamic_img_size=False)
+    model = s2wrap.wrap(vit, (1, 2, 3), tile_batch=1)
+    graph = torch.export.export(model, (torch.randn(1, 3, 160, 160),)).graph
+    names = [str(node.target) for node in graph.nodes]
+    assert sum("scaled_dot_product_attention" in name for name in names) == len(vit.blocks)
+    assert not any("upsample" in name or "adaptive" in name for name in names)
+
+
+def test_compile_takes_other_batches_and_sizes(vit):
+    """One test for all: compiling takes a while."""
+    model = s2wrap.wrap(vit, (1, 2))
+    compiled = torch.compile(model, fullgraph=True)
+    for shape in ((2, 3, 160, 160), (3, 3, 160, 160), (1, 3, 200, 300)):
+        images = torch.randn(*shape)
+        with torch.inference_mode():
+            assert_same(compiled(images), model(images))
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
+        images = torch.randn(2, 3, 160, 160)
+        torch.testing.assert_close(compiled(images).spatial, model(images).spatial, atol=0.1, rtol=0)
+
+
+def test_a_compiled_backbone_can_be_wrapped(vit):
+    compiled = torch.compile(vit.forward_features, backend="eager")
+    model = s2wrap.wrap(compiled, (1, 2), image_size=160, num_prefix_tokens=1)
+    images = torch.randn(1, 3, 160, 160)
+    assert_same(model(images), s2wrap.wrap(vit, (1, 2))(images))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_exported_resize_is_two_matrix_products(strict):
+    class Resize(torch.nn.Module):
+        def forward(self, images):
+            return resize(images, (31, 17))
+
+    image = torch.rand(2, 3, 40, 50)
+    program = torch.export.export(Resize(), (image,), strict=strict)
+    names = [str(node.target) for node in program.graph.nodes]
+    assert not any("upsample" in name or "interpolate" in name for name in names)
+    assert sum("matmul" in name for name in names) == 2
+    torch.testing.assert_close(program.module()(image), resize(image, (31, 17)), atol=2e-6, rtol=0)
