@@ -1,0 +1,112 @@
+"""Picture files → uint8 tensors, safely."""
+
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from s2wrap.errors import S2WrapError
+from s2wrap.plan import MIN_SIDE
+
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
+"""What PIL may try."""
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+"""Which files of a folder are pictures."""
+MAX_PIXELS = 178_956_970
+"""The most pixels of a picture, by default: where PIL itself speaks of a decompression bomb."""
+
+
+def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> UInt8[Tensor, "3 height width"]:
+    """A picture file as RGB in 0…255.
+
+    The EXIF rotation is applied; grey becomes RGB; 16-bit values are scaled to 8 bits; transparent pixels are laid on
+    white; CMYK and palettes are converted; of several frames or pages the first is taken. Colour profiles are not
+    applied.
+
+    Args:
+        path: a JPEG, PNG, WebP, TIFF, BMP or GIF file.
+        max_pixels: refuse larger pictures before decoding them.
+
+    Raises:
+        S2WrapError: no such file, no picture, cut short, too large or too small, or floating values outside 0…1.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PIL warns of odd metadata and of large pictures: max_pixels decides here
+            with Image.open(path, formats=FORMATS) as image:
+                width, height = image.size
+                if width * height > max_pixels:
+                    raise S2WrapError(
+                        f"{path}: {height}×{width} pixels, more than the {max_pixels} that are safe to decode"
+                    )
+                rgb = ImageOps.exif_transpose(_rgb(image, path))
+    except S2WrapError:
+        raise
+    except FileNotFoundError as error:
+        raise S2WrapError(f"{path}: there is no such file") from error
+    except Image.DecompressionBombError as error:
+        raise S2WrapError(f"{path}: more than the {max_pixels} pixels that are safe to decode") from error
+    except Image.UnidentifiedImageError as error:
+        raise S2WrapError(
+            f"{path}: not a picture, or cut short in its header; these are read: {', '.join(FORMATS)}"
+        ) from error
+    except Exception as error:  # PIL's decoders raise OSError, SyntaxError, struct.error, … for damaged files
+        first_line = str(error).partition("\n")[0]
+        raise S2WrapError(
+            f"{path}: cannot be decoded, damaged or cut short ({type(error).__name__}: {first_line})"
+        ) from error
+    if min(rgb.size) < MIN_SIDE:
+        raise S2WrapError(f"{path}: {rgb.size[1]}×{rgb.size[0]} pixels; each side needs at least {MIN_SIDE}")
+    return rearrange(torch.from_numpy(np.array(rgb)), "h w c -> c h w")
+
+
+def _rgb(image: Image.Image, path: str | Path) -> Image.Image:
+    """The first frame in mode RGB."""
+    image.load()
+    exif = image.getexif()
+    if image.mode.startswith("I"):  # 16-bit grey; PIL widens some of it to 32 bits
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise S2WrapError(f"{path}: grey values from {values.min()} to {values.max()}; these are read: 0 to 65535")
+        image = Image.fromarray(np.round(values / 257).astype(np.uint8))
+    elif image.mode == "F":
+        values = np.asarray(image)
+        if not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
+            raise S2WrapError(f"{path}: floating values outside 0…1 or not finite; scale them to 0…1")
+        image = Image.fromarray(np.round(values * 255).astype(np.uint8))
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    rgb = image.convert("RGB")
+    rgb.info["exif"] = exif.tobytes()
+    return rgb
+
+
+def find_images(paths: Iterable[str | Path]) -> list[Path]:
+    """The picture files among files and folders, folders searched all the way down, in a stable order.
+
+    Files are taken whatever their name; of folders, those with a picture's ending.
+
+    Raises:
+        S2WrapError: a path does not exist, or there is no picture at all.
+    """
+    paths = [Path(path) for path in paths]
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            found += sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        elif path.exists():
+            found.append(path)
+        else:
+            raise S2WrapError(f"{path}: there is no such file or folder")
+    if not found:
+        raise S2WrapError(
+            f"no picture in {', '.join(map(str, paths)) or 'nothing'}; endings read: {', '.join(SUFFIXES)}"
+        )
+    return found

@@ -1,0 +1,189 @@
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from skimage import data
+
+import s2wrap
+from s2wrap import S2WrapError, cli
+from s2wrap.images import load_image
+
+PHOTOS = {"astronaut.jpg": data.astronaut(), "cat.png": data.chelsea(), "sub/coffee.webp": data.coffee()}
+MODEL = ["--model", "timm:test_vit@1,2", "--random-weights"]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    (folder / "sub").mkdir(parents=True)
+    for name, photo in PHOTOS.items():
+        Image.fromarray(photo).save(folder / name)
+    return folder
+
+
+def run(*arguments):
+    """The command in this process: its exit code, and what it printed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["s2wrap", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+            sys.exit(0)
+    return stop.value.code or 0
+
+
+def checkpoint(tmp_path):
+    """A file of weights, so that two runs see the same model."""
+    path = tmp_path / "weights.safetensors"
+    from safetensors.torch import save_file
+
+    save_file(s2wrap.load("timm:test_vit@1", pretrained=False).backbone.model.state_dict(), path)
+    return path
+
+
+def test_features_of_a_folder_are_those_of_the_model(photos, tmp_path, capsys):
+    weights, output = checkpoint(tmp_path), tmp_path / "out.safetensors"
+    assert run("features", photos, "--model", "timm:test_vit@1,2", "--checkpoint", weights, "--output", output) == 0
+    assert "3 pictures, (128, 10, 10) each" in " ".join(capsys.readouterr().err.split())
+    with safe_open(output, "pt") as file:
+        metadata, spatial, prefix = file.metadata(), file.get_tensor("spatial"), file.get_tensor("prefix")
+    assert [os.path.relpath(name, photos) for name in json.loads(metadata["files"])] == sorted(PHOTOS)
+    assert metadata["spec"] == "timm:test_vit@1,2"
+    assert metadata["s2wrap_version"] == version("s2wrap")
+    model = s2wrap.load("timm:test_vit@1,2", checkpoint=weights)
+    for index, name in enumerate(sorted(PHOTOS)):
+        features = model(load_image(photos / name)[None])
+        torch.testing.assert_close(spatial[index], features.spatial[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(prefix[index], features.prefix[0], atol=1e-5, rtol=0)
+
+
+def test_npz_holds_the_same_and_needs_no_pickle(photos, tmp_path):
+    output = tmp_path / "out.npz"
+    options = ["--fuse", "weighted", "--weights", "0.5,0.5", "--prefix", "base", "--tile-batch", "2"]
+    assert run("features", photos / "cat.png", *MODEL, "--output", output, *options) == 0
+    with np.load(output, allow_pickle=False) as file:
+        assert file["spatial"].shape == (1, 64, 10, 10)
+        assert file["prefix"].shape == (1, 1, 64)
+        assert file["files"].tolist() == [str(photos / "cat.png")]
+        assert file["spec"] == "timm:test_vit@1,2"
+
+
+def test_a_pyramid_is_numbered(photos, tmp_path):
+    output = tmp_path / "out.npz"
+    assert run("features", photos, *MODEL, "--output", output, "--fuse", "pyramid") == 0
+    with np.load(output) as file:
+        assert file["spatial_0"].shape == (3, 64, 10, 10)
+        assert file["spatial_1"].shape == (3, 64, 20, 20)
+
+
+def test_a_damaged_picture_stops_or_is_skipped_and_counted(photos, tmp_path, capsys):
+    (photos / "bad.jpg").write_bytes((photos / "astronaut.jpg").read_bytes()[:5000])
+    output = tmp_path / "out.safetensors"
+    assert run("features", photos, *MODEL, "--output", output) == 2
+    message = capsys.readouterr().err
+    assert "bad.jpg" in message.splitlines()[-1]
+    assert "Traceback" not in message
+    assert sorted(os.listdir(tmp_path)) == ["photos"]
+    assert run("features", photos, *MODEL, "--output", output, "--skip-errors") == 0
+    message = " ".join(capsys.readouterr().err.split())
+    assert "skipped" in message
+    assert "bad.jpg" in message
+    assert "3 pictures" in message
+    assert "1 could not be read" in message
+    with safe_open(output, "pt") as file:
+        assert file.get_tensor("spatial").shape[0] == 3
+        assert len(json.loads(file.metadata()["files"])) == 3
+
+
+def test_nothing_readable_writes_nothing(tmp_path, capsys):
+    (tmp_path / "bad.jpg").write_text("hello")
+    assert run("features", tmp_path / "bad.jpg", *MODEL, "--output", tmp_path / "out.npz", "--skip-errors") == 2
+    assert "none of 1 pictures could be read" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["bad.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "timm:test_vit@1,2", "--output", "out.txt"], "the ending must be .safetensors or .npz"),
+        (["--model", "timm:test_vit@1,2", "--output", "none/out.npz"], "cannot write none/out.npz"),
+        (["--model", "timm:test_wit@1,2", "--output", "out.npz"], "did you mean timm:test_vit"),
+        (["--model", "timm:test_vit@1000", "--output", "out.npz", "--random-weights"], "write '1000px'"),
+        ([*MODEL, "--output", "out.npz", "--fuse", "join"], "use one of concat"),
+        ([*MODEL, "--output", "out.npz", "--fuse", "weighted", "--weights", "a,b"], "write one a scale"),
+        ([*MODEL, "--output", "out.npz", "--device", "abacus"], "try cpu"),
+        (["--model", "timm:test_vit@1", "--output", "out.npz", "--checkpoint", "none.pth"], "no checkpoint file"),
+    ],
+)
+def test_calls_that_cannot_work_are_one_line_and_exit_code_2(photos, monkeypatch, capsys, arguments, words):
+    monkeypatch.chdir(photos)
+    assert run("features", photos, *arguments) == 2
+    message = capsys.readouterr().err
+    assert words in message.splitlines()[-1]
+    assert message.splitlines()[-1].startswith("s2wrap: ")
+    assert "Traceback" not in message
+    assert sorted(os.listdir(photos)) == ["astronaut.jpg", "cat.png", "sub"]
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(photos, tmp_path, capsys, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    for module, name, ending in (("safetensors.torch", "save_file", "safetensors"), ("numpy", "savez", "npz")):
+        monkeypatch.setattr(f"{module}.{name}", full)
+        assert run("features", photos, *MODEL, "--output", tmp_path / f"out.{ending}") == 2
+        assert "No space left on device" in capsys.readouterr().err.splitlines()[-1]
+        assert sorted(os.listdir(tmp_path)) == ["photos"]
+
+
+def test_a_disk_too_small_is_found_before_the_work(photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    assert run("features", photos, *MODEL, "--output", tmp_path / "out.npz") == 2
+    assert "the disk has 0.0 MB left" in capsys.readouterr().err
+    assert sorted(os.listdir(tmp_path)) == ["photos"]
+
+
+def test_an_interrupted_run_leaves_nothing(photos, tmp_path, capsys, monkeypatch):
+    def interrupt(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("s2wrap.cli.features.load_image", interrupt)
+    assert run("features", photos, *MODEL, "--output", tmp_path / "out.npz") in (1, 130)
+    assert sorted(os.listdir(tmp_path)) == ["photos"]
+
+
+def test_inspect_says_what_was_found(capsys):
+    assert run("inspect", "timm:vit_tiny_patch16_224@1,1.5", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["input_hw"] == [224, 224]
+    assert found["grid_hw"] == [14, 14]
+    assert found["patch_hw"] == [16, 16]
+    assert found["prefix_tokens"] == 1
+    assert found["channels"] == 192
+    assert found["tiles"] == 5
+    assert found["result_chw"] == [384, 14, 14]
+    assert [scale["image_hw"] for scale in found["scales"]] == [[224, 224], [336, 336]]
+    block = 12 * 197 * 192**2 + 2 * 197**2 * 192
+    assert found["multiply_adds"] == 5 * (12 * block + 196 * 192 * 3 * 16 * 16)
+    assert run("inspect", "timm:test_resnet@1,2") == 0
+    assert "multiply-adds" in capsys.readouterr().out
+
+
+def test_the_command_runs_as_a_program():
+    program = [sys.executable, "-c", "from s2wrap.cli import main; main()"]
+    result = subprocess.run([*program, "inspect", "nonsense"], capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    result = subprocess.run([*program, "features"], capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "Missing argument" in result.stderr
+
+
+def test_errors_are_value_errors():
+    assert issubclass(S2WrapError, ValueError)
