@@ -1,0 +1,82 @@
+"""Peak memory of a forward pass beyond weights and input, against the scales: flat here, growing in the original.
+
+Counts what PyTorch allocates on the CPU (its profiler's memory events), one tile a backbone call. The image has the
+backbone's own size, as in the paper. The two things that have to grow, the resized image of the largest scale and the
+result, are listed, so that the rest can be seen.
+
+    python benchmarks/memory.py [--spec sample:dinov2_s14] [--largest 8]
+"""
+
+from collections.abc import Callable
+from typing import Annotated
+
+import torch
+import typer
+from restated import original_forward
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch.profiler import ProfilerActivity, profile
+
+from s2wrap import MultiScale, load
+from s2wrap.backbones import load_backbone, parse_spec
+
+MIB = 2**20
+
+
+def main(
+    spec: Annotated[str, typer.Option(help="A backbone, without scales.")] = "sample:dinov2_s14",
+    largest: Annotated[int, typer.Option(help="Scales go from 1,2 to 1…LARGEST.")] = 8,
+) -> None:
+    """Print the table."""
+    backbone = load_backbone(parse_spec(spec))
+    load(spec)  # warm caches up
+    table = Table(title=f"{spec}, CPU, float32, one image, tile_batch=1: peak MiB beyond weights and input")
+    for column in ("scales", "tiles", "s2wrap", "resized image", "result", "the rest", "original", "original, split"):
+        table.add_column(column, justify="right")
+    side, layout = backbone.image_hw[0], backbone.layout
+    for scale in track(range(2, largest + 1), description="measuring", console=Console(stderr=True)):
+        scales = list(range(1, scale + 1))
+        model = MultiScale(backbone, scales, tile_batch=1)
+        images = torch.rand(1, 3, side, side)
+        known = {"num_prefix_token": layout.num_prefix_tokens, "output_shape": layout.order, "max_split_size": side}
+        sizes = [side * k for k in scales]
+
+        def original(split: bool, images=images, sizes=sizes, known=known) -> object:
+            return original_forward(backbone.call, images, img_sizes=sizes, split_forward=split, **known)
+
+        result = model.num_features * layout.grid_hw[0] * layout.grid_hw[1] * 4 / MIB
+        whole = _peak(lambda model=model, images=images: model(images))
+        resized = 3 * sizes[-1] ** 2 * 4 / MIB
+        table.add_row(
+            f"1…{scale}",
+            str(model.plan((side, side)).num_tiles),
+            *(f"{value:.1f}" for value in (whole, resized, result, whole - resized - result)),
+            f"{_peak(lambda: original(False)):.1f}",
+            f"{_peak(lambda: original(True)):.1f}",
+        )
+    Console(width=120).print(table)
+
+
+@torch.inference_mode()
+def _peak(run: Callable[[], object]) -> float:
+    """The most MiB that were allocated at once while it ran."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    recorded = profiler.profiler
+    if recorded is None or recorded.kineto_results is None:
+        raise RuntimeError("the profiler recorded nothing")
+    changes = [
+        (event.start_ns(), event.nbytes())  # pyright: ignore[reportAttributeAccessIssue] (the stub lacks it)
+        for event in recorded.kineto_results.events()
+        if event.name() == "[memory]"
+    ]
+    total = peak = 0
+    for _, change in sorted(changes, key=lambda item: item[0]):
+        total += change
+        peak = max(peak, total)
+    return peak / MIB
+
+
+if __name__ == "__main__":
+    typer.run(main)
