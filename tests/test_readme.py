@@ -1,0 +1,48 @@
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_python_blocks_run_and_print_what_they_say(monkeypatch):
+    """A line that ends in a comment with a shape must give that shape."""
+    namespace = {"images": torch.rand(2, 3, 500, 400), "backbone": torch.nn.AvgPool2d(16)}
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) >= 3
+    checked = 0
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), namespace)
+        for expression, shape in re.findall(r"^(features\.\w+)\.shape +# (.*)$", block, re.MULTILINE):
+            assert str(tuple(eval(expression, namespace).shape)) == shape.strip()
+            checked += 1
+    assert checked >= 2
+
+
+def test_commands_and_files_named_exist():
+    for path in re.findall(r"`((?:benchmarks|demos|tests|s2wrap|export)/[\w/.]+)`", README):
+        assert (ROOT / path).exists(), path
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("line", [line for line in README.splitlines() if line.startswith("s2wrap ")])
+def test_options_in_commands_exist(line, capsys):
+    from typer.main import get_command
+
+    from s2wrap.cli import app
+
+    words = shlex.split(line, comments=True)
+    command = get_command(app).commands[words[1]]
+    known = {option for parameter in command.params for option in parameter.opts}
+    assert {word for word in words if word.startswith("--")} <= known
+
+
+def test_ci_runs_the_readmes_test_command():
+    (command,) = [line for line in README.splitlines() if line.endswith("&& pytest")]
+    assert command.removesuffix(" && pytest") in (ROOT / ".ci" / "run").read_text()
+    assert "\npytest" in (ROOT / ".ci" / "run").read_text()
