@@ -46,20 +46,20 @@ def main(
             return original_forward(backbone.call, images, img_sizes=sizes, split_forward=split, **known)
 
         result = model.num_features * layout.grid_hw[0] * layout.grid_hw[1] * 4 / MIB
-        whole = _peak(lambda model=model, images=images: model(images))
+        whole = peak_mib(lambda model=model, images=images: model(images))
         resized = 3 * sizes[-1] ** 2 * 4 / MIB
         table.add_row(
             f"1…{scale}",
             str(model.plan((side, side)).num_tiles),
             *(f"{value:.1f}" for value in (whole, resized, result, whole - resized - result)),
-            f"{_peak(lambda: original(False)):.1f}",
-            f"{_peak(lambda: original(True)):.1f}",
+            f"{peak_mib(lambda: original(False)):.1f}",
+            f"{peak_mib(lambda: original(True)):.1f}",
         )
     Console(width=120).print(table)
 
 
 @torch.inference_mode()
-def _peak(run: Callable[[], object]) -> float:
+def peak_mib(run: Callable[[], object]) -> float:
     """The most MiB that were allocated at once while it ran."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()

@@ -44,7 +44,7 @@ def resize(
     new_h, new_w = image_hw
     if (old_h, old_w) == (new_h, new_w):
         return images
-    if not torch.compiler.is_exporting():
+    if not _exporting():
         return F.interpolate(images, size=image_hw, mode=interpolation, antialias=antialias, align_corners=False)
     rows = _matrix_tensor(old_h, new_h, interpolation, antialias).to(images)
     cols = _matrix_tensor(old_w, new_w, interpolation, antialias).to(images)
@@ -57,6 +57,12 @@ def full_precision(device: torch.device) -> AbstractContextManager:
     if torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
+
+
+@torch.compiler.assume_constant_result
+def _exporting() -> bool:
+    """Whether torch.export is tracing. Asked as a constant: PyTorch 2.11 would say yes inside torch.compile too."""
+    return torch.compiler.is_exporting()
 
 
 @torch.compiler.assume_constant_result

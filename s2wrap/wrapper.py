@@ -145,7 +145,10 @@ class MultiScale(nn.Module):
         return self
 
     def _batches(self, images: Tensor, plan: Plan, step: int) -> Iterator[list["_Part"]]:
-        """The tiles of all scales in order, `step` of them at a time; only one resized image is held."""
+        """The tiles of all scales in order, `step` of them at a time.
+
+        One resized image is held, and a second while the last tiles of a scale wait for those of the next.
+        """
         batch, room = [], step
         for k, scale in enumerate(plan.scales):
             tiles = self._tiles(images, scale)

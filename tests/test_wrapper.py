@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F  # noqa: N812
+from memory import peak_mib
 from torch import nn
 
 import s2wrap
@@ -163,6 +164,19 @@ def test_tiles_of_all_scales_share_full_batches():
     recorder.calls.clear()
     model(torch.rand(1, 3, 64, 64))
     assert [call[0] for call in recorder.calls] == [5, 5, 4]
+
+
+def test_memory_beyond_result_and_resized_image_does_not_grow_with_the_scales(vit):
+    """Counted, not timed: what PyTorch allocates."""
+    images = torch.rand(1, 3, 160, 160)
+    rest = []
+    for largest in (2, 6):
+        model = s2wrap.wrap(vit, range(1, largest + 1), tile_batch=1)
+        result = model(images).spatial.nbytes  # held twice while the scales are joined
+        side = 160 * largest
+        resized = 3 * side * side * 4 + 3 * 160 * side * 4  # with the scratch of torch's separable resize
+        rest.append(peak_mib(lambda model=model: model(images)) * 2**20 - 2 * result - resized)
+    assert rest[1] < 1.1 * max(rest[0], 500_000)
 
 
 def test_prefix_tokens_are_weighed_by_the_area_each_tile_answers_for():
