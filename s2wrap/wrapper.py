@@ -263,8 +263,9 @@ def wrap(
         prefix: "area", "base" or "drop"; see `MultiScale`.
         tile_batch: the most tiles in one backbone call; see `MultiScale`.
         frozen: no gradients for the weights, evaluation mode; changes the given model.
-        **known: what is known of the backbone, as for `Backbone`: image_size, layout, num_prefix_tokens, grid, mean,
-            std, interpolation, name. timm models say it themselves; other callables need at least image_size.
+        **known: what is known of the backbone, as for `Backbone`: image_size, layout, num_prefix_tokens, grid,
+            patch_size, mean, std, interpolation, name. timm models say it themselves; other callables need at least
+            image_size.
 
     Raises:
         S2WrapError: the layout of the backbone's answer cannot be told, or an option is impossible.

@@ -141,6 +141,13 @@ def test_pixels_that_dead_weights_do_not_see_are_no_rest_of_a_patch():
     assert s2wrap.wrap(timm.create_model("resnet18")).backbone.layout.patch_hw == (32, 32)
 
 
+def test_the_patch_can_be_given():
+    backbone = Backbone(lambda images: F.avg_pool2d(images, 12), image_size=40, patch_size=(12, 11.5))
+    assert backbone.layout.patch_hw == (12, 11.5)
+    with pytest.raises(S2WrapError, match="patch_size=14: 3 patches of it do not fit into 40 pixels"):
+        Backbone(lambda images: F.avg_pool2d(images, 12), image_size=40, patch_size=14)
+
+
 def test_a_map_that_is_rounded_up_covers_the_tile_evenly():
     backbone = Backbone(lambda images: F.avg_pool2d(images, 32, ceil_mode=True), image_size=260)
     assert backbone.layout.grid_hw == (9, 9)

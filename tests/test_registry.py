@@ -66,6 +66,24 @@ def test_weights_in_the_hubs_cache_need_no_network(monkeypatch, tmp_path):
     torch.testing.assert_close(model.backbone.model.patch_embed.proj.weight, weights["patch_embed.proj.weight"])
 
 
+def test_weights_are_downloaded_from_the_models_own_place(monkeypatch, tmp_path):
+    """The hub's library is asked for the right file; what it would fetch lies here."""
+    weights, asked = timm.create_model("test_vit").state_dict(), []
+    torch.save(weights, tmp_path / "pytorch_model.bin")
+
+    def download(repo, name):
+        asked.append((repo, name))
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(type(get_session()), "head", lambda *args, **kwargs: None)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *args, **kwargs: None)
+    monkeypatch.setattr("huggingface_hub.file_exists", lambda repo, name: False)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    model = s2wrap.load("timm:test_vit.r160_in1k@1")
+    assert asked == [("timm/test_vit.r160_in1k", "pytorch_model.bin")]
+    torch.testing.assert_close(model.backbone.model.patch_embed.proj.weight, weights["patch_embed.proj.weight"])
+
+
 @pytest.mark.parametrize("ending", [".safetensors", ".pth"])
 def test_a_checkpoint_replaces_the_download(tmp_path, ending):
     weights = timm.create_model("test_vit").state_dict()

@@ -26,6 +26,7 @@ class Backbone(nn.Module):
         layout: "bnc", "bchw" or "bhwc".
         num_prefix_tokens: leading tokens that are not spatial (CLS, registers).
         grid: rows and columns of spatial tokens.
+        patch_size: pixels that a token covers (the stride), one number or (height, width).
         mean: what to subtract from RGB values in 0…1; needed for uint8 images.
         std: what to divide by after that.
         interpolation: "bicubic" or "bilinear": how images are resized.
@@ -49,6 +50,7 @@ class Backbone(nn.Module):
         layout: str | None = None,
         num_prefix_tokens: int | None = None,
         grid: tuple[int, int] | None = None,
+        patch_size: float | tuple[float, float] | None = None,
         mean: RGB | None = None,
         std: RGB | None = None,
         interpolation: str = "bicubic",
@@ -65,7 +67,13 @@ class Backbone(nn.Module):
         self.eval()
         image = torch.zeros(1, 3, *self.image_hw, device=self.device, dtype=self.dtype)
         self.layout: Layout = probe(
-            self.call, image, name=self.name, order=layout, num_prefix_tokens=num_prefix_tokens, grid_hw=grid
+            self.call,
+            image,
+            name=self.name,
+            order=layout,
+            num_prefix_tokens=num_prefix_tokens,
+            grid_hw=grid,
+            patch_hw=(patch_size, patch_size) if isinstance(patch_size, int | float) else patch_size,
         )
         for module in was_training:
             module.training = True

@@ -75,6 +75,7 @@ def probe(
     order: str | None = None,
     num_prefix_tokens: int | None = None,
     grid_hw: tuple[int, int] | None = None,
+    patch_hw: tuple[float, float] | None = None,
 ) -> Layout:
     """The layout of what `call` returns: the one that fits its shape, what is known, and the changed spots.
 
@@ -85,6 +86,7 @@ def probe(
         order: "bnc", "bchw" or "bhwc" where known.
         num_prefix_tokens: number of leading tokens that are not spatial, where known.
         grid_hw: rows and columns of spatial tokens, where known.
+        patch_hw: pixels that a token covers, where known.
 
     Raises:
         S2WrapError: `call` fails, returns something else, or not exactly one reading is left.
@@ -118,7 +120,16 @@ def probe(
             f"{' given ' + ', '.join(known) if known else ''}; pass layout= ('bnc', 'bchw' or 'bhwc'), "
             f"num_prefix_tokens= and grid= (rows, columns) that fit, or a backbone that returns such a tensor"
         )
-    return replace(readings[0], patch_hw=_patch(call, plain, answer, readings[0], name))
+    (layout,) = readings
+    if patch_hw is None:
+        return replace(layout, patch_hw=_patch(call, plain, answer, layout, name))
+    for patch, cells, side in zip(patch_hw, layout.grid_hw, image.shape[-2:], strict=True):
+        if not 0 < patch * cells <= side:
+            raise S2WrapError(
+                f"patch_size={patch:g}: {cells} patches of it do not fit into {side} pixels of {name}; "
+                f"use at most {side / cells:g}"
+            )
+    return replace(layout, patch_hw=patch_hw)
 
 
 def _answer(call: Call, image: Tensor, name: str) -> Tensor:
