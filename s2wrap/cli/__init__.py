@@ -12,6 +12,7 @@ app = typer.Typer(
     name="s2wrap",
     help="Multi-scale features from any frozen vision backbone (Scaling on Scales).",
     no_args_is_help=True,
+    rich_markup_mode="markdown",
     add_completion=False,
     pretty_exceptions_enable=False,
 )

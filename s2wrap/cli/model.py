@@ -14,4 +14,4 @@ Checkpoint = Annotated[
 Fuse = Annotated[str, typer.Option(help="How scales are fused: concat, mean, sum, max, weighted or pyramid.")]
 Weights = Annotated[str | None, typer.Option(help="For --fuse weighted: one factor a scale, such as 0.5,0.3,0.2.")]
 Prefix = Annotated[str, typer.Option(help="Prefix tokens: area (averaged), base (of the smallest scale) or drop.")]
-TileBatch = Annotated[int | None, typer.Option(help="Most tiles in one backbone call (default: 16).")]
+TileBatch = Annotated[int | None, typer.Option(help="Most tiles in one backbone call (default: 4 on a CPU, else 32).")]
