@@ -68,8 +68,11 @@ def main(
 def _measure(model: MultiScale, images: Tensor, rounds: int) -> list[str]:
     backbone, plan = model.backbone, model.plan((images.shape[-2], images.shape[-1]))
     # the backbone alone sees as many tiles in batches of the same sizes
-    step = model.tile_batch_for(len(images), images.device) // len(images)
-    counts = [min(step, plan.num_tiles - first) * len(images) for first in range(0, plan.num_tiles, step)]
+    tile_batch = model.tile_batch_for(len(images), images.device)
+    counts = []
+    for part in images.split(tile_batch):
+        step = tile_batch // len(part)
+        counts += [min(step, plan.num_tiles - first) * len(part) for first in range(0, plan.num_tiles, step)]
     batches = [torch.rand(count, 3, *backbone.image_hw, device=images.device) for count in counts]
     original = {
         "scales": [float(scale) * backbone.image_hw[0] / images.shape[-1] for scale in model.scales],

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from s2wrap.errors import MissingExtraError, S2WrapError
-from s2wrap.files import whole_file
+from s2wrap.files import disk_errors, whole_file
 from s2wrap.wrapper import MultiScale
 
 OPSET = 20
@@ -56,6 +56,8 @@ def to_onnx(model: MultiScale, path: str | Path, *, image_hw: tuple[int, int] | 
         raise S2WrapError(f"cannot write {path}: the ending must be .onnx")
     height, width = image_hw or model.backbone.image_hw
     model.plan((height, width))
+    if max(height, width) > 2**15:
+        raise S2WrapError(f"images of {height}×{width} pixels are too large for a graph; use at most {2**15} a side")
     plain = _Outputs(copy.deepcopy(model).float().cpu()).eval()
     images = torch.zeros(2, 3, height, width)  # a batch of one would be taken for a constant
     with whole_file(path) as draft:
@@ -84,7 +86,8 @@ def to_onnx(model: MultiScale, path: str | Path, *, image_hw: tuple[int, int] | 
             "s2wrap_version": version("s2wrap"),
         }
         onnx.helper.set_model_props(proto, facts | {"backbone": model.backbone.name, "fuse": model.fuse})
-        onnx.save(proto, draft)
+        with disk_errors(path):
+            onnx.save(proto, draft)
 
 
 def _output_names(model: MultiScale) -> list[str]:

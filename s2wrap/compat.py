@@ -92,16 +92,16 @@ def _sizes(images: Tensor, scales: Sequence[float] | None, img_sizes: Sequence[i
         raise S2WrapError(f"input is {images.dtype}; give normalised floating images, or use s2wrap.wrap")
     if not scales and not img_sizes:
         raise S2WrapError("neither scales nor img_sizes is given; give one of them, such as scales=[1, 2]")
-    sizes = (
-        [int(size) for size in img_sizes] if img_sizes else [int(images.shape[-1] * scale) for scale in scales or ()]
-    )
-    if min(sizes) < 1:
-        raise S2WrapError(f"the scales make images of {sizes} pixels; each needs at least 1")
-    return sizes
+    wanted = list(img_sizes) if img_sizes else [images.shape[-1] * scale for scale in scales or ()]
+    if not all(1 <= size <= 2**15 for size in wanted):
+        raise S2WrapError(f"the scales make images of {wanted} pixels; each needs at least 1 and at most {2**15}")
+    return [int(size) for size in wanted]
 
 
 def _tile_count(size: int, split: int) -> int:
     """Tiles a side, each of at most `split` pixels."""
+    if split < 1:
+        raise S2WrapError(f"max_split_size={split} is no size of a tile; use 1 pixel or more")
     count = math.ceil(size / split)
     if size % count:
         raise S2WrapError(

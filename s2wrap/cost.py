@@ -40,13 +40,9 @@ def count_cost(model: MultiScale) -> Cost:
     """
     backbone = model.backbone
     tile = torch.zeros(1, 3, *backbone.image_hw, dtype=backbone.dtype, device=backbone.device)
-    was_training = backbone.training_modules()
-    backbone.eval()
     # the counter does not know every fused attention kernel: have attention computed by plain matrix products
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+    with backbone.evaluating(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         backbone(tile)
-    for module in was_training:
-        module.training = True
     tiles = model.plan(backbone.image_hw).num_tiles
     rows, cols = backbone.layout.grid_hw
     tokens = rows * cols + backbone.layout.num_prefix_tokens

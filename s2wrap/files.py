@@ -19,24 +19,31 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         S2WrapError: the folder is missing or read-only, or the disk is full.
     """
     path = Path(path)
+    target = path.resolve()  # a link stays: the file that it names is written
     if path.is_dir():
         raise S2WrapError(f"cannot write {path}: it is a folder; name a file")
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    with disk_errors(path):
+        handle, name = tempfile.mkstemp(prefix=".s2wrap-", suffix=path.suffix, dir=target.parent)
         os.close(handle)
-    except OSError as error:
-        raise S2WrapError(f"cannot write {path}: {error.strerror or error}") from error
     draft = Path(name)
     try:
         yield draft
-        with draft.open("rb") as stream:
-            os.fsync(stream.fileno())
-        draft.chmod(0o666 & ~_umask())
-        draft.replace(path)
-    except OSError as error:
-        raise S2WrapError(f"cannot write {path}: {error.strerror or error}") from error
+        with disk_errors(path):
+            with draft.open("rb") as stream:
+                os.fsync(stream.fileno())
+            draft.chmod(0o666 & ~_umask())
+            draft.replace(target)
     finally:
         draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Say which file could not be written, and why: a full or read-only disk is an S2WrapError."""
+    try:
+        yield
+    except OSError as error:
+        raise S2WrapError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _umask() -> int:

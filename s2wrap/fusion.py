@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,8 +90,8 @@ def _reduce(tensors: list[Tensor], fuse: str, weights: tuple[float, ...] | None,
     return stacked.sum(dim=0)
 
 
-def check_fusion(fuse: str, weights: tuple[float, ...] | None, scales: int) -> None:
-    """Raise S2WrapError unless `fuse` and `weights` name a fusion of that many scales."""
+def check_fusion(fuse: str, weights: Any, scales: int) -> tuple[float, ...] | None:
+    """The weights as numbers, once `fuse` and they name a fusion of that many scales; S2WrapError otherwise."""
     if fuse not in FUSIONS:
         raise S2WrapError(f"fuse={fuse!r} is unknown; use one of {', '.join(FUSIONS)}")
     if (fuse == "weighted") != (weights is not None):
@@ -98,5 +99,12 @@ def check_fusion(fuse: str, weights: tuple[float, ...] | None, scales: int) -> N
             f"fuse={fuse!r} with weights={weights}; weights belong to fuse='weighted': "
             f"give {scales} numbers, one a scale"
         )
-    if weights is not None and (len(weights) != scales or not all(map(math.isfinite, weights))):
+    if weights is None:
+        return None
+    try:
+        numbers = tuple(float(weight) for weight in weights)
+    except (TypeError, ValueError):
+        numbers = ()
+    if len(numbers) != scales or not all(map(math.isfinite, numbers)):
         raise S2WrapError(f"weights={weights} for {scales} scales; give one finite number a scale")
+    return numbers

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from s2wrap.errors import S2WrapError
@@ -18,6 +18,17 @@ FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 """What PIL may try."""
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 """Which files of a folder are pictures."""
+ORIENTATION = 0x0112
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes a picture with this EXIF orientation upright."""
 MAX_PIXELS = 178_956_970
 """The most pixels of a picture, by default: where PIL itself speaks of a decompression bomb."""
 
@@ -31,7 +42,7 @@ def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> UInt8[Tenso
 
     Args:
         path: a JPEG, PNG, WebP, TIFF, BMP or GIF file.
-        max_pixels: refuse larger pictures before decoding them.
+        max_pixels: refuse larger pictures before decoding them; twice PIL's own `Image.MAX_IMAGE_PIXELS` at most.
 
     Raises:
         S2WrapError: no such file, no picture, cut short, too large or too small, or floating values outside 0…1.
@@ -45,13 +56,14 @@ def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> UInt8[Tenso
                     raise S2WrapError(
                         f"{path}: {height}×{width} pixels, more than the {max_pixels} that are safe to decode"
                     )
-                rgb = ImageOps.exif_transpose(_rgb(image, path))
+                orientation = image.getexif().get(ORIENTATION)
+                rgb = _rgb(image, path)
     except S2WrapError:
         raise
     except FileNotFoundError as error:
         raise S2WrapError(f"{path}: there is no such file") from error
     except Image.DecompressionBombError as error:
-        raise S2WrapError(f"{path}: more than the {max_pixels} pixels that are safe to decode") from error
+        raise S2WrapError(f"{path}: {error}") from error
     except Image.UnidentifiedImageError as error:
         raise S2WrapError(
             f"{path}: not a picture, or cut short in its header; these are read: {', '.join(FORMATS)}"
@@ -61,6 +73,8 @@ def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> UInt8[Tenso
         raise S2WrapError(
             f"{path}: cannot be decoded, damaged or cut short ({type(error).__name__}: {first_line})"
         ) from error
+    if orientation in TURNS:
+        rgb = rgb.transpose(TURNS[orientation])
     if min(rgb.size) < MIN_SIDE:
         raise S2WrapError(f"{path}: {rgb.size[1]}×{rgb.size[0]} pixels; each side needs at least {MIN_SIDE}")
     return rearrange(torch.from_numpy(np.array(rgb)), "h w c -> c h w")
@@ -69,7 +83,6 @@ def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> UInt8[Tenso
 def _rgb(image: Image.Image, path: str | Path) -> Image.Image:
     """The first frame in mode RGB."""
     image.load()
-    exif = image.getexif()
     if image.mode.startswith("I"):  # 16-bit grey; PIL widens some of it to 32 bits
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
@@ -83,9 +96,7 @@ def _rgb(image: Image.Image, path: str | Path) -> Image.Image:
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    rgb = image.convert("RGB")
-    rgb.info["exif"] = exif.tobytes()
-    return rgb
+    return image.convert("RGB")
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
@@ -99,6 +110,8 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
     paths = [Path(path) for path in paths]
     found: list[Path] = []
     for path in paths:
+        if len(path.name) > 255:
+            raise S2WrapError(f"{path.name[:40]}…: no file has a name of {len(path.name)} characters")
         if path.is_dir():
             found += sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
         elif path.exists():

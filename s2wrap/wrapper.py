@@ -58,16 +58,16 @@ class MultiScale(nn.Module):
     def __init__(
         self,
         backbone: Backbone,
-        scales: Sequence[float | str] = (1, 2),
+        scales: Any = (1, 2),
         *,
         fuse: str = "concat",
-        weights: Sequence[float] | None = None,
+        weights: Any = None,
         prefix: str = "area",
         tile_batch: int | None = None,
         frozen: bool = True,
     ):
         super().__init__()
-        if isinstance(scales, str | int | float) or not len(scales):
+        if not isinstance(scales, Sequence) or isinstance(scales, str) or not scales:
             raise S2WrapError(f"scales={scales!r} names no scales; use a sequence such as (1, 2, 3)")
         if prefix not in PREFIXES:
             raise S2WrapError(f"prefix={prefix!r} is unknown; use one of {', '.join(PREFIXES)}")
@@ -77,8 +77,7 @@ class MultiScale(nn.Module):
         self.scales = tuple(scales)
         self.sizes_hw = tuple(scale_size(scale, backbone.image_hw) for scale in scales)
         self.fuse = fuse
-        self.weights = None if weights is None else tuple(float(weight) for weight in weights)
-        check_fusion(fuse, self.weights, len(self.scales))
+        self.weights = check_fusion(fuse, weights, len(self.scales))
         self.prefix = prefix
         self.tile_batch = tile_batch
         self.frozen = frozen
@@ -89,7 +88,7 @@ class MultiScale(nn.Module):
             self.requires_grad_(False)
             self.eval()
 
-    def forward(self, images: Tensor) -> Features:
+    def forward(self, images: Any) -> Features:
         """The features of a batch of images.
 
         Args:
@@ -102,15 +101,15 @@ class MultiScale(nn.Module):
                 GPU the check would stall it).
         """
         self._check(images)
-        count, height, width = images.shape[0], images.shape[-2], images.shape[-1]
-        plan = self.plan((height, width))
-        step = plan.num_tiles  # tile positions a backbone call; a traced graph makes one call of them all
-        if not torch.compiler.is_compiling():
-            tile_batch = self.tile_batch_for(count, images.device)
-            if count > tile_batch:
-                return _join([self(part) for part in images.split(tile_batch)])
-            step = tile_batch // count
+        if torch.compiler.is_compiling():
+            return self._features(images, None)
+        tile_batch = self.tile_batch_for(len(images), images.device)
+        return _join([self._features(part, tile_batch // len(part)) for part in images.split(tile_batch)])
 
+    def _features(self, images: Tensor, step: int | None) -> Features:
+        """The features of a batch of images, `step` tile positions a backbone call, or all in one call."""
+        plan = self.plan((images.shape[-2], images.shape[-1]))
+        step = step or plan.num_tiles
         sums: dict[int, Features] = {}
         dtype = self.backbone.dtype
         for batch in self._batches(self.normalise(images), plan, step):
@@ -205,8 +204,10 @@ class MultiScale(nn.Module):
         kept = base if self.prefix == "base" else base[:, :0]
         return Features(features.maps, (kept,) * len(features.maps))
 
-    def _check(self, images: Tensor) -> None:
+    def _check(self, images: Any) -> None:
         """Raise S2WrapError for images that cannot give features."""
+        if not isinstance(images, Tensor):
+            raise S2WrapError(f"images are a {type(images).__name__}; give a tensor (batch, 3, height, width)")
         if images.ndim != 4 or images.shape[1] != 3:
             raise S2WrapError(f"images have shape {tuple(images.shape)}; give (batch, 3, height, width)")
         if images.shape[0] == 0:
@@ -243,10 +244,10 @@ class Normalise(Constants):
 
 def wrap(
     backbone: Any,
-    scales: Sequence[float | str] = (1, 2),
+    scales: Any = (1, 2),
     *,
     fuse: str = "concat",
-    weights: Sequence[float] | None = None,
+    weights: Any = None,
     prefix: str = "area",
     tile_batch: int | None = None,
     frozen: bool = True,
@@ -300,13 +301,15 @@ class _Part(NamedTuple):
 
 def _join(parts: list[Features]) -> Features:
     """The features of parts of a batch as those of the whole."""
+    if len(parts) == 1:
+        return parts[0]
     maps = zip(*(part.maps for part in parts), strict=True)
     prefixes = zip(*(part.prefixes for part in parts), strict=True)
     return Features(tuple(map(torch.cat, maps)), tuple(map(torch.cat, prefixes)))
 
 
 def load(
-    spec: str,
+    spec: Any,
     *,
     pretrained: bool = True,
     image_size: int | tuple[int, int] | None = None,

@@ -1,7 +1,9 @@
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from importlib.metadata import version
 
 import numpy as np
@@ -118,6 +120,10 @@ def test_nothing_readable_writes_nothing(tmp_path, capsys):
         ([*MODEL, "--output", "out.npz", "--fuse", "join"], "use one of concat"),
         ([*MODEL, "--output", "out.npz", "--fuse", "weighted", "--weights", "a,b"], "write one a scale"),
         ([*MODEL, "--output", "out.npz", "--device", "abacus"], "try cpu"),
+        ([*MODEL, "--output", "out.npz", "--device", "meta"], "try cpu"),
+        ([*MODEL, "--output", "out.npz", "--checkpoint", "cat.png"], "choose one"),
+        ([*MODEL, "--output", "out.npz", "--image-size", "0"], "timm cannot make test_vit"),
+        ([*MODEL, "--output", "out.npz", "x" * 300], "no file has a name of 300 characters"),
         (["--model", "timm:test_vit@1", "--output", "out.npz", "--checkpoint", "none.pth"], "no checkpoint file"),
     ],
 )
@@ -156,6 +162,38 @@ def test_an_interrupted_run_leaves_nothing(photos, tmp_path, capsys, monkeypatch
     monkeypatch.setattr("s2wrap.cli.features.load_image", interrupt)
     assert run("features", photos, *MODEL, "--output", tmp_path / "out.npz") in (1, 130)
     assert sorted(os.listdir(tmp_path)) == ["photos"]
+
+
+def test_odd_names_are_kept(tmp_path, capsys):
+    folder = tmp_path / "d[b]"
+    folder.mkdir()
+    odd = os.fsdecode(b"\xff[bold].png")
+    Image.fromarray(data.coffee()).save(folder / "plain.png")
+    (folder / "plain.png").rename(folder / odd)
+    output = folder / "f[bold].safetensors"
+    assert run("features", folder, *MODEL, "--output", output) == 0
+    assert str(output) in capsys.readouterr().err
+    with safe_open(output, "pt") as file:
+        assert json.loads(file.metadata()["files"]) == [str(folder / odd)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_leaves_no_draft(photos, tmp_path, number):
+    program = [sys.executable, "-c", "from s2wrap.cli import main; main()", "features", *[str(photos)] * 300]
+    process = subprocess.Popen([*program, *MODEL, "--output", str(tmp_path / "out.npz")], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob(".s2wrap-*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(1)
+    process.send_signal(number)
+    assert process.wait(timeout=60) == 128 + number
+    assert sorted(os.listdir(tmp_path)) == ["photos"]
+
+
+def test_a_terminal_without_unicode_is_served():
+    program = [sys.executable, "-c", "from s2wrap.cli import main; main()", "inspect", "timm:test_vit@1"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    assert subprocess.run(program, capture_output=True, env=environment, check=False).returncode == 0
 
 
 def test_inspect_says_what_was_found(capsys):

@@ -86,6 +86,9 @@ def test_half_precision_stays_half():
         ((1, 3, 16, 16), {"scales": [1], "num_prefix_token": 1}, "they are 17, which is no square grid"),
         ((1, 3, 16, 16), {"scales": [1], "output_shape": "bchw"}, "which is not output_shape='bchw'"),
         ((1, 3, 16, 16), {"scales": [0.01]}, "each needs at least 1"),
+        ((1, 3, 16, 16), {"scales": [1, float("nan")]}, "each needs at least 1"),
+        ((1, 3, 16, 16), {"scales": [1e9]}, "at most 32768"),
+        ((1, 3, 16, 16), {"scales": [1], "max_split_size": -32}, "max_split_size=-32"),
     ],
 )
 def test_where_the_original_asserts_there_is_a_clear_error(shape, options, words):

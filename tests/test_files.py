@@ -4,7 +4,7 @@ import stat
 import pytest
 
 from s2wrap import S2WrapError
-from s2wrap.files import whole_file
+from s2wrap.files import disk_errors, whole_file
 
 
 def test_a_file_appears_whole_with_ordinary_permissions(tmp_path):
@@ -35,7 +35,7 @@ def test_a_full_disk_is_one_clear_error(tmp_path):
         pytest.raises(S2WrapError, match=r"cannot write .*out.txt: No space left on device"),
         whole_file(tmp_path / "out.txt") as draft,
     ):
-        with open("/dev/full", "wb") as full:
+        with disk_errors(tmp_path / "out.txt"), open("/dev/full", "wb") as full:
             full.write(b"x")
         draft.touch()
     assert os.listdir(tmp_path) == []
@@ -46,3 +46,18 @@ def test_folders_that_cannot_be_written_are_found_before_the_work(tmp_path):
         pytest.fail("the work began")
     with pytest.raises(S2WrapError, match="it is a folder"), whole_file(tmp_path):
         pytest.fail("the work began")
+
+
+def test_a_link_stays_and_what_it_names_is_written(tmp_path):
+    (tmp_path / "real.txt").write_text("old")
+    (tmp_path / "link.txt").symlink_to("real.txt")
+    with whole_file(tmp_path / "link.txt") as draft:
+        draft.write_text("new")
+    assert (tmp_path / "link.txt").is_symlink()
+    assert (tmp_path / "real.txt").read_text() == "new"
+
+
+def test_other_errors_are_not_blamed_on_the_output(tmp_path):
+    with pytest.raises(FileNotFoundError), whole_file(tmp_path / "out.txt"):
+        (tmp_path / "none.txt").read_text()
+    assert os.listdir(tmp_path) == []

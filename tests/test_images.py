@@ -105,7 +105,7 @@ def test_bombs_and_absurd_sizes_are_refused_before_decoding(tmp_path):
     path = tmp_path / "bomb.png"
     for side in (20_000, 60_000, 2**31 - 1):
         path.write_bytes(png_header(side, side))
-        with pytest.raises(S2WrapError, match=r"bomb.png: .*more than the 178956970"):
+        with pytest.raises(S2WrapError, match=r"bomb.png: .*178956970"):
             load_image(path)
     Image.fromarray(PHOTO).save(path)
     with pytest.raises(S2WrapError, match="300×451 pixels, more than the 1000"):

@@ -116,7 +116,10 @@ def test_a_backbone_that_fails_names_the_size_and_the_cure():
     def call(images):
         raise RuntimeError("Input height (64) doesn't match model (224).\nmore")
 
-    with pytest.raises(S2WrapError, match=r"\(1, 3, 64, 64\): RuntimeError: Input height .*; pass image_size="):
+    with pytest.raises(
+        S2WrapError,
+        match=r"\(1, 3, 64, 64\): RuntimeError: Input height .*; if it takes another size, pass image_size=",
+    ):
         Backbone(call, image_size=64)
 
 
@@ -209,3 +212,48 @@ def test_timm_models_say_their_own_size_mean_and_std():
     other = s2wrap.wrap(timm.create_model("test_resnet"), image_size=320, mean=(0, 0, 0), std=(1, 1, 1))
     assert other.backbone.image_hw == (320, 320)
     assert other.backbone.mean == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("call", "known", "grid"),
+    [
+        (lambda x: F.avg_pool2d(x, (16, 8)), {"layout": "bchw", "grid": (4, 8)}, (4, 8)),
+        (
+            lambda x: rearrange(F.avg_pool2d(x, (16, 8)), "b c h w -> b (h w) c"),
+            {"layout": "bnc", "num_prefix_tokens": 0, "grid": (4, 8)},
+            (4, 8),
+        ),
+        (
+            lambda x: torch.cat([x.new_zeros(1, 20, 8), rearrange(patches(x), "b c h w -> b (h w) c")], dim=1),
+            {"layout": "bnc", "num_prefix_tokens": 20},
+            (4, 4),
+        ),
+    ],
+)
+def test_what_is_given_goes_before_what_is_likely(call, known, grid):
+    layout = Backbone(call, image_size=64, **known).layout
+    assert layout.grid_hw == grid
+    assert layout.num_prefix_tokens == known.get("num_prefix_tokens", 0)
+
+
+def test_a_backbone_may_change_its_input():
+    kernel = torch.randn(4, 3, 14, 14)
+    layout = Backbone(lambda images: F.conv2d(images.sub_(0.5), kernel, stride=14), image_size=64).layout
+    assert (layout.order, layout.grid_hw, layout.patch_hw) == ("bchw", (4, 4), (14, 14))
+
+
+def test_a_method_of_a_module_moves_and_freezes_the_module():
+    backbone = timm.create_model("test_resnet", num_classes=0).train()
+    statistics = backbone.bn1.running_mean.clone()
+    model = s2wrap.wrap(backbone.forward_features, image_size=160)
+    assert not backbone.training
+    assert torch.equal(backbone.bn1.running_mean, statistics)
+    assert not any(parameter.requires_grad for parameter in backbone.parameters())
+    assert model.double().backbone.dtype == torch.float64
+
+
+def test_a_wrap_that_fails_leaves_the_model_in_its_mode():
+    backbone = timm.create_model("test_vit", num_classes=0).train()
+    with pytest.raises(S2WrapError):
+        s2wrap.wrap(backbone, image_size=100)
+    assert backbone.training

@@ -9,8 +9,9 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def test_python_blocks_run_and_print_what_they_say(monkeypatch):
+def test_python_blocks_run_and_print_what_they_say(monkeypatch, tmp_path):
     """A line that ends in a comment with a shape must give that shape."""
+    monkeypatch.chdir(tmp_path)
     namespace = {"images": torch.rand(2, 3, 500, 400), "backbone": torch.nn.AvgPool2d(16)}
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(blocks) >= 3

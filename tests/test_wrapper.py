@@ -158,6 +158,13 @@ def test_no_call_is_larger_than_the_tile_batch_and_every_tile_has_the_own_size()
             assert sum(call[0] for call in recorder.calls) == batch * 9
 
 
+def test_a_call_is_one_call_to_hooks():
+    model, seen = s2wrap.wrap(Local(16), (1, 2), image_size=64, tile_batch=2), []
+    model.register_forward_hook(lambda *arguments: seen.append(arguments))
+    assert model(torch.rand(5, 3, 64, 64)).spatial.shape[0] == 5
+    assert len(seen) == 1
+
+
 def test_tiles_of_all_scales_share_full_batches():
     recorder = Recorder()
     model = s2wrap.wrap(recorder, (1, 2, 3), image_size=64, tile_batch=5)
@@ -299,6 +306,7 @@ def test_the_wrapper_can_be_copied_and_saves_only_the_backbone(model):
 @pytest.mark.parametrize(
     ("images", "words"),
     [
+        ([1, 2], "images are a list; give a tensor"),
         (torch.rand(1, 5, 64, 64), "shape (1, 5, 64, 64); give (batch, 3, height, width)"),
         (torch.rand(3, 64, 64), "give (batch, 3, height, width)"),
         (torch.rand(0, 3, 64, 64), "an empty batch"),
@@ -337,6 +345,13 @@ def test_uint8_without_mean_and_std_is_refused():
         ({"tile_batch": 0}, "use 1 or more"),
         ({"fuse": "join"}, "use one of concat"),
         ({"interpolation": "nearest"}, "use 'bicubic' or 'bilinear'"),
+        ({"scales": None}, "names no scales"),
+        ({"scales": {1, 2}}, "names no scales"),
+        ({"fuse": "weighted", "weights": ("a", "b")}, "one finite number a scale"),
+        ({"fuse": "weighted", "weights": 0.5}, "one finite number a scale"),
+        ({"image_size": 64.5}, "a whole number from 2 to 32768"),
+        ({"mean": 0.5}, "use three numbers"),
+        ({"mean": (0.5, float("nan"), 0.5)}, "use three numbers"),
         ({"image_size": 1}, "from 2 to 32768"),
         ({"image_size": 10**12}, "from 2 to 32768"),
         ({"std": (0.5, 0.5, 0.0)}, "three numbers above 0"),

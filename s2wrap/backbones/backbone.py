@@ -1,6 +1,9 @@
 """One face for every model: `Backbone`."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from operator import index
 from typing import Any
 
 import torch
@@ -20,7 +23,9 @@ class Backbone(nn.Module):
     The layout is found by `probe`, in evaluation mode. What is given here is taken as known and must fit.
 
     Args:
-        model: takes images (b, 3, H, W); returns tokens (b, n, c) or a map (b, c, h, w) or (b, h, w, c).
+        model: takes images (b, 3, H, W); returns tokens (b, n, c) or a map (b, c, h, w) or (b, h, w, c). A module,
+            or a method of one, is moved, frozen and put in evaluation mode with the wrapper. Into a function or
+            lambda nobody can see: do that to the modules that it calls yourself.
         image_size: the input size in pixels that the model was made for: one side, or (height, width).
         name: a name for messages and metadata.
         layout: "bnc", "bchw" or "bhwc".
@@ -45,38 +50,37 @@ class Backbone(nn.Module):
         self,
         model: Callable[[Tensor], Any],
         *,
-        image_size: int | tuple[int, int],
+        image_size: Any,
         name: str | None = None,
         layout: str | None = None,
         num_prefix_tokens: int | None = None,
         grid: tuple[int, int] | None = None,
         patch_size: float | tuple[float, float] | None = None,
-        mean: RGB | None = None,
-        std: RGB | None = None,
+        mean: Any = None,
+        std: Any = None,
         interpolation: str = "bicubic",
     ):
         super().__init__()
         self.model = model
+        owner = getattr(model, "__self__", None)
+        self.owner = owner if isinstance(owner, nn.Module) else None  # registered, so that it moves and freezes too
         self.name = name or getattr(model, "__name__", None) or type(model).__name__
         self.image_hw = _image_hw(image_size)
         self.mean, self.std = _rgb("mean", mean), _rgb("std", std)
         if interpolation not in ("bicubic", "bilinear"):
             raise S2WrapError(f"interpolation={interpolation!r} is unknown; use 'bicubic' or 'bilinear'")
         self.interpolation = interpolation
-        was_training = self.training_modules()
-        self.eval()
         image = torch.zeros(1, 3, *self.image_hw, device=self.device, dtype=self.dtype)
-        self.layout: Layout = probe(
-            self.call,
-            image,
-            name=self.name,
-            order=layout,
-            num_prefix_tokens=num_prefix_tokens,
-            grid_hw=grid,
-            patch_hw=(patch_size, patch_size) if isinstance(patch_size, int | float) else patch_size,
-        )
-        for module in was_training:
-            module.training = True
+        with self.evaluating():
+            self.layout: Layout = probe(
+                self.call,
+                image,
+                name=self.name,
+                order=layout,
+                num_prefix_tokens=num_prefix_tokens,
+                grid_hw=grid,
+                patch_hw=(patch_size, patch_size) if isinstance(patch_size, int | float) else patch_size,
+            )
 
     def call(self, tiles: Tensor) -> Any:
         """The model's own feature call, in its own layout. Families override this."""
@@ -89,7 +93,7 @@ class Backbone(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision of the weights; float32 for a model without any."""
+        """The precision of the weights, in which it sees tiles; float32 for a model without any."""
         return next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.float32)
 
     @property
@@ -97,24 +101,38 @@ class Backbone(nn.Module):
         """Where the weights are; the CPU for a model without any."""
         return next((p.device for p in self.parameters()), torch.device("cpu"))
 
-    def training_modules(self) -> list[nn.Module]:
-        """All modules that are in training mode."""
-        return [module for module in self.modules() if module.training]
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation mode for a while; every module goes back to the mode that it was in."""
+        training = [module for module in self.modules() if module.training]
+        self.eval()
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
 
 
-def _image_hw(image_size: int | tuple[int, int]) -> tuple[int, int]:
-    sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    if len(sides) != 2 or not all(isinstance(side, int) and 2 <= side <= 2**15 for side in sides):
+def _image_hw(image_size: Any) -> tuple[int, int]:
+    try:
+        sides = [index(side) for side in (image_size if isinstance(image_size, tuple | list) else [image_size] * 2)]
+    except TypeError:
+        sides = []
+    if len(sides) != 2 or not all(2 <= side <= 2**15 for side in sides):
         raise S2WrapError(
             f"image_size={image_size!r} is no image size; use one side in pixels or (height, width), "
-            f"each from 2 to {2**15}"
+            f"each a whole number from 2 to {2**15}"
         )
     return sides[0], sides[1]
 
 
-def _rgb(name: str, values: RGB | None) -> RGB | None:
+def _rgb(name: str, values: Any) -> RGB | None:
     if values is None:
         return None
-    if len(values) != 3 or (name == "std" and min(values) <= 0):
+    try:
+        red, green, blue = (float(value) for value in values)
+    except (TypeError, ValueError):
+        red = green = blue = math.nan
+    if not all(map(math.isfinite, (red, green, blue))) or (name == "std" and min(red, green, blue) <= 0):
         raise S2WrapError(f"{name}={values!r} is no {name} of RGB; use three numbers{' above 0' * (name == 'std')}")
-    return float(values[0]), float(values[1]), float(values[2])
+    return red, green, blue

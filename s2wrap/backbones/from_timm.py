@@ -87,13 +87,15 @@ def create(
     try:
         with _missing_keys() as missing:
             try:
-                sized: dict[str, Any] = {"img_size": image_size} if image_size else {}
+                sized: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
                 model = timm.create_model(name, **options, **sized)
             except TypeError as error:
                 if "img_size" not in str(error):
                     raise
                 model = timm.create_model(name, **options)  # a convolutional network: built for no size
     except Exception as error:
+        if "weights_only" in str(error):
+            raise S2WrapError(f"the weights{source} hold more than tensors, and nothing is unpickled here") from error
         first_line = str(error).partition("\n")[0]
         raise S2WrapError(f"timm cannot make {name}{source}: {type(error).__name__}: {first_line}") from error
     if missing:

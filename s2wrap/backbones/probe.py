@@ -102,10 +102,10 @@ def probe(
     answer = _answer(call, plain, name)
     readings = [
         reading
-        for reading in _readings(answer, plain)
+        for reading in _readings(answer, plain, num_prefix_tokens, grid_hw)
         if order in (None, reading.order)
         and num_prefix_tokens in (None, reading.num_prefix_tokens)
-        and (reading.grid_hw == grid_hw if grid_hw else reading.grid_hw != (1, 1))  # one cell is no grid, unless told
+        and (grid_hw or reading.grid_hw != (1, 1))  # one cell is no grid, unless told
     ]
     if len(readings) > 1:
         changes = [(_answer(call, _change_spot(plain, noise(), spot), name) - answer).abs() for spot in SPOTS]
@@ -135,12 +135,12 @@ def probe(
 def _answer(call: Call, image: Tensor, name: str) -> Tensor:
     """What the backbone returns for one image, checked to be one floating tensor of three or four axes."""
     try:
-        answer = call(image)
+        answer = call(image.clone())  # some work in place
     except Exception as error:
         first_line = str(error).partition("\n")[0]
         raise S2WrapError(
             f"{name} failed on an image of {_shape(image)}: {type(error).__name__}: {first_line}; "
-            f"pass image_size= with the size in pixels that it takes"
+            f"if it takes another size, pass image_size="
         ) from error
     if not isinstance(answer, Tensor):
         parts = f" of {', '.join(map(_kind, answer))}" if isinstance(answer, tuple | list) else ""
@@ -157,26 +157,30 @@ def _answer(call: Call, image: Tensor, name: str) -> Tensor:
     return answer
 
 
-def _readings(answer: Tensor, image: Tensor) -> list[Layout]:
-    """All readings of the answer's shape: grids that one stride makes of the image, with up to 16 prefix tokens.
+def _readings(
+    answer: Tensor, image: Tensor, num_prefix_tokens: int | None, grid_hw: tuple[int, int] | None
+) -> list[Layout]:
+    """All readings of the answer's shape with this grid, or with any that one stride makes of the image.
 
-    Tokens with the channels first ("bcn") are read too, as a rival: they must not pass for "bnc".
+    Up to 16 prefix tokens are thought of, or the number given. Tokens with the channels first ("bcn") are read too,
+    as a rival: they must not pass for "bnc".
     """
     height, width = image.shape[-2:]
     _, *sides = answer.shape
     found = []
     if answer.ndim == 3:
         for order, count, channels in (("bnc", sides[0], sides[1]), ("bcn", sides[1], sides[0])):
-            for prefix in range(min(MAX_PREFIX_TOKENS, count - 1) + 1):
-                rows = max(1, round(math.sqrt((count - prefix) * height / width)))
-                if (count - prefix) % rows == 0:
+            prefixes = range(MAX_PREFIX_TOKENS + 1) if num_prefix_tokens is None else [num_prefix_tokens]
+            for prefix in [count - grid_hw[0] * grid_hw[1]] if grid_hw else prefixes:
+                rows = grid_hw[0] if grid_hw else max(1, round(math.sqrt(max(count - prefix, 0) * height / width)))
+                if 0 <= prefix < count and (count - prefix) % rows == 0:
                     found.append((order, prefix, (rows, (count - prefix) // rows), channels))
     else:
         found = [("bchw", 0, (sides[1], sides[2]), sides[0]), ("bhwc", 0, (sides[0], sides[1]), sides[2])]
     return [
         Layout(order, prefix, grid, channels, (height / grid[0], width / grid[1]))
         for order, prefix, grid, channels in found
-        if _one_stride(grid, (height, width))
+        if (grid == grid_hw if grid_hw else _one_stride(grid, (height, width)))
     ]
 
 

@@ -26,12 +26,14 @@ class Spec:
         return f"{self.family}:{self.name}@{','.join(self.scales)}"
 
 
-def parse_spec(text: str) -> Spec:
+def parse_spec(text: Any) -> Spec:
     """A spec's parts; without `@SCALES` it is the plain backbone at scale 1.
 
     >>> parse_spec("timm:vit_base_patch14_dinov2.lvd142m@1,448px").scales
     ('1', '448px')
     """
+    if not isinstance(text, str):
+        raise S2WrapError(f"{text!r} is no model; write FAMILY:NAME@SCALES, or use wrap() for a model that you have")
     model, _, scales = text.partition("@")
     family, colon, name = model.partition(":")
     if not (colon and name):
@@ -68,6 +70,8 @@ def load_backbone(
         near = difflib.get_close_matches(spec.name, names, n=3, cutoff=0.5)
         hint = f"; did you mean {', '.join(f'{spec.family}:{name}' for name in near)}?" if near else ""
         raise S2WrapError(f"{spec.family} knows no model {spec.name!r}{hint}")
+    if checkpoint is not None and not pretrained:
+        raise S2WrapError(f"random weights and the checkpoint {str(checkpoint)!r} are asked for; choose one")
     if checkpoint is not None and not Path(checkpoint).is_file():
         raise S2WrapError(f"there is no checkpoint file {str(checkpoint)!r}")
     return room.load(spec.name, pretrained=pretrained, image_size=image_size, checkpoint=checkpoint)

@@ -72,7 +72,7 @@ def load(
     sample = SAMPLES[name]
     if checkpoint is not None:
         raise S2WrapError(f"sample:{name} brings its weights; for a checkpoint use timm:{sample.architecture}")
-    size = image_size or sample.image_size
+    size = sample.image_size if image_size is None else image_size
     if not pretrained:
         return create(sample.architecture, image_size=size)
     path = _checked_file(sample)

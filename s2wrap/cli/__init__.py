@@ -1,8 +1,10 @@
 """The command line: one file a command, plain typed functions that typer turns into commands."""
 
-import os
+import signal
 import sys
+from io import TextIOWrapper
 
+import torch
 import typer
 
 from s2wrap.cli import features, inspect
@@ -22,14 +24,19 @@ app.command("inspect")(inspect.describe)
 
 def main() -> None:
     """Run the command line; a call that cannot work is one line and exit code 2."""
+    for name in ("SIGTERM", "SIGHUP"):  # end as an exception does: drafts of files are removed
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda number, _: sys.exit(128 + number))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without × gets ?
     try:
         app()
     except S2WrapError as error:
         print(f"s2wrap: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("s2wrap: interrupted; nothing was written", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left: nothing more to say
-        sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        print("s2wrap: out of memory; try a smaller --tile-batch, or smaller scales", file=sys.stderr)
+        sys.exit(2)

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from s2wrap.cli import model as options
 from s2wrap.errors import S2WrapError
 from s2wrap.features import Features
-from s2wrap.files import whole_file
+from s2wrap.files import disk_errors, whole_file
 from s2wrap.images import find_images, load_image
 from s2wrap.wrapper import MultiScale, load
 
@@ -46,7 +46,7 @@ def extract(
     The file holds `spatial` (pictures, channels, rows, columns) and `prefix` (pictures, tokens, channels), both
     float32 (numbered, one a scale, for a pyramid), the pictures' names, the model's spec and s2wrap's version.
     """
-    write = _writer(output)
+    write, place, factors = _writer(output), _device(device), _numbers(weights)
     files = find_images(photos)
     with whole_file(output) as draft:
         wrapped = load(
@@ -55,23 +55,27 @@ def extract(
             image_size=image_size,
             checkpoint=checkpoint,
             fuse=fuse,
-            weights=_numbers(weights),
+            weights=factors,
             prefix=prefix,
             tile_batch=tile_batch,
-        ).to(_device(device))
+        ).to(place)
         done, rows = _features_of(wrapped, files, skip_errors=skip_errors, folder=draft.parent)
         metadata = {
-            "files": json.dumps([str(file) for file in done], ensure_ascii=False),
+            "files": json.dumps([str(file) for file in done]),
             "spec": model,
             "options": json.dumps({"fuse": fuse, "weights": weights, "prefix": prefix, "image_size": image_size}),
             "s2wrap_version": version("s2wrap"),
         }
-        write({name: torch.cat([row[name] for row in rows]) for name in rows[0]}, metadata, draft)
+        arrays = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+        with disk_errors(output):
+            write(arrays, metadata, draft)
     failed = len(files) - len(done)
     shape = " + ".join(str(tuple(tensor.shape[1:])) for name, tensor in rows[0].items() if name.startswith("spatial"))
     Console(stderr=True).print(
         f"{len(done)} pictures, {shape} each → {output}" + (f"; {failed} could not be read" if failed else ""),
         highlight=False,
+        markup=False,
+        soft_wrap=True,
     )
 
 
@@ -141,10 +145,13 @@ def _write_safetensors(arrays: Arrays, metadata: dict[str, str], path: Path) -> 
 
 def _write_npz(arrays: Arrays, metadata: dict[str, str], path: Path) -> None:
     texts = {name: np.array(json.loads(text) if name == "files" else text) for name, text in metadata.items()}
-    np.savez(path, allow_pickle=False, **{name: tensor.numpy() for name, tensor in arrays.items()}, **texts)
+    named: dict[str, Any] = {name: tensor.numpy() for name, tensor in arrays.items()} | texts
+    np.savez(path, **named)
 
 
 def _device(name: str) -> torch.device:
+    if name.partition(":")[0] not in ("cpu", "cuda", "mps"):
+        raise S2WrapError(f"device {name!r} is unknown; try cpu, cuda, cuda:1 or mps")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
