@@ -75,7 +75,7 @@ def _measure(model: MultiScale, images: Tensor, rounds: int) -> list[str]:
         counts += [min(step, plan.num_tiles - first) * len(part) for first in range(0, plan.num_tiles, step)]
     batches = [torch.rand(count, 3, *backbone.image_hw, device=images.device) for count in counts]
     original = {
-        "scales": [float(scale) * backbone.image_hw[0] / images.shape[-1] for scale in model.scales],
+        "scales": [float(scale.size) * backbone.image_hw[0] / images.shape[-1] for scale in model.scales],
         "max_split_size": backbone.image_hw[0],
         "num_prefix_token": backbone.layout.num_prefix_tokens,
         "output_shape": backbone.layout.order,

@@ -3,6 +3,24 @@
 from s2wrap.backbones import Backbone
 from s2wrap.errors import MissingExtraError, S2WrapError
 from s2wrap.features import Features
+from s2wrap.plan import Scale
+from s2wrap.projector import dynamic_s2, merge_blocks, pixel_unshuffle, split_blocks
+from s2wrap.select import inside, similar_to
 from s2wrap.wrapper import MultiScale, load, wrap
 
-__all__ = ["Backbone", "Features", "MissingExtraError", "MultiScale", "S2WrapError", "load", "wrap"]
+__all__ = [
+    "Backbone",
+    "Features",
+    "MissingExtraError",
+    "MultiScale",
+    "S2WrapError",
+    "Scale",
+    "dynamic_s2",
+    "inside",
+    "load",
+    "merge_blocks",
+    "pixel_unshuffle",
+    "similar_to",
+    "split_blocks",
+    "wrap",
+]

@@ -4,32 +4,40 @@ from dataclasses import dataclass
 
 import torch
 from einops import rearrange, reduce
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from s2wrap.errors import S2WrapError
+from s2wrap.plan import Pair, Plan
 
 
 @dataclass(frozen=True)
 class Features:
-    """The features of a batch of images: one map, or one a scale for `fuse="pyramid"`.
+    """The features of a batch of images: one map; or one a scale for `fuse="pyramid"`, one a layer for a list of them.
 
     Attributes:
         maps: spatial maps (b, c, h, w), top row first.
         prefixes: prefix tokens (b, p, c): CLS first, then registers; p is 0 where the backbone has none.
+        plan: where the tiles lay; None in a traced model, as the two below.
+        boxes: for every scale (h, w, 4): the pixels of the original image that the cell (of the first map, or of the
+            scale's own for a pyramid) looked at: left, top, right, bottom.
+        ran: for every scale (b, rows, columns): which tiles the backbone saw; all but for `select`.
     """
 
     maps: tuple[Float[Tensor, "b _c _h _w"], ...]
     prefixes: tuple[Float[Tensor, "b _p _c"], ...]
+    plan: Plan | None = None
+    boxes: tuple[Float[Tensor, "_h _w 4"], ...] | None = None
+    ran: tuple[Bool[Tensor, "b _rows _cols"], ...] | None = None
 
     @property
     def spatial(self) -> Float[Tensor, "b c h w"]:
-        """The spatial map. Raises S2WrapError for a pyramid: see `maps`."""
+        """The spatial map. Raises S2WrapError where there are several: see `maps`."""
         return _only(self.maps, "maps")
 
     @property
     def prefix(self) -> Float[Tensor, "b p c"]:
-        """The prefix tokens. Raises S2WrapError for a pyramid: see `prefixes`."""
+        """The prefix tokens. Raises S2WrapError where there are several: see `prefixes`."""
         return _only(self.prefixes, "prefixes")
 
     @property
@@ -42,10 +50,26 @@ class Features:
         """The average of the spatial map: one vector an image."""
         return reduce(self.spatial, "b c h w -> b c", "mean")
 
+    @property
+    def block_size(self) -> Pair:
+        """Rows and columns of tiles of the largest scale: how `split_blocks` cuts a map on the finest grid."""
+        if self.plan is None:
+            raise S2WrapError("a traced model does not note where its tiles lay; see MultiScale.plan")
+        return max(self.plan.scales, key=lambda scale: scale.image_hw[0] * scale.image_hw[1]).block_size
+
+    @property
+    def saved(self) -> float:
+        """The share of tiles that the backbone was spared by `select`, 0…1, weighed by their pixels."""
+        if self.plan is None or self.ran is None:
+            raise S2WrapError("a traced model does not note which tiles ran")
+        areas = [scale.tile_hw[0] * scale.tile_hw[1] for scale in self.plan.scales]
+        total = sum(area * ran.numel() for area, ran in zip(areas, self.ran, strict=True))
+        return 1 - sum(area * int(ran.sum()) for area, ran in zip(areas, self.ran, strict=True)) / total
+
 
 def _only(tensors: tuple[Tensor, ...], name: str) -> Tensor:
     if len(tensors) != 1:
-        raise S2WrapError(f"these features are a pyramid of {len(tensors)} scales; use features.{name}[k]")
+        raise S2WrapError(f"these features hold {len(tensors)} maps, one a scale or layer; use features.{name}[k]")
     return tensors[0]
 
 

@@ -6,14 +6,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from einops import rearrange, repeat
+import torch.nn.functional as F  # noqa: N812 (the field's name for it)
+from einops import rearrange, reduce, repeat
 from torch import Tensor
 
 from s2wrap.errors import S2WrapError
 from s2wrap.features import Features
 from s2wrap.resample import Constants, full_precision
 
-FUSIONS = ("concat", "mean", "sum", "max", "weighted", "pyramid")
+FUSIONS = ("concat", "mean", "sum", "max", "weighted", "detail", "pyramid")
+NORMS = ("none", "l2", "layer", "std")
 
 
 class TileMerge(Constants):
@@ -60,6 +62,98 @@ class TileMerge(Constants):
             grid = rearrange(rearrange(rows, "n h y -> h (n y)") @ lines, "b h (w c) -> b c h w", c=spatial.shape[1])
             tokens = rearrange(prefix.to(wide), "(n b) p c -> n b p c", n=tiles)
             return Features((grid,), (torch.einsum("nbpc,n->bpc", tokens, areas),))
+
+
+class TileCorrection(Constants):
+    """What takes the tile-wide part of a tile's features from a coarser map, and leaves the detail.
+
+    A tile seen alone carries an offset of its own, which shows as a chess-board. Inside each tile, the part of the
+    features that a polynomial of low degree expresses is replaced by that of the coarser map: with P the projection
+    onto such polynomials along an axis, C the coarser map and U its interpolation at the tile's tokens,
+
+        corrected  =  X + P_h (U_h C U_wᵀ − X) P_wᵀ
+    """
+
+    spread_rows: Tensor
+    spread_cols: Tensor
+    smooth_rows: Tensor
+    smooth_cols: Tensor
+
+    def __init__(self, spread: Sequence[np.ndarray], smooth: Sequence[np.ndarray]):
+        """The matrices for one scale; its tiles will come row by row.
+
+        Args:
+            spread: for rows and columns (tiles, tokens, cells), from `resample.spread_matrix`.
+            smooth: for rows and columns (tiles, tokens, tokens), from `resample.polynomial_matrix`.
+        """
+        (rows, cols), (smooth_rows, smooth_cols) = spread, smooth
+        across, down = len(cols), len(rows)
+        super().__init__(
+            spread_rows=repeat(smooth_rows @ rows, "r y h -> (r q) y h", q=across),
+            spread_cols=repeat(smooth_cols @ cols, "q x w -> (r q) x w", r=down),
+            smooth_rows=repeat(smooth_rows, "r y z -> (r q) y z", q=across),
+            smooth_cols=repeat(smooth_cols, "q x z -> (r q) x z", r=down),
+        )
+
+    def forward(self, spatial: Tensor, coarse: Tensor, *, first: int, tiles: int) -> Tensor:
+        """Corrected maps (tiles · b, c, y, x), in at least float32.
+
+        Args:
+            spatial: maps of some tiles (tiles · b, c, y, x), all images of a tile together.
+            coarse: the coarser map of the images (b, c, h, w).
+            first: index of the first tile.
+            tiles: their number.
+        """
+        wide, now = torch.promote_types(spatial.dtype, torch.float32), slice(first, first + tiles)
+        with full_precision(spatial.device):
+            maps = rearrange(spatial.to(wide), "(n b) c y x -> n b c y x", n=tiles)
+            low = _both_sides(self.spread_rows[now], coarse.to(wide)[None], self.spread_cols[now])
+            own = _both_sides(self.smooth_rows[now], maps, self.smooth_cols[now])
+            return rearrange(maps + low - own, "n b c y x -> (n b) c y x")
+
+
+def _both_sides(rows: Tensor, maps: Tensor, cols: Tensor) -> Tensor:
+    """Rows · map · colsᵀ for matrices (n, …) and maps (n or 1, b, c, h, w)."""
+    return rows.to(maps)[:, None, None] @ maps @ rearrange(cols.to(maps), "n x w -> n 1 1 w x")
+
+
+def level_out(spatial: Tensor, averages: list[Tensor]) -> Tensor:
+    """A map (b, c, h, w) whose average feature is that of all scales, (b, c, 1, 1) each."""
+    return spatial + torch.stack(averages).mean(dim=0) - reduce(spatial, "b c h w -> b c 1 1", "mean")
+
+
+def normalise_scales(levels: list[Features], norm: str, base: int) -> list[Features]:
+    """The scales on one footing: averaged maps have smaller values, and would count less in a distance.
+
+    Args:
+        levels: one map a scale.
+        norm: "none"; "l2" (every token gets length 1); "layer" (mean 0 and variance 1 over the channels of a token);
+            "std" (all maps of an image get the standard deviation, about each channel's mean, of the base scale's).
+        base: index of the base scale.
+    """
+    if norm == "none":
+        return levels
+    if norm == "std":
+        deviations = [_deviation(level.spatial) for level in levels]
+        factors = [deviations[base] / deviation for deviation in deviations]
+        return [
+            Features((level.spatial * factor[..., None],), (level.prefix * factor,))
+            for level, factor in zip(levels, factors, strict=True)
+        ]
+    return [Features((_token_norm(level.spatial, norm, 1),), (_token_norm(level.prefix, norm, 2),)) for level in levels]
+
+
+def _deviation(spatial: Tensor) -> Tensor:
+    """Root mean square distance from each channel's mean: (b, 1, 1)."""
+    centred = spatial - reduce(spatial, "b c h w -> b c 1 1", "mean")
+    return reduce(centred.square(), "b c h w -> b 1 1", "mean").sqrt().clamp(min=1e-6)
+
+
+def _token_norm(tensor: Tensor, norm: str, dim: int) -> Tensor:
+    if norm == "l2":
+        return F.normalize(tensor, dim=dim)
+    centred = tensor - tensor.mean(dim=dim, keepdim=True)
+    return centred * (centred.square().mean(dim=dim, keepdim=True) + 1e-6).rsqrt()
 
 
 def fuse_scales(levels: list[Features], fuse: str, weights: tuple[float, ...] | None = None) -> Features:

@@ -3,10 +3,11 @@
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from einops import rearrange
+from einops import rearrange, repeat
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
@@ -31,6 +32,39 @@ TURNS = {
 """What makes a picture with this EXIF orientation upright."""
 MAX_PIXELS = 178_956_970
 """The most pixels of a picture, by default: where PIL itself speaks of a decompression bomb."""
+
+
+def as_image(source: Any) -> Tensor:
+    """One image of any kind as a tensor (3, height, width).
+
+    Args:
+        source: a path, a PIL image, a uint8 array (height, width, 3) or (height, width) of RGB or grey, or a tensor
+            (3, height, width), which is returned as it is.
+
+    Raises:
+        S2WrapError: something else, or a file that cannot be read.
+    """
+    if isinstance(source, str | Path):
+        return load_image(source)
+    if isinstance(source, Image.Image):
+        rgb = _upright(_rgb(source, "the PIL image"), source.getexif().get(ORIENTATION))
+        return rearrange(torch.from_numpy(np.array(rgb)), "h w c -> c h w")
+    if isinstance(source, np.ndarray):
+        grey = source.ndim == 2
+        if source.dtype != np.uint8 or not (grey or (source.ndim == 3 and source.shape[2] == 3)):
+            raise S2WrapError(
+                f"an array {source.shape} of {source.dtype}; give uint8 (height, width, 3) or (height, width), or a "
+                f"normalised tensor (3, height, width)"
+            )
+        pixels = torch.from_numpy(np.ascontiguousarray(source))
+        return repeat(pixels, "h w -> c h w", c=3) if grey else rearrange(pixels, "h w c -> c h w")
+    if not isinstance(source, Tensor) or source.ndim != 3:
+        what = tuple(source.shape) if isinstance(source, Tensor) else f"a {type(source).__name__}"
+        raise S2WrapError(
+            f"{what} is no image; give a path, a PIL image, a uint8 array (height, width, 3) or a tensor "
+            f"(3, height, width)"
+        )
+    return source
 
 
 def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> UInt8[Tensor, "3 height width"]:
@@ -73,11 +107,14 @@ def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> UInt8[Tenso
         raise S2WrapError(
             f"{path}: cannot be decoded, damaged or cut short ({type(error).__name__}: {first_line})"
         ) from error
-    if orientation in TURNS:
-        rgb = rgb.transpose(TURNS[orientation])
+    rgb = _upright(rgb, orientation)
     if min(rgb.size) < MIN_SIDE:
         raise S2WrapError(f"{path}: {rgb.size[1]}×{rgb.size[0]} pixels; each side needs at least {MIN_SIDE}")
     return rearrange(torch.from_numpy(np.array(rgb)), "h w c -> c h w")
+
+
+def _upright(image: Image.Image, orientation: int | None) -> Image.Image:
+    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
 
 
 def _rgb(image: Image.Image, path: str | Path) -> Image.Image:

@@ -6,18 +6,21 @@
 numpy builds the matrices in float64.
 """
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 (the field's name for it)
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from s2wrap.plan import Axis
 
 Array = np.ndarray
+BLENDS = ("smooth", "trim", "constant", "triangular", "gaussian")
 
 
 def resize(
@@ -121,44 +124,111 @@ def _kernel(distance: Array, interpolation: str, a: float) -> Array:
     return np.where(x < 1, near, np.where(x < 2, far, 0.0))
 
 
-def merge_matrix(axis: Axis, *, tokens: int, patch: float, cells: int) -> Array:
-    """The (tiles, cells, tokens) matrices that average the tiles' tokens into the cells of one axis.
+def merge_matrix(
+    axis: Axis, *, tokens: int, patch: float, cells: int, blend: str = "smooth", fine: int | None = None
+) -> Array:
+    """The (tiles, cells, tokens) matrices that bring the tiles' tokens to the cells of one axis.
 
-    A token's value holds for the pixels that it saw; a cell is the average over its pixels. So any number of cells,
-    any tile position and patches that do not divide the tile need no special case: pixels that no token saw (the
-    rest when `tokens · patch < tile`) do not count.
+    A token's value holds for the pixels that it saw; where tiles overlap, a pixel's value is their blend; a cell is
+    the average over its pixels. So any number of cells, any tile position, padding and patches that do not divide
+    the tile need no special case: pixels that no token saw (the rest when `tokens · patch < tile`) and pixels that
+    are padding do not count. More cells than `fine` are interpolated linearly between that many, never blocky.
 
     Args:
-        axis: the tiles; each answers for the pixels that it owns.
+        axis: the tiles.
         tokens: tokens of a tile along this axis.
         patch: pixels that a token saw.
-        cells: cells of the result along this axis.
+        cells: cells of the result along this axis; they divide the image, not the padding.
+        blend: how overlapping tiles share a pixel: "smooth" (from one to the next in a smoothstep), "trim" (each up
+            to the middle), "constant", "triangular" or "gaussian" (see `_blend_window`).
+        fine: cells as fine as the tokens; any number of cells is averaged if None.
 
-    >>> merge_matrix(Axis(size=4, tile=2, starts=(0, 2)), tokens=2, patch=1, cells=2).tolist()
+    >>> merge_matrix(Axis(size=4, tile=2, starts=(0, 2), content=4), tokens=2, patch=1, cells=2).tolist()
     [[[0.5, 0.5], [0.0, 0.0]], [[0.0, 0.0], [0.5, 0.5]]]
     """
-    cell_edges = np.linspace(0, axis.size, cells + 1)
+    if fine is not None and cells > fine:
+        own = merge_matrix(axis, tokens=tokens, patch=patch, cells=fine, blend=blend)
+        return resize_matrix(fine, cells, interpolation="bilinear", antialias=False) @ own
+    windows = np.stack([_blend_window(tokens, blend, *(n / patch for n in shared)) for shared in axis.overlaps])
+    limits = axis.owned if blend == "trim" else [(0, axis.content)] * len(axis.starts)
+    cell_edges = np.linspace(0, axis.content, cells + 1)
 
-    def shared_pixels(token_edges: Array) -> Array:
-        parts = [
-            _intersections(cell_edges, (start + token_edges).clip(*limits))
-            for start, limits in zip(axis.starts, axis.owned, strict=True)
-        ]
-        return np.stack(parts)
+    def weigh(token_edges: Array) -> Array:
+        tile_edges = [(start + token_edges).clip(*limit) for start, limit in zip(axis.starts, limits, strict=True)]
+        cuts = np.unique(np.concatenate([cell_edges, *tile_edges]))
+        middles = (cuts[1:] + cuts[:-1]) / 2
+        seen = np.stack([_holds(edges, middles) for edges in tile_edges]) * windows[:, :, None]
+        total = seen.sum(axis=(0, 1))
+        lengths = np.diff(cuts) * _holds(cell_edges, middles)
+        return lengths @ rearrange(seen / np.where(total == 0, 1, total), "n t p -> n p t")
 
-    seen = np.arange(tokens + 1) * patch
-    weights = shared_pixels(seen)
+    edges = np.arange(tokens + 1) * patch
+    weights = weigh(edges)
     blind = weights.sum(axis=(0, 2)) == 0
     if blind.any():  # a cell of unseen pixels only: it takes the token beside it
-        weights[:, blind] = shared_pixels(np.append(seen[:-1], axis.tile))[:, blind]
+        weights[:, blind] = weigh(np.append(edges[:-1], axis.tile))[:, blind]
     return weights / weights.sum(axis=(0, 2))[:, None]
 
 
-def _intersections(first_edges: Array, second_edges: Array) -> Array:
-    """Length that interval i of the first edges shares with interval j of the second."""
-    low = np.maximum(first_edges[:-1, None], second_edges[:-1])
-    high = np.minimum(first_edges[1:, None], second_edges[1:])
-    return (high - low).clip(0)
+def _blend_window(tokens: int, blend: str, before: float, after: float) -> Array:
+    """How much each token of a tile counts that shares so many tokens with the tiles before and after it.
+
+    "trim" and "constant" count all alike ("trim" has cut the tiles half-way before); "smooth" passes over from one
+    tile to the next in a smoothstep; "triangular" falls linearly from the tile's middle; "gaussian" has a standard
+    deviation of an eighth of the tile, as MONAI's sliding windows.
+    """
+    from_start = np.arange(tokens) + 0.5
+    from_middle = np.abs(from_start - tokens / 2)
+    if blend == "smooth":
+        rise, fall = (from_start / max(before, 1e-9)).clip(0, 1), ((tokens - from_start) / max(after, 1e-9)).clip(0, 1)
+        return rise**2 * (3 - 2 * rise) * fall**2 * (3 - 2 * fall)
+    if blend == "triangular":
+        return tokens / 2 - from_middle
+    if blend == "gaussian":
+        return np.exp(-0.5 * (from_middle / (tokens / 8)) ** 2)
+    return np.ones(tokens)
+
+
+def _holds(edges: Array, points: Array) -> Array:
+    """Which interval between edges holds which point: 0 or 1, (intervals, points)."""
+    return ((edges[:-1, None] <= points) & (points < edges[1:, None])).astype(float)
+
+
+def polynomial_matrix(axis: Axis, *, tokens: int, patch: float) -> Array:
+    """The (tiles, tokens, tokens) projections of a tile's tokens onto polynomials of low degree along one axis.
+
+    One degree for every four tokens from one tile to the next: 4 for tiles of 16 tokens side by side, 3 for tiles
+    that overlap by 5. Tokens of padding are fitted by nothing and shape nothing.
+    """
+    stride = axis.stride / axis.tile * tokens
+    centers = np.array(axis.starts)[:, None] + (np.arange(tokens) + 0.5) * patch
+    places = np.linspace(-1, 1, 2 * tokens + 1)[1::2]
+    found = []
+    for seen in (centers - patch / 2 < axis.content).astype(float):
+        degree = min(max(1, math.floor(stride / 4 + 0.5)), int(seen.sum()) - 1)
+        basis = np.polynomial.legendre.legvander(places, degree)
+        found.append(basis @ np.linalg.pinv(basis * seen[:, None]) * seen)
+    return np.stack(found)
+
+
+def seen_pixels(axis: Axis, matrices: Array, *, patch: float) -> Array:
+    """First and last pixel (cells, 2) of the resized image that the tokens behind each cell saw."""
+    tiles, cells, tokens = np.nonzero(matrices > 1e-9)
+    first = np.array(axis.starts)[tiles] + tokens * patch
+    low, high = np.full(matrices.shape[1], np.inf), np.zeros(matrices.shape[1])
+    np.minimum.at(low, cells, first)
+    np.maximum.at(high, cells, (first + patch).clip(max=axis.content))
+    return np.stack([low, high], axis=1)
+
+
+def spread_matrix(axis: Axis, *, tokens: int, patch: float, cells: int) -> Array:
+    """The (tiles, tokens, cells) matrices that interpolate a map of the whole image at the tokens of each tile.
+
+    Linear between the centres of the cells; beyond the outermost centres, and in padding, the nearest cell.
+    """
+    centers = np.array(axis.starts)[:, None] + (np.arange(tokens) + 0.5) * patch
+    places = (centers * cells / axis.content - 0.5).clip(0, cells - 1)
+    return np.clip(1 - np.abs(places[:, :, None] - np.arange(cells)), 0, None)
 
 
 def adaptive_matrix(tiles: int, tokens: int, cells: int) -> Array:

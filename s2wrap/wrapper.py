@@ -1,26 +1,34 @@
 """`MultiScale`: a frozen backbone that looks at an image at several scales. The page to read first."""
 
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812 (the field's name for it)
 from torch import Tensor, nn
 
 from s2wrap.backbones import Backbone, as_backbone, load_backbone, parse_spec
 from s2wrap.backbones.backbone import RGB
 from s2wrap.errors import S2WrapError
 from s2wrap.features import Features
-from s2wrap.fusion import TileMerge, check_fusion, fuse_scales
-from s2wrap.plan import Plan, ScalePlan, plan_image, scale_size
-from s2wrap.resample import Constants, merge_matrix, resize
+from s2wrap.fusion import NORMS, check_fusion, fuse_scales, level_out, normalise_scales
+from s2wrap.placement import Placement, check_grid
+from s2wrap.plan import Plan, Scale, check_fit, check_image, parse_scale, plan_image, scale_size
+from s2wrap.resample import BLENDS, Constants, resize
+from s2wrap.select import choose_tiles
 
 PREFIXES = ("area", "base", "drop")
 TILES_ON_CPU = 4
 """Tiles a backbone call on a CPU: convolutions run fastest then, and transformers no slower."""
 TILES_ON_GPU = 32
 """Tiles a backbone call elsewhere, at least: enough to keep a GPU busy, few enough to need little memory."""
+KEPT_PLACEMENTS = 64
+"""Image sizes whose matrices are kept."""
 
 
 class MultiScale(nn.Module):
@@ -32,21 +40,37 @@ class MultiScale(nn.Module):
 
     Args:
         backbone: a `Backbone`; `s2wrap.wrap` makes one of any model.
-        scales: multiples of the backbone's own input size (1 is the size it was trained at), from 1 to 32, whole
-            or not; or sides in pixels as text, such as "448px".
-        fuse: "concat" (on channels, as in the paper), "mean", "sum", "max", "weighted", or "pyramid" (each scale at
-            its own grid). All but the pyramid pool every scale to the grid of the smallest.
+        scales: multiples of the backbone's own input size (1 is the size it was trained at), up to 32, whole or not;
+            sides in pixels as text, such as "448px"; or `Scale`s with options of their own, also as text after
+            colons: "3:whole:aspect".
+        fit: "stretch" each image to the scale (the paper); "aspect": per scale, to the rows and columns of tiles that
+            suit its shape; "pad": keep its aspect, fill up with the mean colour where a side is shorter than a tile
+            (padding counts in no average, and is no part of the result).
+        policy: who chooses the rows and columns of tiles, see `Scale`.
+        whole: look at scales whole, in one call without tiles. Default: convolutional networks that take any size do
+            (`Backbone.convolutional`), and scales below 1 where the backbone takes them; others see tiles. A ViT of
+            timm interpolates its position embeddings. Memory then grows with the scale.
+        overlap: tokens that neighbouring tiles share, at least.
+        blend: what becomes of them: "smooth" (from one tile to the next in a smoothstep), "trim" (each tile up to the
+            middle), "constant", "triangular" or "gaussian".
+        fuse: "concat" (on channels, as in the paper), "mean", "sum", "max", "weighted", "detail" (one map of the
+            backbone's own width: the coarse scales, with the detail of the finer ones and no tile borders), or
+            "pyramid" (each scale at its own grid).
         weights: one factor a scale for "weighted".
+        norm: "none", "l2", "layer" or "std": the scales on one footing before they are fused.
+        target_grid: rows and columns of the result: "coarsest" (the fewest of any scale; default), "finest" (default
+            for "detail"), the index of a scale, or (rows, columns). Averaged exactly downward, linear upward.
         prefix: what becomes of the prefix tokens (CLS, registers): "area" averages those of a scale's tiles by the
-            image area that each tile answers for, and fuses the scales; "base" keeps those of the smallest scale;
-            "drop" returns none.
+            image area that each tile answers for, and fuses the scales; "base" keeps those of the smallest scale (as
+            "detail" always does); "drop" returns none.
+        join_layers: with `layers` of a backbone, join them on channels; else `features.maps` has one a layer.
         tile_batch: the most tiles in one backbone call. Default: 4 on a CPU; elsewhere as many as images are given,
             at least 32. A traced call (`torch.compile`, `torch.export`) makes one call of all tiles; to keep batches
             small there, compile the backbone and wrap that.
         frozen: switch off the weights' gradients, and stay in evaluation mode. Changes the wrapped model itself.
 
     Raises:
-        S2WrapError: an impossible scale, fusion, prefix policy or batch.
+        S2WrapError: an impossible scale, fit, fusion, grid or batch; a whole scale on a backbone of one size.
 
     >>> import timm, torch
     >>> model = wrap(timm.create_model("test_vit", num_classes=0), scales=(1, 2))
@@ -60,66 +84,128 @@ class MultiScale(nn.Module):
         backbone: Backbone,
         scales: Any = (1, 2),
         *,
+        fit: str = "stretch",
+        policy: Any = None,
+        whole: bool | None = None,
+        overlap: int = 0,
+        blend: str = "smooth",
         fuse: str = "concat",
         weights: Any = None,
+        norm: str = "none",
+        target_grid: Any = None,
         prefix: str = "area",
+        join_layers: bool = True,
         tile_batch: int | None = None,
         frozen: bool = True,
     ):
         super().__init__()
         if not isinstance(scales, Sequence) or isinstance(scales, str) or not scales:
             raise S2WrapError(f"scales={scales!r} names no scales; use a sequence such as (1, 2, 3)")
-        if prefix not in PREFIXES:
-            raise S2WrapError(f"prefix={prefix!r} is unknown; use one of {', '.join(PREFIXES)}")
+        for name, value, known in (("prefix", prefix, PREFIXES), ("norm", norm, NORMS), ("blend", blend, BLENDS)):
+            if value not in known:
+                raise S2WrapError(f"{name}={value!r} is unknown; use one of {', '.join(known)}")
         if tile_batch is not None and not (isinstance(tile_batch, int) and tile_batch >= 1):
             raise S2WrapError(f"tile_batch={tile_batch!r} is no number of tiles; use 1 or more, or None")
+        tokens = min(backbone.layout.grid_hw)
+        if isinstance(overlap, bool) or not isinstance(overlap, int) or not 0 <= overlap < tokens:
+            raise S2WrapError(
+                f"overlap={overlap!r} tokens, but a tile of {backbone.name} has {tokens}; use 0 to {tokens - 1}"
+            )
+        if fuse == "pyramid" and not join_layers:
+            raise S2WrapError("fuse='pyramid' gives a map a scale, join_layers=False a map a layer; choose one")
+        if fuse == "detail" and norm != "none":
+            raise S2WrapError(f"norm={norm!r} with fuse='detail', which mixes scales as they are; use norm='none'")
+        check_fit(fit, policy)
         self.backbone = backbone
-        self.scales = tuple(scales)
-        self.sizes_hw = tuple(scale_size(scale, backbone.image_hw) for scale in scales)
+        self.scales = tuple(parse_scale(scale) for scale in scales)
+        self.sizes_hw = tuple(scale_size(scale.size, backbone.image_hw) for scale in self.scales)
+        self.base = self.sizes_hw.index(min(self.sizes_hw))
+        self.looks = tuple(self._look(scale, fit, policy, whole) for scale in self.scales)
+        self.overlap, self.blend, self.norm = overlap, blend, norm
         self.fuse = fuse
         self.weights = check_fusion(fuse, weights, len(self.scales))
+        self.target_grid = check_grid(
+            ("finest" if fuse == "detail" else "coarsest") if target_grid is None else target_grid, len(self.scales)
+        )
         self.prefix = prefix
+        self.join_layers = join_layers
         self.tile_batch = tile_batch
         self.frozen = frozen
-        grids = self.grids_hw if fuse == "pyramid" else [min(self.grids_hw)] * len(self.scales)
-        self.merges = nn.ModuleList(map(self._merge, self.plan(backbone.image_hw).scales, grids))
+        self.placements = nn.ModuleDict()
+        self.prepare(backbone.image_hw)
         self.normalise = Normalise(backbone.mean, backbone.std)
         if frozen:
             self.requires_grad_(False)
             self.eval()
 
-    def forward(self, images: Any) -> Features:
+    def forward(self, images: Any, *, select: int | None = None, by: Any = "saliency") -> Features:
         """The features of a batch of images.
 
         Args:
-            images: (b, 3, height, width) of any size, each side at least 2 pixels; it is stretched to the backbone's
-                aspect. Floating values are what the backbone expects (normalised); uint8 values are RGB in 0…255 and
-                are normalised with the backbone's mean and std.
+            images: (b, 3, height, width) of any size, each side at least 2 pixels. Floating values are what the
+                backbone expects (normalised); uint8 values are RGB in 0…255 and are normalised with the backbone's
+                mean and std.
+            select: how many of the finer scales' tiles to run for each image: the most useful ones; the others are
+                filled from the smallest scale. All if None.
+            by: what is useful: "saliency", "detail", or a function, see `s2wrap.select`.
 
         Raises:
             S2WrapError: another shape or type, no images, values that are not finite (checked on the CPU only: on a
-                GPU the check would stall it).
+                GPU the check would stall it), more tiles selected than there are.
         """
         self._check(images)
         if torch.compiler.is_compiling():
-            return self._features(images, None)
-        tile_batch = self.tile_batch_for(len(images), images.device)
-        return _join([self._features(part, tile_batch // len(part)) for part in images.split(tile_batch)])
+            return self._finish(next(self._stream([self._job(images)], None)))
+        room = self.tile_batch_for(len(images), images.device)
+        return _join(list(self._run(images.split(room), room, select, by)))
 
-    def _features(self, images: Tensor, step: int | None) -> Features:
-        """The features of a batch of images, `step` tile positions a backbone call, or all in one call."""
-        plan = self.plan((images.shape[-2], images.shape[-1]))
-        step = step or plan.num_tiles
-        sums: dict[int, Features] = {}
-        dtype = self.backbone.dtype
-        for batch in self._batches(self.normalise(images), plan, step):
-            dtype = self._merge_batch(batch, sums)
-        levels = [Features((level.spatial.to(dtype),), (level.prefix.to(dtype),)) for level in sums.values()]
-        return self._fused(levels)
+    def encode(self, images: Any, *, select: int | None = None, by: Any = "saliency") -> list[Features]:
+        """The features of images of any sizes, one `Features` (of a batch of one) each.
+
+        Tiles of all images share backbone calls. Images are read one after the other, so that memory holds few.
+
+        Args:
+            images: a sequence, or any iterable, of paths, PIL images, uint8 arrays (height, width, 3) or (height,
+                width), or tensors (3, height, width) as for `forward`.
+            select: as for `forward`.
+            by: as for `forward`.
+
+        Raises:
+            S2WrapError: as for `forward`, with the number of the image.
+        """
+        if isinstance(images, str | Path) or not isinstance(images, Iterable):
+            raise S2WrapError(f"encode() takes a list of images, not {images!r}; for one image give a list of one")
+        room = self.tile_batch_for(1, self.backbone.device)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return list(self._run(self._read(images), room, select, by))
 
     def plan(self, image_hw: tuple[int, int]) -> Plan:
         """The sizes and tiles at which an image of this height and width is looked at."""
-        return plan_image(image_hw, tile_hw=self.backbone.image_hw, sizes_hw=self.sizes_hw)
+        backbone = self.backbone
+        return plan_image(
+            image_hw,
+            self.looks,
+            tile_hw=backbone.image_hw,
+            patch_hw=backbone.stride_hw,
+            overlap=self.overlap,
+        )
+
+    def prepare(self, image_hw: tuple[int, int]) -> "MultiScale":
+        """Make the matrices for images of this size, as a call on one does. A traced model needs it beforehand."""
+        key = self._key(image_hw)
+        if key not in self.placements:
+            placement = Placement(
+                self.plan(image_hw),
+                self.backbone,
+                fuse=self.fuse,
+                target_grid=self.target_grid,
+                blend=self.blend,
+                join_layers=self.join_layers,
+            )
+            self.placements[key] = placement.to(self.backbone.device)
+            if len(self.placements) > KEPT_PLACEMENTS:
+                del self.placements[next(iter(self.placements))]
+        return self
 
     def tile_batch_for(self, count: int, device: torch.device) -> int:
         """The most tiles in one backbone call, for that many images on a device."""
@@ -127,14 +213,20 @@ class MultiScale(nn.Module):
 
     @property
     def num_features(self) -> int:
-        """Channels of the result (of each level, for a pyramid)."""
-        return self.backbone.layout.num_features * (len(self.scales) if self.fuse == "concat" else 1)
+        """Channels of the result (of each level, for a pyramid); of all layers together."""
+        widths = [layout.num_features for layout in self.backbone.layouts]
+        return sum(widths) * (len(self.scales) if self.fuse == "concat" else 1)
 
     @property
     def grids_hw(self) -> tuple[tuple[int, int], ...]:
-        """Rows and columns of each scale's own grid: as many tokens as its tiles have side by side."""
-        (tile_h, tile_w), (rows, cols) = self.backbone.image_hw, self.backbone.layout.grid_hw
-        return tuple((round(h * rows / tile_h), round(w * cols / tile_w)) for h, w in self.sizes_hw)
+        """Rows and columns of each scale's own grid, for an image of the backbone's own shape."""
+        placement = self._placement(self.backbone.image_hw)
+        return tuple(own_hw[-1] for own_hw in placement.own_hw)
+
+    @property
+    def grid_hw(self) -> tuple[int, int]:
+        """Rows and columns of the result, for an image of the backbone's own shape."""
+        return self._placement(self.backbone.image_hw).target_hw[-1]
 
     def train(self, mode: bool = True) -> "MultiScale":
         """As `nn.Module.train`, but a frozen backbone stays in evaluation mode."""
@@ -143,66 +235,196 @@ class MultiScale(nn.Module):
             self.backbone.eval()
         return self
 
-    def _batches(self, images: Tensor, plan: Plan, step: int) -> Iterator[list["_Part"]]:
-        """The tiles of all scales in order, `step` of them at a time.
-
-        One resized image is held, and a second while the last tiles of a scale wait for those of the next.
-        """
-        batch, room = [], step
-        for k, scale in enumerate(plan.scales):
-            tiles = self._tiles(images, scale)
-            while tiles:
-                batch.append(_Part(k, len(scale.origins) - len(tiles), tiles[:room]))
-                room -= len(batch[-1].tiles)
-                del tiles[: len(batch[-1].tiles)]
-                if room == 0:
-                    yield batch
-                    batch.clear()  # frees the resized image before the next is made
-                    room = step
-        if batch:
-            yield batch
-
-    def _tiles(self, images: Tensor, scale: ScalePlan) -> list[Tensor]:
-        """The tiles (b, 3, h, w) of one scale, as views of the resized image."""
-        height, width = self.backbone.image_hw
-        resized = resize(images, scale.image_hw, interpolation=self.backbone.interpolation)
-        return [resized[:, :, top : top + height, left : left + width] for top, left in scale.origins]
-
-    def _merge_batch(self, batch: list["_Part"], sums: dict[int, Features]) -> torch.dtype:
-        """Run the backbone on a batch of tiles, and add what comes out to each scale's grid; returns its precision."""
-        tiles = torch.cat([tile for part in batch for tile in part.tiles])
-        count = batch[0].tiles[0].shape[0]
-        features = self.backbone(tiles.to(self.backbone.dtype))
-        counts = [count * len(part.tiles) for part in batch]
-        split = zip(batch, features.spatial.split(counts), features.prefix.split(counts), strict=True)
-        for part, spatial, prefix in split:
-            merged = self.merges[part.scale](spatial, prefix, first=part.first, tiles=len(part.tiles))
-            if part.scale in sums:
-                sums[part.scale].spatial.add_(merged.spatial)
-                sums[part.scale].prefix.add_(merged.prefix)
-            else:
-                sums[part.scale] = merged
-        return features.spatial.dtype
-
-    def _merge(self, scale: ScalePlan, grid_hw: tuple[int, int]) -> TileMerge:
-        """What reduces the tiles of one scale to this grid."""
-        layout = self.backbone.layout
-        rows, cols = (
-            merge_matrix(axis, tokens=tokens, patch=patch, cells=cells)
-            for axis, tokens, patch, cells in zip(
-                (scale.rows, scale.cols), layout.grid_hw, layout.patch_hw, grid_hw, strict=True
+    def _look(self, scale: Scale, fit: str, policy: Any, whole: bool | None) -> Scale:
+        """A scale with every option decided."""
+        fit = scale.fit or fit
+        size_hw = scale_size(scale.size, self.backbone.image_hw)
+        if size_hw == self.backbone.image_hw and fit == "stretch":
+            whole = False  # a tile is the whole
+        elif scale.whole is not None:
+            whole = scale.whole
+        elif whole is None:
+            wanted = self.backbone.convolutional or min(size_hw) < min(self.backbone.image_hw)
+            whole = wanted and not self.backbone.refuses_other_sizes
+        if whole and self.backbone.refuses_other_sizes:
+            raise S2WrapError(
+                f"scale {scale} cannot run whole: {self.backbone.name} takes images of "
+                f"{self.backbone.image_hw[0]}×{self.backbone.image_hw[1]} pixels only "
+                f"({self.backbone.refuses_other_sizes}); use whole=False: tiles"
             )
-        )
-        return TileMerge(rows, cols, scale.shares)
+        policy = scale.policy or policy or ("closest" if fit == "aspect" else None)
+        return replace(scale, fit=fit, whole=whole, policy=policy)
 
-    def _fused(self, levels: list[Features]) -> Features:
-        """The scales as one, with the prefix tokens asked for."""
-        features = fuse_scales(levels, self.fuse, self.weights)
+    def _key(self, image_hw: tuple[int, int]) -> str:
+        """What the matrices depend on: for stretched images on nothing."""
+        stretched = all(look.fit == "stretch" for look in self.looks)
+        return "any" if stretched else f"{int(image_hw[0])}x{int(image_hw[1])}"
+
+    def _placement(self, image_hw: tuple[int, int]) -> Placement:
+        key = self._key(image_hw)
+        if key not in self.placements and not torch.compiler.is_compiling():
+            self.prepare(image_hw)
+        if key not in self.placements:
+            raise S2WrapError(
+                f"a traced model cannot make matrices for images of {key} pixels; call "
+                f"model.prepare({tuple(image_hw)}) before tracing"
+            )
+        return cast(Placement, self.placements[key])
+
+    def _run(self, groups: Iterable[Tensor], room: int, select: int | None, by: Any) -> Iterator[Features]:
+        """The features of groups of images of one size each, one a group; one an image with `select`."""
+        if select is None:
+            yield from map(self._finish, self._stream(map(self._job, groups), room))
+            return
+        groups = iter(groups)
+        while window := list(islice(groups, room)):
+            first = [self._job(images, (self.base,)) for images in window]
+            jobs = [job for seen in self._stream(first, room) for job in self._fine_jobs(seen, select, by)]
+            yield from map(self._finish, self._stream(jobs, room))
+
+    def _job(self, images: Tensor, scales: tuple[int, ...] | None = None) -> "_Job":
+        """Images of one size, and the scales to look at (all if None), tile by tile."""
+        placement = self._placement((images.shape[-2], images.shape[-1]))
+        chosen = [
+            list(range(len(scale.origins))) if scales is None or k in scales else []
+            for k, scale in enumerate(placement.plan.scales)
+        ]
+        return _Job(self.normalise(images), placement, chosen)
+
+    def _fine_jobs(self, seen: "_Job", select: int, by: Any) -> list["_Job"]:
+        """For each image of a job whose smallest scale was seen: a job for its most useful tiles."""
+        (base,) = seen.sums.values()
+        plan = seen.placement.plan
+        chosen = choose_tiles(seen.images, base, plan, self.base, select, by)
+        jobs = []
+        for i, tiles in enumerate(chosen):
+            now = slice(i, i + 1)
+            level = Features(tuple(m[now] for m in base.maps), tuple(p[now] for p in base.prefixes))
+            averages = {k: {n: a[now] for n, a in of_scale.items()} for k, of_scale in seen.averages.items()}
+            jobs.append(_Job(seen.images[now], seen.placement, tiles, {self.base: level}, averages, seen.dtype))
+        return jobs
+
+    def _stream(self, jobs: Iterable["_Job"], room: int | None) -> Iterator["_Job"]:
+        """The jobs in order, each once all its tiles are seen; tiles of all jobs share backbone calls."""
+        waiting: list[_Job] = []
+        for batch in _batches(self._parts(jobs, waiting), room):
+            self._merge_batch(batch, room)
+            batch.clear()  # frees the resized image before the next is made
+            while waiting and waiting[0].missing == 0:
+                yield waiting.pop(0)
+        yield from waiting  # those without any tile left to see
+
+    def _parts(self, jobs: Iterable["_Job"], waiting: list["_Job"]) -> Iterator["_Part"]:
+        """The tiles of all jobs and scales in order, as views of a resized image; one such image is held."""
+        for job in jobs:
+            waiting.append(job)
+            for k in job.placement.order:
+                scale = job.placement.plan.scales[k]
+                if not job.chosen[k] or k in job.sums:
+                    continue
+                resized = resize(job.images, scale.image_hw, interpolation=self.backbone.interpolation)
+                below, right = scale.padding_hw
+                if below or right:
+                    resized = F.pad(resized, (0, right, 0, below))  # 0 is the mean colour of normalised images
+                height, width = scale.tile_hw
+                for index in job.chosen[k]:
+                    top, left = scale.origins[index]
+                    yield _Part(job, k, index, resized[:, :, top : top + height, left : left + width])
+                del resized
+
+    def _merge_batch(self, batch: list["_Part"], room: int | None) -> None:
+        """Run the backbone on a batch of tiles of one size, and add what comes out to each scale's grid."""
+        tiles = torch.cat([part.tile for part in batch]).to(self.backbone.dtype)
+        features = self._look_at(tiles, room)
+        first = 0
+        for run in _runs(batch):
+            last = first + sum(part.tile.shape[0] for part in run)
+            found = Features(
+                tuple(spatial[first:last] for spatial in features.maps),
+                tuple(prefix[first:last] for prefix in features.prefixes),
+            )
+            run[0].job.dtype = found.maps[0].dtype
+            run[0].job.add(found, run[0].scale, run[0].index, len(run))
+            first = last
+
+    def _look_at(self, tiles: Tensor, room: int | None) -> Features:
+        """The backbone's features; whole scales larger than a tile count as so many tiles of the batch."""
+        height, width = self.backbone.image_hw
+        size = max(1, tiles.shape[-2] * tiles.shape[-1] // (height * width))
+        if room is None or size == 1:
+            return self.backbone(tiles)
+        return _join([self.backbone(part) for part in tiles.split(max(1, room // size))])
+
+    def _finish(self, job: "_Job") -> Features:
+        """The features of a job, from the sums of its scales."""
+        self._fill(job)
+        placement, layers = job.placement, range(len(self.backbone.layouts))
+        fused = [self._fused([_layer(job.sums[k], n) for k in sorted(job.sums)], placement, n, job) for n in layers]
+        if len(fused) == 1:
+            features = fused[0]
+        elif self.join_layers:
+            features = Features(
+                tuple(torch.cat(maps, dim=1) for maps in zip(*(part.maps for part in fused), strict=True)),
+                tuple(torch.cat(parts, dim=2) for parts in zip(*(part.prefixes for part in fused), strict=True)),
+            )
+        else:
+            features = Features(tuple(part.spatial for part in fused), tuple(part.prefix for part in fused))
+        if torch.compiler.is_compiling():
+            return features
+        height, width = job.images.shape[-2:]
+        boxes = tuple(box * torch.tensor([width, height, width, height]) for box in placement.boxes)
+        plan = replace(placement.plan, image_hw=(height, width))
+        return replace(features, plan=plan, boxes=boxes, ran=job.ran())
+
+    def _fused(self, levels: list[Features], placement: Placement, layer: int, job: "_Job") -> Features:
+        """The scales of one layer as one, with the prefix tokens asked for."""
+        levels = normalise_scales(levels, self.norm, self.base)
+        base = levels[self.base].prefix.to(job.dtype)
+        if self.fuse == "detail":
+            averages = [job.averages[k][layer] for k in placement.order]
+            spatial = level_out(levels[placement.order[-1]].spatial, averages)
+            features = Features((spatial.to(job.dtype),), (base,))
+        else:
+            levels = [Features((level.spatial.to(job.dtype),), (level.prefix.to(job.dtype),)) for level in levels]
+            features = fuse_scales(levels, self.fuse, self.weights)
         if self.prefix == "area":
             return features
-        base = levels[self.sizes_hw.index(min(self.sizes_hw))].prefix
         kept = base if self.prefix == "base" else base[:, :0]
         return Features(features.maps, (kept,) * len(features.maps))
+
+    def _fill(self, job: "_Job") -> None:
+        """What the smallest scale saw, in place of the tiles that were not run."""
+        base = job.sums[self.base]
+        for k in job.placement.order:
+            scale = job.placement.plan.scales[k]
+            left_out = sorted(set(range(len(scale.origins))) - set(job.chosen[k]))
+            if k == self.base or not left_out:
+                continue
+            matrices = [
+                [
+                    torch.from_numpy(matrix).to(spatial)
+                    for matrix in tokens.spread_matrices((spatial.shape[-2], spatial.shape[-1]))
+                ]
+                for tokens, spatial in zip(job.placement.tokens[k], base.maps, strict=True)
+            ]
+            for index in left_out:
+                row, col = divmod(index, scale.block_size[1])
+                maps = tuple(
+                    rows[row] @ spatial @ cols[col].T for (rows, cols), spatial in zip(matrices, base.maps, strict=True)
+                )
+                job.add(Features(maps, base.prefixes), k, index, 1)
+
+    def _read(self, images: Iterable[Any]) -> Iterator[Tensor]:
+        """Images of any kind as batches of one, checked."""
+        from s2wrap.images import as_image
+
+        for number, image in enumerate(images):
+            try:
+                batch = as_image(image)[None].to(self.backbone.device)
+                self._check(batch)
+            except S2WrapError as error:
+                raise S2WrapError(f"image {number}: {error}") from error
+            yield batch
 
     def _check(self, images: Any) -> None:
         """Raise S2WrapError for images that cannot give features."""
@@ -210,6 +432,7 @@ class MultiScale(nn.Module):
             raise S2WrapError(f"images are a {type(images).__name__}; give a tensor (batch, 3, height, width)")
         if images.ndim != 4 or images.shape[1] != 3:
             raise S2WrapError(f"images have shape {tuple(images.shape)}; give (batch, 3, height, width)")
+        check_image((images.shape[-2], images.shape[-1]))
         if images.shape[0] == 0:
             raise S2WrapError(f"images have shape {tuple(images.shape)}: an empty batch; give at least one image")
         if images.dtype == torch.uint8:
@@ -242,31 +465,20 @@ class Normalise(Constants):
         return (images.float() / 255 - self.mean[:, None, None]) / self.std[:, None, None]
 
 
-def wrap(
-    backbone: Any,
-    scales: Any = (1, 2),
-    *,
-    fuse: str = "concat",
-    weights: Any = None,
-    prefix: str = "area",
-    tile_batch: int | None = None,
-    frozen: bool = True,
-    **known: Any,
-) -> MultiScale:
+MODEL_OPTIONS = frozenset(inspect.signature(MultiScale).parameters) - {"backbone", "scales"}
+
+
+def wrap(backbone: Any, scales: Any = (1, 2), **options: Any) -> MultiScale:
     """The one line: any backbone as a `MultiScale` model.
 
     Args:
         backbone: a timm model, any callable from images (b, 3, h, w) to tokens (b, n, c) or maps (b, c, h, w) or
             (b, h, w, c), or a `Backbone`.
-        scales: multiples of the backbone's own input size, or sides such as "448px"; see `MultiScale`.
-        fuse: "concat", "mean", "sum", "max", "weighted" or "pyramid"; see `MultiScale`.
-        weights: one factor a scale for "weighted".
-        prefix: "area", "base" or "drop"; see `MultiScale`.
-        tile_batch: the most tiles in one backbone call; see `MultiScale`.
-        frozen: no gradients for the weights, evaluation mode; changes the given model.
-        **known: what is known of the backbone, as for `Backbone`: image_size, layout, num_prefix_tokens, grid,
-            patch_size, mean, std, interpolation, name. timm models say it themselves; other callables need at least
-            image_size.
+        scales: multiples of the backbone's own input size, sides such as "448px", or `Scale`s; see `MultiScale`.
+        **options: what `MultiScale` takes (fit, policy, whole, overlap, blend, fuse, weights, norm, target_grid,
+            prefix, join_layers, tile_batch, frozen), and what is known of the backbone, as for `Backbone`: image_size,
+            layout, num_prefix_tokens, grid, patch_size, mean, std, interpolation, name, layers. timm models say it
+            themselves; other callables need at least image_size.
 
     Raises:
         S2WrapError: the layout of the backbone's answer cannot be told, or an option is impossible.
@@ -275,15 +487,8 @@ def wrap(
     >>> wrap(pool, scales=(1, 1.5), image_size=64)(torch.rand(1, 3, 200, 200)).spatial.shape
     torch.Size([1, 6, 4, 4])
     """
-    return MultiScale(
-        as_backbone(backbone, **known),
-        scales,
-        fuse=fuse,
-        weights=weights,
-        prefix=prefix,
-        tile_batch=tile_batch,
-        frozen=frozen,
-    )
+    of_model = {name: options.pop(name) for name in list(options) if name in MODEL_OPTIONS}
+    return MultiScale(as_backbone(backbone, **options), scales, **of_model)
 
 
 def _finite(images: Tensor) -> bool:
@@ -291,12 +496,96 @@ def _finite(images: Tensor) -> bool:
     return bool(images.sum().isfinite()) or bool(images.isfinite().all())
 
 
-class _Part(NamedTuple):
-    """Some tiles of one scale, each (b, 3, h, w), and the index of the first."""
+@dataclass
+class _Job:
+    """Images of one size, and what was seen of them so far: the sums of each scale's tiles."""
 
+    images: Tensor
+    placement: Placement
+    chosen: list[list[int]]
+    sums: dict[int, Features] = field(default_factory=dict)
+    averages: dict[int, dict[int, Tensor]] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float32
+
+    def __post_init__(self):
+        self.missing = sum(len(tiles) for k, tiles in enumerate(self.chosen) if k not in self.sums)
+
+    def add(self, features: Features, scale: int, first: int, tiles: int) -> None:
+        """Merge some tiles of a scale, all images of a tile together."""
+        self.missing -= tiles
+        coarser, merged = self.placement.coarser(scale), []
+        for n, (spatial, prefix) in enumerate(zip(features.maps, features.prefixes, strict=True)):
+            level = self.placement.level(scale, n)
+            if level.average is not None:
+                average = level.average(spatial, prefix, first=first, tiles=tiles).spatial
+                averages = self.averages.setdefault(scale, {})
+                averages[n] = averages[n] + average if n in averages else average
+            if level.correction is not None and coarser is not None:
+                corrected = level.correction(spatial, self.sums[coarser].maps[n], first=first, tiles=tiles)
+                merged.append(level.merge(corrected, prefix, first=first, tiles=tiles))
+                continue
+            merged.append(level.merge(spatial, prefix, first=first, tiles=tiles))
+        if scale not in self.sums:
+            self.sums[scale] = Features(tuple(part.spatial for part in merged), tuple(part.prefix for part in merged))
+            return
+        for total, prefix_total, part in zip(self.sums[scale].maps, self.sums[scale].prefixes, merged, strict=True):
+            total.add_(part.spatial)
+            prefix_total.add_(part.prefix)
+
+    def ran(self) -> tuple[Tensor, ...]:
+        """Which tiles the backbone saw: (b, rows, columns) a scale."""
+        masks = []
+        for scale, tiles in zip(self.placement.plan.scales, self.chosen, strict=True):
+            mask = torch.zeros(len(self.images), len(scale.origins), dtype=torch.bool)
+            mask[:, tiles] = True
+            masks.append(mask.unflatten(1, scale.block_size))
+        return tuple(masks)
+
+
+@dataclass
+class _Part:
+    """One tile (b, 3, h, w) of one scale of a job, and its index."""
+
+    job: _Job
     scale: int
-    first: int
-    tiles: list[Tensor]
+    index: int
+    tile: Tensor
+
+
+def _batches(parts: Iterable[_Part], room: int | None) -> Iterator[list[_Part]]:
+    """Tiles of one size, `room` of them at a time or all."""
+    batch: list[_Part] = []
+    size = 0
+    for part in parts:
+        count = part.tile.shape[0]
+        if batch and (batch[0].tile.shape[2:] != part.tile.shape[2:] or (room is not None and size + count > room)):
+            yield batch
+            batch, size = [], 0
+        batch.append(part)
+        size += count
+        del part  # frees the resized image of its scale once the batch is done
+        if room is not None and size >= room:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _runs(batch: list[_Part]) -> Iterator[list[_Part]]:
+    """The neighbours among the tiles of a batch: one scale of one job, index after index."""
+    run = batch[:1]
+    for part in batch[1:]:
+        last = run[-1]
+        if part.job is last.job and part.scale == last.scale and part.index == last.index + 1:
+            run.append(part)
+        else:
+            yield run
+            run = [part]
+    yield run
+
+
+def _layer(features: Features, layer: int) -> Features:
+    return Features((features.maps[layer],), (features.prefixes[layer],))
 
 
 def _join(parts: list[Features]) -> Features:
@@ -305,7 +594,10 @@ def _join(parts: list[Features]) -> Features:
         return parts[0]
     maps = zip(*(part.maps for part in parts), strict=True)
     prefixes = zip(*(part.prefixes for part in parts), strict=True)
-    return Features(tuple(map(torch.cat, maps)), tuple(map(torch.cat, prefixes)))
+    joined = Features(tuple(map(torch.cat, maps)), tuple(map(torch.cat, prefixes)), parts[0].plan, parts[0].boxes)
+    if parts[0].ran is None:
+        return joined
+    return replace(joined, ran=tuple(map(torch.cat, zip(*(part.ran or () for part in parts), strict=True))))
 
 
 def load(
@@ -327,7 +619,7 @@ def load(
         pretrained: load the trained weights, else draw random ones.
         image_size: input size in pixels, where the model should be built for another than its own.
         checkpoint: a .safetensors or torch file with the weights, instead of a download. Never unpickled.
-        **options: fuse, weights, prefix, tile_batch and frozen, as for `MultiScale`.
+        **options: as for `wrap`, where the backbone's are known already: layers, and all of `MultiScale`.
 
     Raises:
         S2WrapError: an unknown name (with the nearest ones), impossible scales, weights that cannot be had.
@@ -337,5 +629,9 @@ def load(
     128
     """
     parsed = parse_spec(spec)
+    scales = options.pop("scales", parsed.scales)
+    layers = options.pop("layers", None)
     backbone = load_backbone(parsed, pretrained=pretrained, image_size=image_size, checkpoint=checkpoint)
-    return MultiScale(backbone, parsed.scales, **options)
+    if layers is not None:
+        backbone = as_backbone(backbone.model, image_size=backbone.image_hw, layers=layers)
+    return MultiScale(backbone, scales, **options)

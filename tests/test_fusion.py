@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 
 from s2wrap import Features, S2WrapError
 from s2wrap.fusion import TileMerge, check_fusion, fuse_scales
-from s2wrap.plan import plan_image
+from s2wrap.plan import ScalePlan, tile_axis
 from s2wrap.resample import merge_matrix
 
 
 def merge_for(rows, cols, tokens, grid_hw):
-    scale = plan_image((9, 9), tile_hw=(tokens, tokens), sizes_hw=((rows * tokens, cols * tokens),)).scales[0]
+    scale = ScalePlan(tile_axis(rows * tokens, tokens), tile_axis(cols * tokens, tokens))
     return TileMerge(
         merge_matrix(scale.rows, tokens=tokens, patch=1, cells=grid_hw[0]),
         merge_matrix(scale.cols, tokens=tokens, patch=1, cells=grid_hw[1]),
@@ -77,7 +77,7 @@ def test_a_pyramid_keeps_every_scale_and_asks_which():
     fused = fuse_scales(levels(1.0, 5.0), "pyramid")
     assert [level.mean().item() for level in fused.maps] == [1, 5]
     assert [level.mean().item() for level in fused.prefixes] == [1, 5]
-    with pytest.raises(S2WrapError, match=r"a pyramid of 2 scales; use features.maps\[k\]"):
+    with pytest.raises(S2WrapError, match=r"2 maps, one a scale or layer; use features.maps\[k\]"):
         _ = fused.spatial
     with pytest.raises(S2WrapError, match=r"use features.prefixes\[k\]"):
         _ = fused.prefix

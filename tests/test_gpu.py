@@ -23,7 +23,7 @@ def test_the_gpu_gives_the_cpus_features(vit, fuse):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_merges_in_full_precision(vit, dtype):
     model = s2wrap.wrap(copy.deepcopy(vit), (1, 2, 3)).to("cuda", dtype)
-    assert all(buffer.dtype == torch.float32 and buffer.is_cuda for buffer in model.merges.buffers())
+    assert all(buffer.dtype == torch.float32 and buffer.is_cuda for buffer in model.placements.buffers())
     images = torch.randn(2, 3, 480, 480, device="cuda")
     found = model(images).tokens.float()
     expected = s2wrap.wrap(copy.deepcopy(vit), (1, 2, 3)).cuda()(images).tokens

@@ -9,7 +9,7 @@ from huggingface_hub.utils import get_session
 from skimage import data
 
 import s2wrap
-from s2wrap import MissingExtraError, S2WrapError
+from s2wrap import MissingExtraError, S2WrapError, Scale
 from s2wrap.backbones import sample
 
 
@@ -20,7 +20,7 @@ def test_a_spec_names_the_model_that_wrap_makes():
     wrapped = s2wrap.wrap(timm.create_model("test_vit", num_classes=0), (1, 1.5, 2), fuse="mean")
     images = torch.randn(1, 3, 200, 200)
     torch.testing.assert_close(loaded(images).spatial, wrapped(images).spatial)
-    assert s2wrap.load("timm:test_vit", pretrained=False).scales == ("1",)
+    assert s2wrap.load("timm:test_vit", pretrained=False).scales == (Scale("1"),)
 
 
 @pytest.mark.parametrize(

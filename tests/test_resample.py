@@ -1,4 +1,5 @@
 import io
+import math
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from s2wrap.plan import Axis, tile_axis
-from s2wrap.resample import Constants, adaptive_matrix, merge_matrix, resize, resize_matrix
+from s2wrap.resample import BLENDS, Constants, adaptive_matrix, merge_matrix, resize, resize_matrix
 
 SIDES = st.integers(2, 60)
 
@@ -77,30 +78,68 @@ def test_merge_matrix_is_plain_pooling_where_everything_divides(tiles, tokens, p
         np.testing.assert_allclose(merge_matrix(axis, tokens=tokens, patch=patch, cells=cells), expected, atol=1e-12)
 
 
-def pixel_loop(axis: Axis, tokens: int, patch: int, cells: int) -> np.ndarray:
-    """Walk over the pixels of every cell, in 1/cells steps, and count which token saw each."""
+def window(blend, tokens, before, after):
+    """The weight of each token of a tile that shares so many tokens with its neighbours, restated."""
+    if blend == "triangular":
+        return [min(i + 0.5, tokens - i - 0.5) for i in range(tokens)]
+    if blend == "gaussian":
+        return [math.exp(-((i + 0.5 - tokens / 2) ** 2) / (2 * (tokens / 8) ** 2)) for i in range(tokens)]
+    if blend == "smooth":
+
+        def step(x):
+            return 3 * x**2 - 2 * x**3 if x < 1 else 1.0
+
+        rise = [step((i + 0.5) / before) if before else 1.0 for i in range(tokens)]
+        fall = [step((tokens - i - 0.5) / after) if after else 1.0 for i in range(tokens)]
+        return [r * f for r, f in zip(rise, fall, strict=True)]
+    return [1.0] * tokens
+
+
+def pixel_loop(axis: Axis, tokens: int, patch: int, cells: int, blend: str) -> np.ndarray:
+    """Walk over the pixels of every cell, in 1/cells steps, and let the tokens that saw each share it."""
     matrix = np.zeros((len(axis.starts), cells, tokens))
-    for step in range(axis.size * cells):  # each pixel in `cells` equal parts: every part lies in one cell
-        cell, pixel = step // axis.size, step // cells
+    overlaps = [axis.starts[i] + axis.tile - axis.starts[i + 1] for i in range(len(axis.starts) - 1)]
+    windows = [
+        window(blend, tokens, before / patch, after / patch)
+        for before, after in zip([0, *overlaps], [*overlaps, 0], strict=True)
+    ]
+    for step in range(axis.content * cells):  # each pixel in `cells` equal parts: every part lies in one cell
+        cell, pixel = step // axis.content, step // cells
+        shares = {}
         for k, (start, (low, high)) in enumerate(zip(axis.starts, axis.owned, strict=True)):
             token = (pixel - start) // patch
-            if low <= pixel < high and token < tokens:
-                matrix[k, cell, token] += 1
+            if pixel >= start and token < tokens and (blend != "trim" or low <= pixel < high):
+                shares[k, token] = windows[k][token]
+        for (k, token), share in shares.items():
+            matrix[k, cell, token] += share / sum(shares.values())
     return matrix / matrix.sum(axis=(0, 2))[:, None]
 
 
-@settings(deadline=None, max_examples=60)
-@given(st.integers(1, 5), st.integers(2, 6), st.integers(0, 4), st.integers(0, 40), st.data())
-def test_merge_matrix_averages_the_pixels_that_tokens_saw(tokens, patch, rest, more, data):
+@settings(deadline=None, max_examples=150)
+@given(
+    st.sampled_from(BLENDS),
+    st.integers(2, 5),
+    st.integers(2, 6),
+    st.integers(0, 4),
+    st.integers(-10, 40),
+    st.integers(0, 3),
+    st.data(),
+)
+def test_merge_matrix_averages_the_pixels_that_tokens_saw(blend, tokens, patch, rest, more, overlap, data):
+    """With overlap, padding (`more` below 0), and patches that do not divide the tile."""
     rest = min(rest, patch - 1)  # a patch that does not divide the tile leaves a rest unseen
-    axis = tile_axis(tokens * patch + rest + more, tokens * patch + rest)
-    cells = data.draw(st.integers(1, max(1, axis.size // patch - 1)))
-    expected = pixel_loop(axis, tokens, patch, cells)
-    np.testing.assert_allclose(merge_matrix(axis, tokens=tokens, patch=patch, cells=cells), expected, atol=1e-9)
+    tile = tokens * patch + rest
+    axis = tile_axis(max(patch, tile + more), tile, min(overlap, tokens - 1) * patch, patch)
+    cells = data.draw(st.integers(1, max(1, axis.content // patch - 1)))
+    expected = pixel_loop(axis, tokens, patch, cells, blend)
+    found = merge_matrix(axis, tokens=tokens, patch=patch, cells=cells, blend=blend)
+    np.testing.assert_allclose(found, expected, atol=1e-9)
 
 
 def test_a_cell_of_unseen_pixels_takes_the_token_beside_it():
-    axis = Axis(size=10, tile=5, starts=(0, 5))  # one token of 3 pixels a tile: pixels 3, 4, 8 and 9 are unseen
+    axis = Axis(
+        size=10, tile=5, starts=(0, 5), content=10
+    )  # one token of 3 pixels a tile: pixels 3, 4, 8 and 9 are unseen
     matrix = merge_matrix(axis, tokens=1, patch=3, cells=10)
     assert matrix[:, :, 0].T.tolist() == [[1, 0]] * 5 + [[0, 1]] * 5
 

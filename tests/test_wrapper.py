@@ -118,7 +118,7 @@ def test_patches_that_do_not_divide_the_tile_average_what_they_saw():
 
 def test_a_scale_that_is_no_whole_number_shifts_the_last_tile(vit):
     images = torch.randn(1, 3, 240, 240)  # scale 1.5 of 160: tiles at 0 and 80, each answers for 120 pixels
-    model = s2wrap.wrap(vit, scales=("240px",), fuse="pyramid")
+    model = s2wrap.wrap(vit, scales=("240px",), fuse="pyramid", blend="trim")
     (level,) = model(images).maps
     corners = [
         vit.forward_features(images[:, :, top : top + 160, left : left + 160])[:, 1:]
@@ -268,7 +268,7 @@ def test_half_and_double_backbones_give_their_own_precision(vit):
     reference = s2wrap.wrap(vit, (1, 2))(images).spatial
     for dtype, tolerance in ((torch.bfloat16, 0.15), (torch.float16, 0.03), (torch.float64, 1e-4)):
         model = s2wrap.wrap(copy.deepcopy(vit), (1, 2)).to(dtype)
-        assert all(buffer.dtype == torch.float32 for buffer in model.merges.buffers())
+        assert all(buffer.dtype == torch.float32 for buffer in model.placements.buffers())
         result = model(images).spatial
         assert result.dtype == dtype
         torch.testing.assert_close(result.float(), reference, atol=tolerance, rtol=0.02)
@@ -338,8 +338,8 @@ def test_uint8_without_mean_and_std_is_refused():
     [
         ({"scales": ()}, "names no scales"),
         ({"scales": "1,2"}, "names no scales"),
-        ({"scales": (1, 0)}, "at least 1"),
-        ({"scales": (1, -2)}, "at least 1"),
+        ({"scales": (1, 0)}, "above 0"),
+        ({"scales": (1, -2)}, "above 0"),
         ({"scales": (1, 1000)}, "the largest scale is 32"),
         ({"prefix": "mean"}, "use one of area, base, drop"),
         ({"tile_batch": 0}, "use 1 or more"),

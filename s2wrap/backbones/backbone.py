@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
 from operator import index
 from typing import Any
 
@@ -35,6 +37,8 @@ class Backbone(nn.Module):
         mean: what to subtract from RGB values in 0…1; needed for uint8 images.
         std: what to divide by after that.
         interpolation: "bicubic" or "bilinear": how images are resized.
+        layers: blocks whose features are wanted instead of the last ones (timm models): indices, negative ones from
+            the end.
 
     Raises:
         S2WrapError: the model fails on such an image, or its answer has no single reading.
@@ -42,6 +46,7 @@ class Backbone(nn.Module):
     Attributes:
         image_hw: the model's own input size (height, width) in pixels; every tile has it.
         layout: the `Layout` found, with `grid_hw`, `num_prefix_tokens`, `num_features` and `patch_hw`.
+        layouts: one a layer; `layout` alone without `layers`.
     """
 
     model: Any
@@ -59,6 +64,7 @@ class Backbone(nn.Module):
         mean: Any = None,
         std: Any = None,
         interpolation: str = "bicubic",
+        layers: Any = None,
     ):
         super().__init__()
         self.model = model
@@ -81,15 +87,139 @@ class Backbone(nn.Module):
                 grid_hw=grid,
                 patch_hw=(patch_size, patch_size) if isinstance(patch_size, int | float) else patch_size,
             )
+            self.layers = self.check_layers(layers)
+            self.layouts: tuple[Layout, ...] = self._layer_layouts(image)
 
     def call(self, tiles: Tensor) -> Any:
         """The model's own feature call, in its own layout. Families override this."""
         return self.model(tiles)
 
+    def call_layers(self, tiles: Tensor) -> Features:
+        """The maps (b, c, h, w) and prefix tokens of every one of `layers`. Families that can override this."""
+        raise NotImplementedError
+
+    def check_layers(self, layers: Any) -> tuple[int, ...] | None:
+        """The indices of blocks asked for. Families that have `call_layers` override this."""
+        if layers is not None:
+            raise S2WrapError(
+                f"layers={layers!r}: only timm models tell the features of their blocks; for {self.name} wrap a "
+                f"function that returns those of one block"
+            )
+        return None
+
+    def any_size(self, allow: bool) -> bool:
+        """Let the model take other image sizes, or no longer; whether that changed anything. Families override this."""
+        return False
+
     def forward(self, tiles: Float[Tensor, "b 3 h w"]) -> Features:
-        """Features of images of exactly `image_hw` pixels: (b, c, rows, columns) and prefix tokens (b, p, c)."""
-        answer = self.call(tiles)
-        return Features((self.layout.spatial(answer),), (self.layout.prefix(answer),))
+        """Maps (b, c, rows, columns) and prefix tokens (b, p, c), one each a layer.
+
+        Args:
+            tiles: images of `image_hw` pixels; of other sizes too, in whole strides, once `check_any_size` said so.
+        """
+        tile_hw = (tiles.shape[-2], tiles.shape[-1])
+        grids = [self.grid_hw(tile_hw, layer) for layer in range(len(self.layouts))]
+        try:
+            answer = self.call(tiles) if self.layers is None else self.call_layers(tiles)
+        except Exception as error:
+            if tile_hw == self.image_hw:
+                raise
+            raise S2WrapError(
+                f"{self.name} failed on an image of {tile_hw[0]}×{tile_hw[1]} pixels: {type(error).__name__}: "
+                f"{str(error).partition(chr(10))[0]}; use whole=False"
+            ) from error
+        if isinstance(answer, Features):
+            features = answer
+        else:
+            rows, cols = grids[0]
+            if self.layout.order == "bnc" and answer.shape[1] != self.layout.num_prefix_tokens + rows * cols:
+                raise S2WrapError(self._other_grid(tile_hw, f"{answer.shape[1]} tokens", grids[0]))
+            features = Features((self.layout.spatial(answer, rows),), (self.layout.prefix(answer),))
+        for spatial, grid_hw in zip(features.maps, grids, strict=True):
+            if spatial.shape[-2:] != grid_hw:
+                raise S2WrapError(self._other_grid(tile_hw, f"a {spatial.shape[-2]}×{spatial.shape[-1]} map", grid_hw))
+        return features
+
+    def grid_hw(self, tile_hw: tuple[int, int], layer: int = 0) -> tuple[int, int]:
+        """Rows and columns of tokens for an image of this size."""
+        layout = self.layouts[layer]
+        if tile_hw == self.image_hw:
+            return layout.grid_hw
+        stride_h, stride_w = layout.stride_hw(self.image_hw)
+        return tile_hw[0] // stride_h, tile_hw[1] // stride_w
+
+    @property
+    def stride_hw(self) -> tuple[int, int]:
+        """Pixels between tokens, of the coarsest layer: whole images have a multiple of it."""
+        rows, cols = zip(*(layout.stride_hw(self.image_hw) for layout in self.layouts), strict=True)
+        return max(rows), max(cols)
+
+    @property
+    def convolutional(self) -> bool:
+        """Whether it is a convolutional network by its looks: convolutions, a map as answer, and no attention."""
+        names = [type(module).__name__.lower() for module in self.modules()]
+        has_convolutions = any(isinstance(module, nn.Conv2d) for module in self.modules())
+        has_attention = any("attn" in name or "attention" in name for name in names)
+        return self.layout.order == "bchw" and has_convolutions and not has_attention
+
+    @cached_property
+    def refuses_other_sizes(self) -> str:
+        """Why images of another size than `image_hw` cannot be looked at whole; empty if they can.
+
+        Found by trying: an image one stride taller, or, for models with windows, twice as tall. The model may be told
+        to take any size (`any_size`); at its own size it must answer as before.
+        """
+        (height, width), (down, across) = self.image_hw, self.stride_hw
+        generator = torch.Generator().manual_seed(0)
+        own = torch.randn(1, 3, height, width, generator=generator).to(self.device, self.dtype)
+        with self.evaluating(), torch.no_grad():
+            before = self(own)
+            reason = ""
+            changed = self.any_size(True)
+            try:
+                for taller in (height // down + 1, 2 * height // down):
+                    image = own.new_zeros(1, 3, taller * down, width // across * across)
+                    try:
+                        self(image)
+                    except S2WrapError as error:
+                        reason = reason or str(error)
+                    else:
+                        if all(map(torch.allclose, self(own).maps, before.maps)):
+                            return ""
+                        reason = "its answer at its own size changes when it is told to take others"
+            except Exception as error:
+                reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            if changed:
+                self.any_size(False)
+            return reason
+
+    def _layer_layouts(self, image: Tensor) -> tuple[Layout, ...]:
+        """The layout of every layer; where the grid is that of the last features, so are the patches."""
+        if self.layers is None:
+            return (self.layout,)
+        with torch.no_grad():
+            features = self.call_layers(image)
+        found = []
+        for spatial, prefix in zip(features.maps, features.prefixes, strict=True):
+            grid_hw = (spatial.shape[-2], spatial.shape[-1])
+            patch_hw = (self.image_hw[0] / grid_hw[0], self.image_hw[1] / grid_hw[1])
+            found.append(
+                replace(
+                    self.layout,
+                    order="bnc" if self.layout.order == "bnc" else "bchw",
+                    num_prefix_tokens=prefix.shape[1],
+                    grid_hw=grid_hw,
+                    num_features=spatial.shape[1],
+                    patch_hw=self.layout.patch_hw if grid_hw == self.layout.grid_hw else patch_hw,
+                )
+            )
+        return tuple(found)
+
+    def _other_grid(self, tile_hw: tuple[int, int], found: str, grid_hw: tuple[int, int]) -> str:
+        return (
+            f"{self.name} returned {found} for an image of {tile_hw[0]}×{tile_hw[1]} pixels, where its stride "
+            f"makes {grid_hw[0]}×{grid_hw[1]}; use whole=False"
+        )
 
     @property
     def dtype(self) -> torch.dtype:

@@ -1,9 +1,12 @@
 """timm models: what they say about themselves, and their `forward_features`."""
 
+import inspect
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from itertools import pairwise
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from torch import Tensor, nn
 
 from s2wrap.backbones.backbone import Backbone
 from s2wrap.errors import S2WrapError
+from s2wrap.features import Features
 
 
 class TimmBackbone(Backbone):
@@ -35,6 +39,52 @@ class TimmBackbone(Backbone):
     def call(self, tiles: Tensor) -> Any:
         """Timm's features after the last norm: (b, n, c), (b, c, h, w) or (b, h, w, c)."""
         return self.model.forward_features(tiles)
+
+    def check_layers(self, layers: Any) -> tuple[int, ...] | None:
+        """Indices of blocks or stages, as timm's `forward_intermediates` counts them."""
+        if layers is None:
+            return None
+        if not hasattr(self.model, "forward_intermediates"):
+            raise S2WrapError(f"layers={layers!r}: timm tells no features of the blocks of {self.name}")
+        try:
+            numbers = tuple(index(layer) for layer in layers)
+        except TypeError:
+            numbers = ()
+        increasing = all(first < second for first, second in pairwise(numbers))
+        if not numbers or not increasing or numbers[0] < 0 <= numbers[-1]:
+            raise S2WrapError(
+                f"layers={layers!r} names no layers; use increasing indices such as (5, 11), or (-7, -1) from the end"
+            )
+        return numbers
+
+    def call_layers(self, tiles: Tensor) -> Features:
+        """Timm's features of blocks, after its last norm where the width allows it."""
+        call = self.model.forward_intermediates
+        known = inspect.signature(call).parameters
+        options: dict[str, Any] = {"indices": list(self.layers or ()), "intermediates_only": True, "norm": True}
+        options |= {"return_prefix_tokens": True, "stop_early": True}
+        try:
+            answer = call(tiles, **{name: value for name, value in options.items() if name in known})
+        except (AssertionError, IndexError, ValueError) as error:
+            raise S2WrapError(f"layers={self.layers} are not all blocks of {self.name}: {error}") from error
+        maps, prefixes = [], []
+        for part in answer:
+            spatial, prefix = part if isinstance(part, tuple | list) else (part, None)
+            maps.append(spatial)
+            prefixes.append(spatial.new_zeros(spatial.shape[0], 0, spatial.shape[1]) if prefix is None else prefix)
+        return Features(tuple(maps), tuple(prefixes))
+
+    def any_size(self, allow: bool) -> bool:
+        """Let a ViT interpolate its position embeddings, as if made with `dynamic_img_size=True`, or no longer."""
+        from timm.layers.format import Format
+
+        model, patches = self.model, getattr(self.model, "patch_embed", None)
+        if patches is None or getattr(model, "dynamic_img_size", None) is not (not allow):
+            return False
+        model.dynamic_img_size = allow
+        patches.strict_img_size = patches.flatten = not allow
+        patches.output_fmt = Format.NHWC if allow else Format.NCHW
+        return True
 
 
 def is_timm(model: object) -> bool:

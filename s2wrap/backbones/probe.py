@@ -43,15 +43,15 @@ class Layout:
     num_features: int
     patch_hw: tuple[float, float]
 
-    def spatial(self, answer: Tensor) -> Tensor:
-        """The spatial map (b, c, h, w) in a backbone's answer."""
+    def spatial(self, answer: Tensor, rows: int | None = None) -> Tensor:
+        """The spatial map (b, c, h, w) in a backbone's answer; tokens make so many rows, those of a tile by default."""
         if self.order == "bchw":
             return answer
         if self.order == "bhwc":
             return rearrange(answer, "b h w c -> b c h w")
         if self.order == "bcn":
             answer = rearrange(answer, "b c n -> b n c")
-        return rearrange(answer[:, self.num_prefix_tokens :], "b (h w) c -> b c h w", h=self.grid_hw[0])
+        return rearrange(answer[:, self.num_prefix_tokens :], "b (h w) c -> b c h w", h=rows or self.grid_hw[0])
 
     def prefix(self, answer: Tensor) -> Tensor:
         """The prefix tokens (b, p, c) in a backbone's answer; p is 0 for maps."""
@@ -59,11 +59,27 @@ class Layout:
             return answer[:, : self.num_prefix_tokens]
         return answer.new_zeros(answer.shape[0], 0, self.num_features)
 
+    def stride_hw(self, image_hw: tuple[int, int]) -> tuple[int, int]:
+        """Pixels from one token to the next, given the size of the tile: whole for any convolution or patch.
+
+        A map of 9 cells on 260 pixels has a stride of 32: maps are taken to halve, where a power of two fits.
+        """
+        height, width = (
+            _stride(side, cells, patch, maps=self.order != "bnc")
+            for side, cells, patch in zip(image_hw, self.grid_hw, self.patch_hw, strict=True)
+        )
+        return height, width
+
     def __str__(self) -> str:
         if self.order == "bcn":
             return "tokens with the channels first"
         prefix = f"{self.num_prefix_tokens} prefix tokens and " if self.order == "bnc" else ""
         return f"{self.order!r} with {prefix}a {self.grid_hw[0]}×{self.grid_hw[1]} grid"
+
+
+def _stride(side: int, cells: int, patch: float, *, maps: bool) -> int:
+    halvings = [2**n for n in range(11) if cells in (side // 2**n, math.ceil(side / 2**n))]
+    return halvings[0] if maps and halvings else round(patch)
 
 
 @torch.no_grad()

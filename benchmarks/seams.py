@@ -1,0 +1,120 @@
+"""Do tile borders show? Every way to make a fine map of DINOv2 features, beside the untiled pass.
+
+For each of six photographs and each mode at scale 3 (48×48 tokens):
+
+- seam ratio: the mean step of the features between neighbours on the two sides of a tile border, over that between all
+  other neighbours. What the photographs show at a border counts too: the untiled pass says how much. It is taken at the
+  borders of the three tiles in a row, where the four overlapping tiles begin or end, and where those meet half-way.
+- cosine: of each token with that of the untiled pass (the whole 672 pixels at once, position embeddings interpolated).
+- detail: the energy inside the tiles that a Gaussian blur of 2 tokens removes, over that of the plain tiles: smoothing
+  is no way out.
+
+    python benchmarks/seams.py [--spec sample:dinov2_s14] [--csv seams.csv]
+"""
+
+import csv
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 (the field's name for it)
+import typer
+from einops import rearrange
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from skimage import data
+from torch import Tensor
+
+import s2wrap
+from s2wrap.files import whole_file
+
+PHOTOS = {
+    "astronaut": data.astronaut,
+    "cat": data.chelsea,
+    "coffee": data.coffee,
+    "rocket": data.rocket,
+    "retina": data.retina,
+    "tissue": data.immunohistochemistry,
+}
+MODES = {
+    "1×, interpolated": ((1,), {"target_grid": (48, 48)}),
+    "tiles (the paper)": ((3,), {}),
+    "overlap 5, trimmed": ((3,), {"overlap": 5, "blend": "trim"}),
+    "overlap 5, constant": ((3,), {"overlap": 5, "blend": "constant"}),
+    "overlap 5, triangular": ((3,), {"overlap": 5, "blend": "triangular"}),
+    "overlap 5, gaussian": ((3,), {"overlap": 5, "blend": "gaussian"}),
+    "overlap 5, smooth": ((3,), {"overlap": 5}),
+    "detail 1, 3": ((1, 3), {"fuse": "detail"}),
+    "detail 1, 2, 3": ((1, 2, 3), {"fuse": "detail"}),
+    "detail 1, 3, overlap 5": ((1, 3), {"fuse": "detail", "overlap": 5}),
+    "detail 1, 2, 3, overlap 5": ((1, 2, 3), {"fuse": "detail", "overlap": 5}),
+    "untiled": ((3,), {"whole": True}),
+}
+BORDERS = {"tiles": (16, 32), "overlap edges": (11, 16, 21, 27, 32, 37), "half-way": (13, 14, 24, 34, 35)}
+"""Where tiles end, in tokens: side by side at 0, 16, 32; overlapping at 0, 11, 21, 32."""
+
+
+def main(
+    spec: Annotated[str, typer.Option(help="A backbone, without scales.")] = "sample:dinov2_s14",
+    csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the table as CSV too.")] = None,
+) -> None:
+    """Print the table."""
+    backbone = s2wrap.load(spec).backbone
+    models = {name: s2wrap.wrap(backbone, scales, **options) for name, (scales, options) in MODES.items()}
+    found: dict[str, list[list[float]]] = {name: [] for name in MODES}
+    for photo in track(PHOTOS.values(), description="looking", console=Console(stderr=True)):
+        images = _square(photo())
+        with torch.inference_mode():
+            maps = {name: model(images).spatial.float() for name, model in models.items()}
+        for name, spatial in maps.items():
+            cosine = float(F.cosine_similarity(spatial, maps["untiled"]).mean())
+            detail = detail_energy(spatial) / detail_energy(maps["tiles (the paper)"])
+            found[name].append([*(seam_ratio(spatial, borders) for borders in BORDERS.values()), cosine, detail])
+    columns = ["mode", "passes", *(f"seam: {name}" for name in BORDERS), "cosine to untiled", "detail"]
+    lines = []
+    for name, values in found.items():
+        passes = " + ".join(str(len(scale.origins)) for scale in models[name].plan((672, 672)).scales)
+        lines.append([name, passes, *(f"{value:.3f}" for value in np.mean(values, axis=0))])
+    table = Table(title=f"{spec}, {len(PHOTOS)} photographs, 48×48 tokens, means")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "mode" else "right")
+    for line in lines:
+        table.add_row(*line)
+    Console(width=120).print(table)
+    if csv_file is not None:
+        with whole_file(csv_file) as draft, draft.open("w", newline="") as stream:
+            csv.writer(stream).writerows([columns, *lines])
+
+
+def seam_ratio(spatial: Tensor, borders: tuple[int, ...], size: int = 48) -> float:
+    """Mean feature step across borders (in tokens) over the mean of all others, in both directions."""
+    across, elsewhere = [], []
+    for dim in (2, 3):
+        steps = spatial.diff(dim=dim).norm(dim=1).movedim(dim - 1, 0).flatten(1)
+        at_border = torch.zeros(size - 1, dtype=torch.bool)
+        at_border[[border - 1 for border in borders]] = True
+        across.append(steps[at_border])
+        elsewhere.append(steps[~at_border])
+    return float(torch.cat(across).mean() / torch.cat(elsewhere).mean())
+
+
+def detail_energy(spatial: Tensor, tile: int = 16, sigma: float = 2.0) -> float:
+    """The energy inside tiles that a Gaussian blur removes, its border normalised."""
+    tiles = rearrange(spatial, "b c (r h) (q w) -> (b r q) c h w", h=tile, w=tile)
+    offsets = torch.arange(tile)[:, None] - torch.arange(tile)
+    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    kernel = kernel / kernel.sum(dim=1, keepdim=True)
+    return float((tiles - kernel @ tiles @ kernel.T).square().sum())
+
+
+def _square(pixels: np.ndarray) -> Tensor:
+    """The middle of a photograph, cut to a square: uint8 (1, 3, h, w)."""
+    side = min(pixels.shape[:2])
+    top, left = ((length - side) // 2 for length in pixels.shape[:2])
+    return rearrange(torch.from_numpy(pixels[top : top + side, left : left + side].copy()), "h w c -> 1 c h w")
+
+
+if __name__ == "__main__":
+    typer.run(main)

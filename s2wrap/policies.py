@@ -1,0 +1,113 @@
+"""Grid choosers: how many rows and columns of tiles suit an image's shape. Integers only.
+
+A policy is any function `(image_hw, tile_hw, min_tiles, max_tiles) -> (rows, columns)`.
+"""
+
+import math
+from collections.abc import Callable
+from fractions import Fraction
+
+from s2wrap.errors import S2WrapError
+
+Pair = tuple[int, int]
+Policy = Callable[[Pair, Pair, int, int], Pair]
+
+
+def closest(image_hw: Pair, tile_hw: Pair, min_tiles: int, max_tiles: int) -> Pair:
+    """The grid whose shape is nearest to the image's: least |log aspect ratio| error; of equals, the most tiles.
+
+    Symmetric: a transposed image gets the transposed grid. `min_tiles` is not asked: a grid of fewer tiles with the
+    better shape wins, as in a fit of the long side.
+
+    >>> closest((1080, 1920), (448, 448), 9, 12), closest((1920, 1080), (448, 448), 9, 12)
+    ((2, 4), (4, 2))
+    """
+    grids = _grids(1, max_tiles)
+    return min(grids, key=lambda grid: (_stretch(image_hw, tile_hw, grid), -grid[0] * grid[1]))
+
+
+def nvila(image_hw: Pair, tile_hw: Pair, min_tiles: int, max_tiles: int) -> Pair:
+    """The chooser of NVILA's dynamic-S2 (arXiv 2412.04468): least |W/H - columns/rows| between the two tile counts.
+
+    Not symmetric: 1920×1080 pixels get 4 columns × 3 rows, 1080×1920 get 2 × 5. Of exact equals the larger grid is
+    taken if the image has more than half its pixels. Where no grid has so many tiles the original falls back to one
+    tile without a word; here that is an error.
+
+    >>> nvila((1080, 1920), (448, 448), 9, 12), nvila((1920, 1080), (448, 448), 9, 12)
+    ((3, 4), (5, 2))
+    """
+    (height, width), best = image_hw, None
+    for rows, cols in sorted(_grids(min_tiles, max_tiles), key=lambda grid: (grid[0] * grid[1], grid[1])):
+        error = abs(width / height - cols / rows)
+        larger_fits = height * width > 0.5 * tile_hw[0] * tile_hw[1] * rows * cols
+        if best is None or error < best[0] or (error == best[0] and larger_fits):
+            best = error, (rows, cols)
+    if best is None:
+        raise S2WrapError(
+            f"no grid has {min_tiles} to {max_tiles} tiles; give a max_tiles of at least {max(min_tiles, 1)}"
+        )
+    return best[1]
+
+
+def internvl(image_hw: Pair, tile_hw: Pair, min_tiles: int, max_tiles: int) -> Pair:
+    """The chooser of InternVL's dynamic tiling (arXiv 2404.16821): as `nvila`, but from one tile on.
+
+    >>> internvl((500, 1000), (448, 448), 9, 12)
+    (1, 2)
+    """
+    return nvila(image_hw, tile_hw, 1, max_tiles)
+
+
+def anyres(image_hw: Pair, tile_hw: Pair, min_tiles: int, max_tiles: int) -> Pair:
+    """The chooser of LLaVA-NeXT's AnyRes: the grid that keeps most of the image's pixels; of equals, least waste.
+
+    "Most pixels" counts those of the image fitted inside with its aspect kept, no more than it has; so small images
+    get small grids. Meant for `fit="pad"`. The original pads on both sides in black; here padding lies at the bottom
+    and right, in the mean colour, and is masked.
+
+    >>> anyres((400, 400), (336, 336), 4, 4), anyres((300, 1200), (336, 336), 4, 4)
+    ((2, 2), (1, 4))
+    """
+    height, width = image_hw
+
+    def key(grid: Pair) -> tuple[int, int, Pair]:
+        box_h, box_w = grid[0] * tile_hw[0], grid[1] * tile_hw[1]
+        ratio = min(Fraction(box_h, height), Fraction(box_w, width))
+        used = min(math.floor(height * ratio) * math.floor(width * ratio), height * width)
+        return -used, box_h * box_w - used, grid
+
+    return min(_grids(1, max_tiles), key=key)
+
+
+POLICIES: dict[str, Policy] = {"closest": closest, "nvila": nvila, "anyres": anyres, "internvl": internvl}
+
+
+def choose_grid(policy: Policy, image_hw: Pair, tile_hw: Pair, min_tiles: int, max_tiles: int) -> Pair:
+    """What a policy answers, checked: rows and columns of at least one tile, no more than `max_tiles` in all."""
+    name = getattr(policy, "__name__", repr(policy))
+    asked = f"an image of {image_hw[0]}×{image_hw[1]} pixels, {min_tiles} to {max_tiles} tiles"
+    answer = policy(image_hw, tile_hw, min_tiles, max_tiles)
+    try:
+        rows, cols = (int(number) for number in answer)
+    except (TypeError, ValueError):
+        rows = cols = 0
+    if rows < 1 or cols < 1 or rows * cols > max_tiles:
+        raise S2WrapError(
+            f"policy {name!r} answered {answer!r} for {asked}; it must give (rows, columns) of 1 to {max_tiles} tiles"
+        )
+    return rows, cols
+
+
+def _grids(min_tiles: int, max_tiles: int) -> list[Pair]:
+    """Every (rows, columns) with so many tiles."""
+    return [
+        (rows, cols)
+        for rows in range(1, max_tiles + 1)
+        for cols in range(max(1, math.ceil(min_tiles / rows)), max_tiles // rows + 1)
+    ]
+
+
+def _stretch(image_hw: Pair, tile_hw: Pair, grid: Pair) -> Fraction:
+    """How much more one axis is stretched than the other, at least 1: exactly, so that equals are equal."""
+    ratio = Fraction(image_hw[1] * grid[0] * tile_hw[0], image_hw[0] * grid[1] * tile_hw[1])
+    return max(ratio, 1 / ratio)

@@ -1,0 +1,82 @@
+"""What a multimodal projector needs: dynamic-S2 as one configuration, blocks of a map, pixel-unshuffle.
+
+NVILA (arXiv 2412.04468) looks at an image at 448, 896 and 1344 pixels, the last cut by the image's aspect, and gives
+its projector square blocks of the finest grid:
+
+    model = s2wrap.wrap(backbone, **s2wrap.dynamic_s2())
+    for features in model.encode(pictures):
+        blocks = s2wrap.split_blocks(features.spatial, features.block_size)
+        tokens = projector(s2wrap.pixel_unshuffle(blocks, 2))
+        merged = s2wrap.merge_blocks(tokens, features.block_size)
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn.functional as F  # noqa: N812 (the field's name for it)
+from einops import rearrange
+from jaxtyping import Shaped
+from torch import Tensor
+
+from s2wrap.errors import S2WrapError
+from s2wrap.plan import Pair, Scale
+
+
+def dynamic_s2(sizes: Sequence[int] = (448, 896, 1344), *, max_tiles: int = 12) -> dict[str, Any]:
+    """The options of NVILA's dynamic-S2, for `wrap` and `load`.
+
+    The smaller sizes are squares; the largest gets the rows and columns of tiles that suit the image, at most
+    `max_tiles`; the result has the grid of the largest.
+
+    Args:
+        sizes: sides in pixels, increasing; the first is the backbone's own size.
+        max_tiles: at least the tiles of the largest as a square (9 for three times the first).
+
+    >>> dynamic_s2()["scales"][0]
+    Scale(size='448px', fit='stretch', whole=False, policy=None, max_tiles=None)
+    """
+    if len(sizes) < 1 or list(sizes) != sorted(set(sizes)) or any(size % sizes[0] for size in sizes):
+        raise S2WrapError(
+            f"sizes={tuple(sizes)}; dynamic-S2 takes increasing multiples of the first, as (448, 896, 1344)"
+        )
+    square = (sizes[-1] // sizes[0]) ** 2
+    if max_tiles < square:
+        raise S2WrapError(
+            f"max_tiles={max_tiles}, but {sizes[-1]} pixels make {square} tiles of {sizes[0]}; use {square} or more"
+        )
+    *smaller, largest = [f"{size}px" for size in sizes]
+    scales = [Scale(size, "stretch", False) for size in smaller]
+    scales.append(Scale(largest, "aspect", False, "nvila", max_tiles))
+    return {"scales": tuple(scales), "target_grid": len(sizes) - 1, "prefix": "drop"}
+
+
+def split_blocks(spatial: Shaped[Tensor, "b c height width"], block_size: Pair) -> Shaped[Tensor, "blocks c h w"]:
+    """A map cut into rows × columns of equal blocks, row by row: (b · rows · columns, c, h, w)."""
+    rows, cols = block_size
+    if rows < 1 or cols < 1 or spatial.shape[-2] % rows or spatial.shape[-1] % cols:
+        raise S2WrapError(
+            f"a {spatial.shape[-2]}×{spatial.shape[-1]} map cannot be cut into {rows}×{cols} equal blocks; "
+            f"use the block_size of these features"
+        )
+    return rearrange(spatial, "b c (r h) (q w) -> (b r q) c h w", r=rows, q=cols)
+
+
+def merge_blocks(blocks: Shaped[Tensor, "blocks c h w"], block_size: Pair) -> Shaped[Tensor, "b c height width"]:
+    """Undo `split_blocks`, also for blocks of another size and width."""
+    rows, cols = block_size
+    if rows < 1 or cols < 1 or len(blocks) % (rows * cols):
+        raise S2WrapError(f"{len(blocks)} blocks are no {rows}×{cols} of them; use the block_size they were split by")
+    return rearrange(blocks, "(b r q) c h w -> b c (r h) (q w)", r=rows, q=cols)
+
+
+def pixel_unshuffle(spatial: Shaped[Tensor, "b c height width"], factor: int) -> Shaped[Tensor, "b fc h w"]:
+    """A map with factor × factor neighbours as channels: (b, factor² · c, ⌈height/factor⌉, ⌈width/factor⌉).
+
+    Where the factor does not divide a side, zeros are added below and to the right (32 → 33 for 3 × 3). The channels
+    of a cell are the neighbours' row by row, each with all its channels.
+    """
+    if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1:
+        raise S2WrapError(f"factor={factor!r} is no number of neighbours; use 1 or more, such as 2")
+    below, right = (-side % factor for side in spatial.shape[-2:])
+    padded = F.pad(spatial, (0, right, 0, below))
+    return rearrange(padded, "b c (h p) (w q) -> b (p q c) h w", p=factor, q=factor)

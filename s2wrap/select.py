@@ -1,0 +1,150 @@
+"""Fewer tiles, training-free: which tiles of the finer scales are worth a backbone call.
+
+A heat map says what is useful where; a tile is as useful as the average heat of what it answers for. `by` is
+"saliency", "detail" or any function `(images, features) -> (b, h, w)` of the normalised images and of what the
+smallest scale saw; `similar_to` and `inside` make such functions.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 (the field's name for it)
+from einops import rearrange, reduce
+from torch import Tensor
+
+from s2wrap.errors import S2WrapError
+from s2wrap.features import Features
+from s2wrap.plan import Axis, Plan
+from s2wrap.resample import full_precision, resize
+
+Heat = Callable[[Tensor, Features], Tensor]
+
+
+def choose_tiles(
+    images: Tensor, base: Features, plan: Plan, base_scale: int, select: Any, by: Any
+) -> list[list[list[int]]]:
+    """For each image and scale the indices of the tiles to run: all of the smallest scale, the best of the others.
+
+    Args:
+        images: normalised images (b, 3, height, width).
+        base: what the smallest scale saw of them.
+        plan: where the tiles lie.
+        base_scale: index of the smallest scale.
+        select: how many tiles of the other scales together.
+        by: what is useful: "saliency", "detail" or a function.
+
+    Raises:
+        S2WrapError: more tiles than there are, an unknown `by`, or heat that is no map of finite numbers.
+    """
+    fine = [(k, i) for k, scale in enumerate(plan.scales) if k != base_scale for i in range(len(scale.origins))]
+    if isinstance(select, bool) or not isinstance(select, int) or not 0 <= select <= len(fine):
+        raise S2WrapError(
+            f"select={select!r}, but an image of {plan.image_hw[0]}×{plan.image_hw[1]} pixels has {len(fine)} tiles "
+            f"beyond the smallest scale; use 0 to {len(fine)}"
+        )
+    heat = heat_for(by)(images, base) if select < len(fine) else images.new_zeros(len(images), 1, 1)
+    if not isinstance(heat, Tensor) or heat.ndim != 3 or len(heat) != len(images) or not heat.isfinite().all():
+        shape = tuple(heat.shape) if isinstance(heat, Tensor) else type(heat).__name__
+        raise S2WrapError(f"by={by!r} gave {shape} for {len(images)} images; it must give finite heat (b, h, w)")
+    scores = torch.cat(
+        [_tile_heat(heat, plan.scales[k].rows, plan.scales[k].cols) for k in _others(plan, base_scale)], 1
+    )
+    chosen = []
+    for best in scores.argsort(dim=1, descending=True, stable=True)[:, :select].tolist():
+        tiles: list[list[int]] = [[] for _ in plan.scales]
+        tiles[base_scale] = list(range(len(plan.scales[base_scale].origins)))
+        for k, i in sorted(fine[number] for number in best):
+            tiles[k].append(i)
+        chosen.append(tiles)
+    return chosen
+
+
+def heat_for(by: Any) -> Heat:
+    """The function that a word names, or the one given."""
+    words = {"saliency": saliency, "detail": detail}
+    if isinstance(by, str) and by in words:
+        return words[by]
+    if not callable(by):
+        raise S2WrapError(
+            f"by={by!r} is unknown; use {', '.join(map(repr, words))}, s2wrap.similar_to(vectors), "
+            f"s2wrap.inside(boxes), or a function of (images, features) that gives heat (b, h, w)"
+        )
+    return cast(Heat, by)
+
+
+def saliency(images: Tensor, features: Features) -> Tensor:
+    """How far each token lies from the image's average token: what stands out."""
+    spatial = features.maps[-1].float()
+    return (spatial - reduce(spatial, "b c h w -> b c 1 1", "mean")).norm(dim=1)
+
+
+def detail(images: Tensor, features: Features) -> Tensor:
+    """What the smallest scale cannot have seen: the energy that the image loses when it is shrunk to the map's size.
+
+    Measured at eight pixels a token, where patches still tell textures apart.
+    """
+    height, width = (8 * side for side in features.maps[-1].shape[-2:])
+    sharp = resize(images, (min(2 * height, images.shape[-2]), min(2 * width, images.shape[-1])))
+    lost = sharp - resize(resize(sharp, (height, width)), (sharp.shape[-2], sharp.shape[-1]))
+    return reduce(lost.square(), "b c h w -> b h w", "mean")
+
+
+def similar_to(vectors: Tensor) -> Heat:
+    """Heat by likeness: the largest cosine between a token and these vectors, (c,) or (n, c).
+
+    >>> similar_to(torch.ones(8))(torch.zeros(1, 3, 9, 9), Features((torch.ones(1, 8, 2, 2),), ())).shape
+    torch.Size([1, 2, 2])
+    """
+    vectors = torch.atleast_2d(vectors)
+
+    def heat(images: Tensor, features: Features) -> Tensor:
+        spatial = features.maps[-1].float()
+        if vectors.shape[-1] != spatial.shape[1]:
+            raise S2WrapError(
+                f"similar_to() has vectors of {vectors.shape[-1]} channels; tokens have {spatial.shape[1]}"
+            )
+        unit = F.normalize(vectors.to(spatial), dim=-1)
+        return torch.einsum("nc,bchw->bnhw", unit, F.normalize(spatial, dim=1)).amax(dim=1)
+
+    return heat
+
+
+def inside(boxes: Sequence[Sequence[float]]) -> Heat:
+    """Heat by place: the share of each spot inside any of these boxes (left, top, right, bottom) in image pixels."""
+    for box in boxes:
+        if len(box) != 4 or not (box[0] < box[2] and box[1] < box[3]):
+            raise S2WrapError(f"box {tuple(box)} is none; use (left, top, right, bottom) in pixels, left < right")
+
+    def heat(images: Tensor, features: Features) -> Tensor:
+        height, width = images.shape[-2:]
+        found = torch.zeros(len(images), height, width, device=images.device)
+        for left, top, right, bottom in boxes:
+            found[:, max(0, round(top)) : max(0, round(bottom)), max(0, round(left)) : max(0, round(right))] = 1
+        return found
+
+    return heat
+
+
+def _others(plan: Plan, base_scale: int) -> list[int]:
+    return [k for k in range(len(plan.scales)) if k != base_scale]
+
+
+def _tile_heat(heat: Tensor, rows: Axis, cols: Axis) -> Tensor:
+    """The average heat of what each tile answers for: (b, tiles)."""
+    down, across = (
+        torch.from_numpy(_shares(axis, cells)).to(heat)
+        for axis, cells in zip((rows, cols), heat.shape[1:], strict=True)
+    )
+    with full_precision(heat.device):
+        return rearrange(down @ heat @ across.T, "b r q -> b (r q)")
+
+
+def _shares(axis: Axis, cells: int) -> np.ndarray:
+    """The (tiles, cells) matrix that averages a map of the whole image over what each tile answers for."""
+    edges = np.linspace(0, axis.content, cells + 1)
+    owned = np.array(axis.owned)
+    shared = np.minimum(edges[1:], owned[:, 1:]) - np.maximum(edges[:-1], owned[:, :1])
+    shares = shared.clip(0)
+    return shares / shares.sum(axis=1, keepdims=True)
