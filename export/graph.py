@@ -33,14 +33,16 @@ def to_onnx(model: MultiScale, path: str | Path, *, image_hw: tuple[int, int] | 
     """Write a wrapped model as one ONNX file: float32, any batch, one image size.
 
     The graph's input is `images` (batch, 3, height, width), normalised as for the model; its outputs are `spatial`
-    and, where the model has prefix tokens, `prefix` (numbered, one a scale, for a pyramid). Resizing and merging are
+    and, where the model has prefix tokens, `prefix` (numbered, one a scale for a pyramid, one a layer for a list of
+    them). Resizing and merging are
     products with constant matrices, so every runtime computes what PyTorch computes. Weights are stored once; the
     exporter's local paths and stack traces are removed.
 
     Args:
         model: a wrapped model, on any device and in any precision; it is not changed.
         path: the file, ending in .onnx; written whole or not at all.
-        image_hw: height and width in pixels of the images it will see; the backbone's own size by default.
+        image_hw: height and width in pixels of the images it will see; the backbone's own size by default. Whatever
+            `fit` makes of that shape is fixed in the graph.
 
     Raises:
         MissingExtraError: onnx or onnxscript is not installed.
@@ -58,7 +60,7 @@ def to_onnx(model: MultiScale, path: str | Path, *, image_hw: tuple[int, int] | 
     model.plan((height, width))
     if max(height, width) > 2**15:
         raise S2WrapError(f"images of {height}×{width} pixels are too large for a graph; use at most {2**15} a side")
-    plain = _Outputs(copy.deepcopy(model).float().cpu()).eval()
+    plain = _Outputs(copy.deepcopy(model).float().cpu().prepare((height, width))).eval()
     images = torch.zeros(2, 3, height, width)  # a batch of one would be taken for a constant
     with whole_file(path) as draft:
         try:
@@ -91,9 +93,11 @@ def to_onnx(model: MultiScale, path: str | Path, *, image_hw: tuple[int, int] | 
 
 
 def _output_names(model: MultiScale) -> list[str]:
-    levels = [f"_{k}" for k in range(len(model.scales))] if model.fuse == "pyramid" and len(model.scales) > 1 else [""]
-    has_prefix = model.backbone.layout.num_prefix_tokens and model.prefix != "drop"
-    return [kind + level for kind in ("spatial", "prefix")[: 2 if has_prefix else 1] for level in levels]
+    layouts = model.backbone.layouts
+    count = len(model.scales) if model.fuse == "pyramid" else 1 if model.join_layers else len(layouts)
+    numbers = [f"_{k}" for k in range(count)] if count > 1 else [""]
+    has_prefix = layouts[-1].num_prefix_tokens and model.prefix != "drop"
+    return [kind + number for kind in ("spatial", "prefix")[: 2 if has_prefix else 1] for number in numbers]
 
 
 def _strip(proto) -> None:

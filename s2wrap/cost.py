@@ -1,11 +1,14 @@
 """What a wrapped model costs, counted by PyTorch."""
 
+import math
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from s2wrap.backbones import Backbone
 from s2wrap.wrapper import MultiScale
 
 
@@ -15,7 +18,7 @@ class Cost:
 
     Attributes:
         parameters: weights of the backbone.
-        tiles: backbone passes, one a tile.
+        tiles: backbone passes, one a tile; a whole scale is one.
         tokens: spatial and prefix tokens of all tiles.
         peak_tokens: tokens in one backbone call one image at a time, on this device.
         multiply_adds: of the backbone on all tiles: half of the floating-point operations that PyTorch's
@@ -31,25 +34,38 @@ class Cost:
 
 
 @torch.no_grad()
-def count_cost(model: MultiScale) -> Cost:
-    """The cost of one image of the backbone's own size; every size costs the same.
+def count_cost(model: MultiScale, image_hw: tuple[int, int] | None = None) -> Cost:
+    """The cost of one image.
+
+    Args:
+        model: a wrapped model.
+        image_hw: height and width of the image in pixels, which matter unless it is stretched; the backbone's own by
+            default.
 
     >>> import timm, s2wrap
     >>> count_cost(s2wrap.wrap(timm.create_model("test_vit", num_classes=0), scales=(1, 2))).tiles
     5
     """
     backbone = model.backbone
-    tile = torch.zeros(1, 3, *backbone.image_hw, dtype=backbone.dtype, device=backbone.device)
+    counts = Counter[tuple[int, int]]()
+    for scale in model.plan(image_hw or backbone.image_hw).scales:
+        counts[scale.tile_hw] += len(scale.origins)
+    prefix = backbone.layouts[-1].num_prefix_tokens
+    tokens = {tile_hw: math.prod(backbone.grid_hw(tile_hw, -1)) + prefix for tile_hw in counts}
+    room = model.tile_batch_for(1, backbone.device)
+    at_once = {tile_hw: min(count, room) if tile_hw == backbone.image_hw else 1 for tile_hw, count in counts.items()}
+    return Cost(
+        parameters=sum(parameter.numel() for parameter in backbone.parameters()),
+        tiles=sum(counts.values()),
+        tokens=sum(count * tokens[tile_hw] for tile_hw, count in counts.items()),
+        peak_tokens=max(at_once[tile_hw] * tokens[tile_hw] for tile_hw in counts),
+        multiply_adds=sum(count * _multiply_adds(backbone, tile_hw) for tile_hw, count in counts.items()),
+    )
+
+
+def _multiply_adds(backbone: Backbone, tile_hw: tuple[int, int]) -> int:
+    tile = torch.zeros(1, 3, *tile_hw, dtype=backbone.dtype, device=backbone.device)
     # the counter does not know every fused attention kernel: have attention computed by plain matrix products
     with backbone.evaluating(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         backbone(tile)
-    tiles = model.plan(backbone.image_hw).num_tiles
-    rows, cols = backbone.layout.grid_hw
-    tokens = rows * cols + backbone.layout.num_prefix_tokens
-    return Cost(
-        parameters=sum(parameter.numel() for parameter in backbone.parameters()),
-        tiles=tiles,
-        tokens=tiles * tokens,
-        peak_tokens=min(tiles, model.tile_batch_for(1, backbone.device)) * tokens,
-        multiply_adds=tiles * counter.get_total_flops() // 2,
-    )
+    return counter.get_total_flops() // 2

@@ -44,7 +44,8 @@ def nvila(image_hw: Pair, tile_hw: Pair, min_tiles: int, max_tiles: int) -> Pair
             best = error, (rows, cols)
     if best is None:
         raise S2WrapError(
-            f"no grid has {min_tiles} to {max_tiles} tiles; give a max_tiles of at least {max(min_tiles, 1)}"
+            f"no grid has {min_tiles} to {max_tiles} tiles; give a max_tiles of at least {max(min_tiles, 1)}, or a "
+            f"smaller scale"
         )
     return best[1]
 

@@ -18,7 +18,7 @@ from s2wrap.errors import S2WrapError
 from s2wrap.features import Features
 from s2wrap.fusion import NORMS, check_fusion, fuse_scales, level_out, normalise_scales
 from s2wrap.placement import Placement, check_grid
-from s2wrap.plan import Plan, Scale, check_fit, check_image, parse_scale, plan_image, scale_size
+from s2wrap.plan import Pair, Plan, Scale, check_fit, check_image, parse_scale, plan_image, scale_size
 from s2wrap.resample import BLENDS, Constants, resize
 from s2wrap.select import choose_tiles
 
@@ -87,7 +87,7 @@ class MultiScale(nn.Module):
         fit: str = "stretch",
         policy: Any = None,
         whole: bool | None = None,
-        overlap: int = 0,
+        overlap: Any = 0,
         blend: str = "smooth",
         fuse: str = "concat",
         weights: Any = None,
@@ -138,7 +138,7 @@ class MultiScale(nn.Module):
             self.requires_grad_(False)
             self.eval()
 
-    def forward(self, images: Any, *, select: int | None = None, by: Any = "saliency") -> Features:
+    def forward(self, images: Any, *, select: Any = None, by: Any = "saliency") -> Features:
         """The features of a batch of images.
 
         Args:
@@ -159,7 +159,7 @@ class MultiScale(nn.Module):
         room = self.tile_batch_for(len(images), images.device)
         return _join(list(self._run(images.split(room), room, select, by)))
 
-    def encode(self, images: Any, *, select: int | None = None, by: Any = "saliency") -> list[Features]:
+    def encode(self, images: Any, *, select: Any = None, by: Any = "saliency") -> list[Features]:
         """The features of images of any sizes, one `Features` (of a batch of one) each.
 
         Tiles of all images share backbone calls. Images are read one after the other, so that memory holds few.
@@ -217,16 +217,15 @@ class MultiScale(nn.Module):
         widths = [layout.num_features for layout in self.backbone.layouts]
         return sum(widths) * (len(self.scales) if self.fuse == "concat" else 1)
 
+    def grids(self, image_hw: tuple[int, int]) -> tuple[list[tuple[int, int]], tuple[int, int]]:
+        """Rows and columns of each scale's own grid, and of the result, for an image of this size; last layer."""
+        placement = self._placement(image_hw)
+        return [own_hw[-1] for own_hw in placement.own_hw], placement.target_hw[-1]
+
     @property
     def grids_hw(self) -> tuple[tuple[int, int], ...]:
         """Rows and columns of each scale's own grid, for an image of the backbone's own shape."""
-        placement = self._placement(self.backbone.image_hw)
-        return tuple(own_hw[-1] for own_hw in placement.own_hw)
-
-    @property
-    def grid_hw(self) -> tuple[int, int]:
-        """Rows and columns of the result, for an image of the backbone's own shape."""
-        return self._placement(self.backbone.image_hw).target_hw[-1]
+        return tuple(self.grids(self.backbone.image_hw)[0])
 
     def train(self, mode: bool = True) -> "MultiScale":
         """As `nn.Module.train`, but a frozen backbone stays in evaluation mode."""
@@ -271,7 +270,7 @@ class MultiScale(nn.Module):
             )
         return cast(Placement, self.placements[key])
 
-    def _run(self, groups: Iterable[Tensor], room: int, select: int | None, by: Any) -> Iterator[Features]:
+    def _run(self, groups: Iterable[Tensor], room: int, select: Any, by: Any) -> Iterator[Features]:
         """The features of groups of images of one size each, one a group; one an image with `select`."""
         if select is None:
             yield from map(self._finish, self._stream(map(self._job, groups), room))
@@ -291,7 +290,7 @@ class MultiScale(nn.Module):
         ]
         return _Job(self.normalise(images), placement, chosen)
 
-    def _fine_jobs(self, seen: "_Job", select: int, by: Any) -> list["_Job"]:
+    def _fine_jobs(self, seen: "_Job", select: Any, by: Any) -> list["_Job"]:
         """For each image of a job whose smallest scale was seen: a job for its most useful tiles."""
         (base,) = seen.sums.values()
         plan = seen.placement.plan
@@ -323,9 +322,7 @@ class MultiScale(nn.Module):
                 if not job.chosen[k] or k in job.sums:
                     continue
                 resized = resize(job.images, scale.image_hw, interpolation=self.backbone.interpolation)
-                below, right = scale.padding_hw
-                if below or right:
-                    resized = F.pad(resized, (0, right, 0, below))  # 0 is the mean colour of normalised images
+                resized = _pad(resized, scale.padding_hw, self.backbone.stride_hw)
                 height, width = scale.tile_hw
                 for index in job.chosen[k]:
                     top, left = scale.origins[index]
@@ -569,6 +566,21 @@ def _batches(parts: Iterable[_Part], room: int | None) -> Iterator[list[_Part]]:
             batch, size = [], 0
     if batch:
         yield batch
+
+
+def _pad(images: Tensor, padding_hw: Pair, patch_hw: Pair) -> Tensor:
+    """Images with padding below and to the right: 0, the mean colour of normalised images.
+
+    A patch that is partly image is filled up with the image's last pixels, so that no token that counts saw padding.
+    """
+    below, right = padding_hw
+    if not (below or right):
+        return images
+    rest_h, rest_w = (
+        min(-side % patch, more) for side, patch, more in zip(images.shape[-2:], patch_hw, padding_hw, strict=True)
+    )
+    filled = F.pad(images, (0, rest_w, 0, rest_h), mode="replicate")
+    return F.pad(filled, (0, right - rest_w, 0, below - rest_h))
 
 
 def _runs(batch: list[_Part]) -> Iterator[list[_Part]]:

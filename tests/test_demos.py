@@ -20,3 +20,18 @@ def test_first_look_writes_a_picture_with_something_in_every_panel(tmp_path):
         for col in range(5):
             top, left = int((0.12 + 0.31 * row) * height), int((0.04 + 0.2 * col) * width)
             assert picture[top : top + height // 8, left : left + width // 8].std() > 5
+
+
+@pytest.mark.usefixtures("has_samples")
+def test_seamless_writes_a_picture_with_a_title_and_something_in_every_panel(tmp_path):
+    output = tmp_path / "seamless.png"
+    command = [sys.executable, DEMOS / "seamless.py", "--photos", "1", "--output", output]
+    subprocess.run(command, check=True, capture_output=True)
+    picture = np.asarray(Image.open(output).convert("RGB")).astype(float)
+    height, width = picture.shape[:2]
+    for col in range(7):
+        left = int((0.01 + 0.1435 * col) * width)
+        panel = picture[int(0.4 * height) : int(0.8 * height), left : left + width // 10]
+        assert panel.std() > 5
+        title = picture[int(0.12 * height) : int(0.26 * height), left : left + width // 10]
+        assert title.std() > 5

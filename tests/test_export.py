@@ -45,6 +45,38 @@ def test_onnx_runtime_computes_what_pytorch_computes(tmp_path, name, scales, fus
             np.testing.assert_allclose(found[key], theirs.numpy(), atol=2e-4, err_msg=key)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"fit": "aspect"},
+        {"fit": "pad", "overlap": 3},
+        {"whole": True, "fit": "aspect"},
+        {"whole": True, "fit": "pad", "target_grid": "finest"},
+        {"overlap": 3, "blend": "gaussian", "target_grid": (13, 7)},
+        {"fuse": "detail", "overlap": 2, "fit": "pad"},
+        {"fuse": "detail"},
+        {"norm": "l2"},
+        {"norm": "layer"},
+        {"norm": "std"},
+        {"layers": (0, 3), "join_layers": False},
+        {"scales": (0.5, 1)},
+        {"scales": (0.5, 1), "whole": False},
+    ],
+    ids=str,
+)
+def test_every_mode_is_one_graph_of_constants(tmp_path, options):
+    model = s2wrap.wrap(timm.create_model("test_vit", num_classes=0), **({"scales": (1, 2)} | options))
+    to_onnx(model, tmp_path / "model.onnx", image_hw=(120, 190))
+    images = torch.randn(3, 3, 120, 190)
+    features, found = model(images), run(tmp_path / "model.onnx", images)
+    numbers = [f"_{k}" for k in range(len(features.maps))] if len(features.maps) > 1 else [""]
+    for number, spatial, prefix in zip(numbers, features.maps, features.prefixes, strict=True):
+        np.testing.assert_allclose(found["spatial" + number], spatial.numpy(), atol=2e-4)
+        np.testing.assert_allclose(found["prefix" + number], prefix.numpy(), atol=2e-4)
+    operators = {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
+    assert not operators & {"Resize", "Upsample", "AveragePool", "GlobalAveragePool", "Loop", "If"}
+
+
 def test_the_graph_is_portable_private_and_the_same_each_time(tmp_path, vit):
     model = s2wrap.wrap(vit, (1, 2, 3))
     paths = [tmp_path / name for name in ("a.onnx", "b.onnx")]

@@ -20,6 +20,36 @@ def test_the_gpu_gives_the_cpus_features(vit, fuse):
         torch.testing.assert_close(ours.cpu(), theirs, atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"fit": "aspect"},
+        {"fit": "pad", "overlap": 3},
+        {"whole": True, "fit": "aspect"},
+        {"fuse": "detail", "overlap": 2},
+        {"norm": "std", "target_grid": "finest"},
+        {"layers": (0, 3)},
+    ],
+    ids=str,
+)
+def test_every_mode_gives_the_cpus_features_on_the_gpu(vit, options):
+    images = torch.randn(3, 3, 200, 300)
+    expected = s2wrap.wrap(copy.deepcopy(vit), (1, 2), **options)(images)
+    model = s2wrap.wrap(copy.deepcopy(vit), (1, 2), **options).to("cuda")
+    found = model(images.cuda())
+    torch.testing.assert_close(found.spatial.cpu(), expected.spatial, atol=1e-3, rtol=0)
+    (one, *_) = model.encode(list(images))
+    torch.testing.assert_close(one.spatial.cpu(), expected.spatial[:1], atol=1e-3, rtol=0)
+
+
+def test_selecting_tiles_on_the_gpu(vit):
+    images = torch.randn(2, 3, 200, 300)
+    expected = s2wrap.wrap(copy.deepcopy(vit), (1, 3))(images, select=3, by="detail")
+    found = s2wrap.wrap(copy.deepcopy(vit), (1, 3)).to("cuda")(images.cuda(), select=3, by="detail")
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found.ran, expected.ran, strict=True))
+    torch.testing.assert_close(found.spatial.cpu(), expected.spatial, atol=1e-3, rtol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_merges_in_full_precision(vit, dtype):
     model = s2wrap.wrap(copy.deepcopy(vit), (1, 2, 3)).to("cuda", dtype)

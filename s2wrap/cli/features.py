@@ -29,6 +29,12 @@ def extract(
     *,
     model: Annotated[str, typer.Option(help=options.SPEC_HELP)],
     output: Annotated[Path, typer.Option(help="A .safetensors or .npz file.")],
+    fit: options.Fit = "stretch",
+    whole: options.Whole = None,
+    overlap: options.Overlap = 0,
+    blend: options.Blend = "smooth",
+    norm: options.Norm = "none",
+    target_grid: options.TargetGrid = None,
     fuse: options.Fuse = "concat",
     weights: options.Weights = None,
     prefix: options.Prefix = "area",
@@ -44,8 +50,12 @@ def extract(
     """Write the features of pictures to one file.
 
     The file holds `spatial` (pictures, channels, rows, columns) and `prefix` (pictures, tokens, channels), both
-    float32 (numbered, one a scale, for a pyramid), the pictures' names, the model's spec and s2wrap's version.
+    float32 (numbered, one a scale, for a pyramid), the pictures' names, the model's spec and s2wrap's version. Where
+    the pictures' shapes give them grids of different sizes (fit aspect or pad), each has arrays of its own, under its
+    number: `0/spatial`, `0/prefix`, `1/spatial`, …
     """
+    asked: dict[str, Any] = {"fit": fit, "whole": whole, "overlap": overlap, "blend": blend, "norm": norm}
+    asked |= {"fuse": fuse, "prefix": prefix}
     write, place, factors = _writer(output), _device(device), _numbers(weights)
     files = find_images(photos)
     with whole_file(output) as draft:
@@ -54,25 +64,26 @@ def extract(
             pretrained=not random_weights,
             image_size=image_size,
             checkpoint=checkpoint,
-            fuse=fuse,
-            weights=factors,
-            prefix=prefix,
             tile_batch=tile_batch,
+            weights=factors,
+            target_grid=options.target_grid(target_grid),
+            **asked,
         ).to(place)
         done, rows = _features_of(wrapped, files, skip_errors=skip_errors, folder=draft.parent)
         metadata = {
             "files": json.dumps([str(file) for file in done]),
             "spec": model,
-            "options": json.dumps({"fuse": fuse, "weights": weights, "prefix": prefix, "image_size": image_size}),
+            "options": json.dumps(asked | {"weights": weights, "target_grid": target_grid, "image_size": image_size}),
             "s2wrap_version": version("s2wrap"),
         }
-        arrays = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+        arrays = _joined(rows)
         with disk_errors(output):
             write(arrays, metadata, draft)
     failed = len(files) - len(done)
     shape = " + ".join(str(tuple(tensor.shape[1:])) for name, tensor in rows[0].items() if name.startswith("spatial"))
+    shape = f"{shape} each" if len(arrays) == len(rows[0]) else "each on a grid of its own"
     Console(stderr=True).print(
-        f"{len(done)} pictures, {shape} each → {output}" + (f"; {failed} could not be read" if failed else ""),
+        f"{len(done)} pictures, {shape} → {output}" + (f"; {failed} could not be read" if failed else ""),
         highlight=False,
         markup=False,
         soft_wrap=True,
@@ -115,6 +126,13 @@ def _arrays(result: Features) -> Arrays:
         named["spatial" + number] = spatial.float().cpu()
         named["prefix" + number] = prefix.float().cpu()
     return named
+
+
+def _joined(rows: list[Arrays]) -> Arrays:
+    """The arrays of all pictures as one each, or numbered where their shapes differ."""
+    if all(row[name].shape == rows[0][name].shape for row in rows for name in rows[0]):
+        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+    return {f"{number}/{name}": tensor[0] for number, row in enumerate(rows) for name, tensor in row.items()}
 
 
 def _check_room(row: Arrays, count: int, folder: Path) -> None:

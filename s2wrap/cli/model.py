@@ -1,7 +1,7 @@
 """The options that name a model: the same words in every command."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,7 +11,26 @@ ImageSize = Annotated[int | None, typer.Option(help="Build the model for this in
 Checkpoint = Annotated[
     Path | None, typer.Option(help="A .safetensors or torch file with the weights, instead of a download.")
 ]
-Fuse = Annotated[str, typer.Option(help="How scales are fused: concat, mean, sum, max, weighted or pyramid.")]
+Fit = Annotated[str, typer.Option(help="How images meet the scales: stretch, aspect or pad.")]
+Whole = Annotated[
+    bool | None,
+    typer.Option("--whole/--tiled", help="Scales in one pass each, or in tiles (default: convolutional ones whole)."),
+]
+Overlap = Annotated[int, typer.Option(help="Tokens that neighbouring tiles share.")]
+Blend = Annotated[str, typer.Option(help="What becomes of them: smooth, trim, constant, triangular or gaussian.")]
+Norm = Annotated[str, typer.Option(help="The scales on one footing: none, l2, layer or std.")]
+TargetGrid = Annotated[
+    str | None, typer.Option(help="Rows and columns of the result: coarsest, finest, the index of a scale, or 48x64.")
+]
+Fuse = Annotated[str, typer.Option(help="How scales are fused: concat, mean, sum, max, weighted, detail or pyramid.")]
 Weights = Annotated[str | None, typer.Option(help="For --fuse weighted: one factor a scale, such as 0.5,0.3,0.2.")]
 Prefix = Annotated[str, typer.Option(help="Prefix tokens: area (averaged), base (of the smallest scale) or drop.")]
 TileBatch = Annotated[int | None, typer.Option(help="Most tiles in one backbone call (default: 4 on a CPU, else 32).")]
+
+
+def target_grid(text: str | None) -> Any:
+    """A target grid as `MultiScale` takes it, from its text; what cannot be read is left for its error."""
+    rows, by, cols = (text or "").partition("x")
+    if by and rows.isdecimal() and cols.isdecimal():
+        return int(rows), int(cols)
+    return int(text) if text is not None and text.removeprefix("-").isdecimal() else text

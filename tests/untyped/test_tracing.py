@@ -27,6 +27,22 @@ def test_export_with_any_batch(vit, strict, scales, fuse):
         assert_same(program.module()(images), model(images))
 
 
+@pytest.mark.parametrize(
+    "options", [{"fit": "pad", "overlap": 2}, {"fuse": "detail"}, {"whole": True, "fit": "aspect"}]
+)
+def test_compile_takes_every_fit_once_it_is_prepared(options):
+    model = s2wrap.wrap(timm.create_model("test_vit", num_classes=0), (1, 2), **options).prepare((100, 180))
+    images = torch.randn(2, 3, 100, 180)
+    with torch.inference_mode():
+        assert_same(torch.compile(model, fullgraph=True, backend="eager")(images), model(images))
+
+
+def test_tracing_an_unprepared_shape_says_what_to_do(vit):
+    model = s2wrap.wrap(vit, (1, 2), fit="pad")
+    with pytest.raises(Exception, match=r"call model.prepare\(\(100, 180\)\) before tracing"):
+        torch.export.export(model, (torch.randn(2, 3, 100, 180),))
+
+
 def test_an_exported_program_survives_being_saved(vit, tmp_path):
     model = s2wrap.wrap(vit, (1, 2))
     images = torch.randn(1, 3, 160, 160)
