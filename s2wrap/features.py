@@ -1,6 +1,6 @@
 """What a model returns: `Features`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from einops import rearrange, reduce
@@ -65,6 +65,18 @@ class Features:
         areas = [scale.tile_hw[0] * scale.tile_hw[1] for scale in self.plan.scales]
         total = sum(area * ran.numel() for area, ran in zip(areas, self.ran, strict=True))
         return 1 - sum(area * int(ran.sum()) for area, ran in zip(areas, self.ran, strict=True)) / total
+
+
+def join(parts: list[Features]) -> Features:
+    """The features of parts of a batch as those of the whole."""
+    if len(parts) == 1:
+        return parts[0]
+    maps = zip(*(part.maps for part in parts), strict=True)
+    prefixes = zip(*(part.prefixes for part in parts), strict=True)
+    joined = Features(tuple(map(torch.cat, maps)), tuple(map(torch.cat, prefixes)), parts[0].plan, parts[0].boxes)
+    if parts[0].ran is None:
+        return joined
+    return replace(joined, ran=tuple(map(torch.cat, zip(*(part.ran or () for part in parts), strict=True))))
 
 
 def _only(tensors: tuple[Tensor, ...], name: str) -> Tensor:

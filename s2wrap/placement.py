@@ -23,17 +23,27 @@ class Placement(nn.Module):
 
     Attributes:
         plan: where the tiles lie.
-        order: indices of the scales, from the smallest image to the largest.
+        order: indices of the scales, from the smallest to the largest.
         own_hw: [scale][layer] rows and columns of its own grid: as many tokens as it has side by side.
         target_hw: [layer] the grid of the result.
         levels: [scale][layer] what reduces the tiles.
         boxes: [scale] (h, w, 4) what each cell looked at, as fractions of the image: left, top, right, bottom.
     """
 
-    def __init__(self, plan: Plan, backbone: Backbone, *, fuse: str, target_grid: Any, blend: str, join_layers: bool):
+    def __init__(
+        self,
+        plan: Plan,
+        backbone: Backbone,
+        *,
+        order: list[int],
+        fuse: str,
+        target_grid: Any,
+        blend: str,
+        join_layers: bool,
+    ):
         super().__init__()
         self.plan = plan
-        self.order = sorted(range(len(plan.scales)), key=lambda k: math.prod(plan.scales[k].image_hw))
+        self.order = order
         layers = range(len(backbone.layouts))
         self.tokens = [[_tokens(scale, backbone, layer) for layer in layers] for scale in plan.scales]
         self.own_hw = [[tokens.own_hw for tokens in of_scale] for of_scale in self.tokens]

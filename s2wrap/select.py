@@ -25,7 +25,7 @@ Heat = Callable[[Tensor, Features], Tensor]
 def choose_tiles(
     images: Tensor, base: Features, plan: Plan, base_scale: int, select: Any, by: Any
 ) -> list[list[list[int]]]:
-    """For each image and scale the indices of the tiles to run: all of the smallest scale, the best of the others.
+    """For each image and scale the indices of the tiles to run: the best of all scales but the smallest.
 
     Args:
         images: normalised images (b, 3, height, width).
@@ -54,7 +54,6 @@ def choose_tiles(
     chosen = []
     for best in scores.argsort(dim=1, descending=True, stable=True)[:, :select].tolist():
         tiles: list[list[int]] = [[] for _ in plan.scales]
-        tiles[base_scale] = list(range(len(plan.scales[base_scale].origins)))
         for k, i in sorted(fine[number] for number in best):
             tiles[k].append(i)
         chosen.append(tiles)

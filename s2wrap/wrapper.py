@@ -2,25 +2,25 @@
 
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 (the field's name for it)
 from torch import Tensor, nn
 
 from s2wrap.backbones import Backbone, as_backbone, load_backbone, parse_spec
 from s2wrap.backbones.backbone import RGB
 from s2wrap.errors import S2WrapError
-from s2wrap.features import Features
+from s2wrap.features import Features, join
 from s2wrap.fusion import NORMS, check_fusion, fuse_scales, level_out, normalise_scales
 from s2wrap.placement import Placement, check_grid
-from s2wrap.plan import Pair, Plan, Scale, check_fit, check_image, parse_scale, plan_image, scale_size
-from s2wrap.resample import BLENDS, Constants, resize
+from s2wrap.plan import Plan, Scale, check_fit, check_image, parse_scale, plan_image, scale_size
+from s2wrap.resample import BLENDS, Constants
 from s2wrap.select import choose_tiles
+from s2wrap.stream import Job, stream
 
 PREFIXES = ("area", "base", "drop")
 TILES_ON_CPU = 4
@@ -119,7 +119,7 @@ class MultiScale(nn.Module):
         self.backbone = backbone
         self.scales = tuple(parse_scale(scale) for scale in scales)
         self.sizes_hw = tuple(scale_size(scale.size, backbone.image_hw) for scale in self.scales)
-        self.base = self.sizes_hw.index(min(self.sizes_hw))
+        self.order = sorted(range(len(self.scales)), key=lambda k: self.sizes_hw[k])
         self.looks = tuple(self._look(scale, fit, policy, whole) for scale in self.scales)
         self.overlap, self.blend, self.norm = overlap, blend, norm
         self.fuse = fuse
@@ -155,9 +155,9 @@ class MultiScale(nn.Module):
         """
         self._check(images)
         if torch.compiler.is_compiling():
-            return self._finish(next(self._stream([self._job(images)], None)))
+            return self._finish(next(stream([self._job(images)], self.backbone, None)), None)
         room = self.tile_batch_for(len(images), images.device)
-        return _join(list(self._run(images.split(room), room, select, by)))
+        return join(list(self._run(images.split(room), room, select, by)))
 
     def encode(self, images: Any, *, select: Any = None, by: Any = "saliency") -> list[Features]:
         """The features of images of any sizes, one `Features` (of a batch of one) each.
@@ -176,8 +176,7 @@ class MultiScale(nn.Module):
         if isinstance(images, str | Path) or not isinstance(images, Iterable):
             raise S2WrapError(f"encode() takes a list of images, not {images!r}; for one image give a list of one")
         room = self.tile_batch_for(1, self.backbone.device)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            return list(self._run(self._read(images), room, select, by))
+        return list(self._run(self._read(images), room, select, by))
 
     def plan(self, image_hw: tuple[int, int]) -> Plan:
         """The sizes and tiles at which an image of this height and width is looked at."""
@@ -197,6 +196,7 @@ class MultiScale(nn.Module):
             placement = Placement(
                 self.plan(image_hw),
                 self.backbone,
+                order=self.order,
                 fuse=self.fuse,
                 target_grid=self.target_grid,
                 blend=self.blend,
@@ -271,115 +271,60 @@ class MultiScale(nn.Module):
         return cast(Placement, self.placements[key])
 
     def _run(self, groups: Iterable[Tensor], room: int, select: Any, by: Any) -> Iterator[Features]:
-        """The features of groups of images of one size each, one a group; one an image with `select`."""
+        """The features of groups of images of one size each: one a group, one an image with `select`."""
         if select is None:
-            yield from map(self._finish, self._stream(map(self._job, groups), room))
+            for job in stream(map(self._job, groups), self.backbone, room):
+                yield self._finish(job, job.ran(None))
             return
         groups = iter(groups)
         while window := list(islice(groups, room)):
-            first = [self._job(images, (self.base,)) for images in window]
-            jobs = [job for seen in self._stream(first, room) for job in self._fine_jobs(seen, select, by)]
-            yield from map(self._finish, self._stream(jobs, room))
+            first = [self._job(images, base_only=True) for images in window]
+            jobs = [job for seen in stream(first, self.backbone, room) for job in self._select(seen, select, by)]
+            for job in stream(jobs, self.backbone, room):
+                yield self._finish(job, job.ran(self.order[0]))
 
-    def _job(self, images: Tensor, scales: tuple[int, ...] | None = None) -> "_Job":
-        """Images of one size, and the scales to look at (all if None), tile by tile."""
+    def _job(self, images: Tensor, *, base_only: bool = False) -> Job:
+        """Images of one size, and the tiles to look at: all, or those of the smallest scale."""
         placement = self._placement((images.shape[-2], images.shape[-1]))
-        chosen = [
-            list(range(len(scale.origins))) if scales is None or k in scales else []
+        todo = [
+            [] if base_only and k != self.order[0] else list(range(len(scale.origins)))
             for k, scale in enumerate(placement.plan.scales)
         ]
-        return _Job(self.normalise(images), placement, chosen)
+        return Job(self.normalise(images), placement, todo)
 
-    def _fine_jobs(self, seen: "_Job", select: Any, by: Any) -> list["_Job"]:
+    def _select(self, seen: Job, select: Any, by: Any) -> list[Job]:
         """For each image of a job whose smallest scale was seen: a job for its most useful tiles."""
-        (base,) = seen.sums.values()
-        plan = seen.placement.plan
-        chosen = choose_tiles(seen.images, base, plan, self.base, select, by)
-        jobs = []
-        for i, tiles in enumerate(chosen):
-            now = slice(i, i + 1)
-            level = Features(tuple(m[now] for m in base.maps), tuple(p[now] for p in base.prefixes))
-            averages = {k: {n: a[now] for n, a in of_scale.items()} for k, of_scale in seen.averages.items()}
-            jobs.append(_Job(seen.images[now], seen.placement, tiles, {self.base: level}, averages, seen.dtype))
+        base = self.order[0]
+        todo = choose_tiles(seen.images, seen.sums[base], seen.placement.plan, base, select, by)
+        jobs = [seen.only(image, tiles) for image, tiles in enumerate(todo)]
+        for job in jobs:
+            job.fill(base)
         return jobs
 
-    def _stream(self, jobs: Iterable["_Job"], room: int | None) -> Iterator["_Job"]:
-        """The jobs in order, each once all its tiles are seen; tiles of all jobs share backbone calls."""
-        waiting: list[_Job] = []
-        for batch in _batches(self._parts(jobs, waiting), room):
-            self._merge_batch(batch, room)
-            batch.clear()  # frees the resized image before the next is made
-            while waiting and waiting[0].missing == 0:
-                yield waiting.pop(0)
-        yield from waiting  # those without any tile left to see
-
-    def _parts(self, jobs: Iterable["_Job"], waiting: list["_Job"]) -> Iterator["_Part"]:
-        """The tiles of all jobs and scales in order, as views of a resized image; one such image is held."""
-        for job in jobs:
-            waiting.append(job)
-            for k in job.placement.order:
-                scale = job.placement.plan.scales[k]
-                if not job.chosen[k] or k in job.sums:
-                    continue
-                resized = resize(job.images, scale.image_hw, interpolation=self.backbone.interpolation)
-                resized = _pad(resized, scale.padding_hw, self.backbone.stride_hw)
-                height, width = scale.tile_hw
-                for index in job.chosen[k]:
-                    top, left = scale.origins[index]
-                    yield _Part(job, k, index, resized[:, :, top : top + height, left : left + width])
-                del resized
-
-    def _merge_batch(self, batch: list["_Part"], room: int | None) -> None:
-        """Run the backbone on a batch of tiles of one size, and add what comes out to each scale's grid."""
-        tiles = torch.cat([part.tile for part in batch]).to(self.backbone.dtype)
-        features = self._look_at(tiles, room)
-        first = 0
-        for run in _runs(batch):
-            last = first + sum(part.tile.shape[0] for part in run)
-            found = Features(
-                tuple(spatial[first:last] for spatial in features.maps),
-                tuple(prefix[first:last] for prefix in features.prefixes),
-            )
-            run[0].job.dtype = found.maps[0].dtype
-            run[0].job.add(found, run[0].scale, run[0].index, len(run))
-            first = last
-
-    def _look_at(self, tiles: Tensor, room: int | None) -> Features:
-        """The backbone's features; whole scales larger than a tile count as so many tiles of the batch."""
-        height, width = self.backbone.image_hw
-        size = max(1, tiles.shape[-2] * tiles.shape[-1] // (height * width))
-        if room is None or size == 1:
-            return self.backbone(tiles)
-        return _join([self.backbone(part) for part in tiles.split(max(1, room // size))])
-
-    def _finish(self, job: "_Job") -> Features:
+    def _finish(self, job: Job, ran: tuple[Tensor, ...] | None) -> Features:
         """The features of a job, from the sums of its scales."""
-        self._fill(job)
-        placement, layers = job.placement, range(len(self.backbone.layouts))
-        fused = [self._fused([_layer(job.sums[k], n) for k in sorted(job.sums)], placement, n, job) for n in layers]
-        if len(fused) == 1:
-            features = fused[0]
-        elif self.join_layers:
-            features = Features(
-                tuple(torch.cat(maps, dim=1) for maps in zip(*(part.maps for part in fused), strict=True)),
-                tuple(torch.cat(parts, dim=2) for parts in zip(*(part.prefixes for part in fused), strict=True)),
-            )
+        layers = [self._fused(job, layer) for layer in range(len(self.backbone.layouts))]
+        if self.join_layers:
+            maps = tuple(torch.cat(parts, dim=1) for parts in zip(*(part.maps for part in layers), strict=True))
+            prefixes = tuple(torch.cat(parts, dim=2) for parts in zip(*(part.prefixes for part in layers), strict=True))
+            features = Features(maps, prefixes) if len(layers) > 1 else layers[0]
         else:
-            features = Features(tuple(part.spatial for part in fused), tuple(part.prefix for part in fused))
-        if torch.compiler.is_compiling():
+            features = Features(tuple(part.spatial for part in layers), tuple(part.prefix for part in layers))
+        if ran is None:
             return features
         height, width = job.images.shape[-2:]
-        boxes = tuple(box * torch.tensor([width, height, width, height]) for box in placement.boxes)
-        plan = replace(placement.plan, image_hw=(height, width))
-        return replace(features, plan=plan, boxes=boxes, ran=job.ran())
+        boxes = tuple(box * torch.tensor([width, height, width, height]) for box in job.placement.boxes)
+        return replace(features, plan=replace(job.placement.plan, image_hw=(height, width)), boxes=boxes, ran=ran)
 
-    def _fused(self, levels: list[Features], placement: Placement, layer: int, job: "_Job") -> Features:
+    def _fused(self, job: Job, layer: int) -> Features:
         """The scales of one layer as one, with the prefix tokens asked for."""
-        levels = normalise_scales(levels, self.norm, self.base)
-        base = levels[self.base].prefix.to(job.dtype)
+        seen = [job.sums[k] for k in range(len(self.scales))]
+        levels = [Features((level.maps[layer],), (level.prefixes[layer],)) for level in seen]
+        levels = normalise_scales(levels, self.norm, self.order[0])
+        base = levels[self.order[0]].prefix.to(job.dtype)
         if self.fuse == "detail":
-            averages = [job.averages[k][layer] for k in placement.order]
-            spatial = level_out(levels[placement.order[-1]].spatial, averages)
+            averages = [job.averages[k][layer] for k in self.order]
+            spatial = level_out(levels[self.order[-1]].spatial, averages)
             features = Features((spatial.to(job.dtype),), (base,))
         else:
             levels = [Features((level.spatial.to(job.dtype),), (level.prefix.to(job.dtype),)) for level in levels]
@@ -388,28 +333,6 @@ class MultiScale(nn.Module):
             return features
         kept = base if self.prefix == "base" else base[:, :0]
         return Features(features.maps, (kept,) * len(features.maps))
-
-    def _fill(self, job: "_Job") -> None:
-        """What the smallest scale saw, in place of the tiles that were not run."""
-        base = job.sums[self.base]
-        for k in job.placement.order:
-            scale = job.placement.plan.scales[k]
-            left_out = sorted(set(range(len(scale.origins))) - set(job.chosen[k]))
-            if k == self.base or not left_out:
-                continue
-            matrices = [
-                [
-                    torch.from_numpy(matrix).to(spatial)
-                    for matrix in tokens.spread_matrices((spatial.shape[-2], spatial.shape[-1]))
-                ]
-                for tokens, spatial in zip(job.placement.tokens[k], base.maps, strict=True)
-            ]
-            for index in left_out:
-                row, col = divmod(index, scale.block_size[1])
-                maps = tuple(
-                    rows[row] @ spatial @ cols[col].T for (rows, cols), spatial in zip(matrices, base.maps, strict=True)
-                )
-                job.add(Features(maps, base.prefixes), k, index, 1)
 
     def _read(self, images: Iterable[Any]) -> Iterator[Tensor]:
         """Images of any kind as batches of one, checked."""
@@ -491,125 +414,6 @@ def wrap(backbone: Any, scales: Any = (1, 2), **options: Any) -> MultiScale:
 def _finite(images: Tensor) -> bool:
     """Whether all values are finite; a sum is much quicker than looking at each, but may overflow."""
     return bool(images.sum().isfinite()) or bool(images.isfinite().all())
-
-
-@dataclass
-class _Job:
-    """Images of one size, and what was seen of them so far: the sums of each scale's tiles."""
-
-    images: Tensor
-    placement: Placement
-    chosen: list[list[int]]
-    sums: dict[int, Features] = field(default_factory=dict)
-    averages: dict[int, dict[int, Tensor]] = field(default_factory=dict)
-    dtype: torch.dtype = torch.float32
-
-    def __post_init__(self):
-        self.missing = sum(len(tiles) for k, tiles in enumerate(self.chosen) if k not in self.sums)
-
-    def add(self, features: Features, scale: int, first: int, tiles: int) -> None:
-        """Merge some tiles of a scale, all images of a tile together."""
-        self.missing -= tiles
-        coarser, merged = self.placement.coarser(scale), []
-        for n, (spatial, prefix) in enumerate(zip(features.maps, features.prefixes, strict=True)):
-            level = self.placement.level(scale, n)
-            if level.average is not None:
-                average = level.average(spatial, prefix, first=first, tiles=tiles).spatial
-                averages = self.averages.setdefault(scale, {})
-                averages[n] = averages[n] + average if n in averages else average
-            if level.correction is not None and coarser is not None:
-                corrected = level.correction(spatial, self.sums[coarser].maps[n], first=first, tiles=tiles)
-                merged.append(level.merge(corrected, prefix, first=first, tiles=tiles))
-                continue
-            merged.append(level.merge(spatial, prefix, first=first, tiles=tiles))
-        if scale not in self.sums:
-            self.sums[scale] = Features(tuple(part.spatial for part in merged), tuple(part.prefix for part in merged))
-            return
-        for total, prefix_total, part in zip(self.sums[scale].maps, self.sums[scale].prefixes, merged, strict=True):
-            total.add_(part.spatial)
-            prefix_total.add_(part.prefix)
-
-    def ran(self) -> tuple[Tensor, ...]:
-        """Which tiles the backbone saw: (b, rows, columns) a scale."""
-        masks = []
-        for scale, tiles in zip(self.placement.plan.scales, self.chosen, strict=True):
-            mask = torch.zeros(len(self.images), len(scale.origins), dtype=torch.bool)
-            mask[:, tiles] = True
-            masks.append(mask.unflatten(1, scale.block_size))
-        return tuple(masks)
-
-
-@dataclass
-class _Part:
-    """One tile (b, 3, h, w) of one scale of a job, and its index."""
-
-    job: _Job
-    scale: int
-    index: int
-    tile: Tensor
-
-
-def _batches(parts: Iterable[_Part], room: int | None) -> Iterator[list[_Part]]:
-    """Tiles of one size, `room` of them at a time or all."""
-    batch: list[_Part] = []
-    size = 0
-    for part in parts:
-        count = part.tile.shape[0]
-        if batch and (batch[0].tile.shape[2:] != part.tile.shape[2:] or (room is not None and size + count > room)):
-            yield batch
-            batch, size = [], 0
-        batch.append(part)
-        size += count
-        del part  # frees the resized image of its scale once the batch is done
-        if room is not None and size >= room:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _pad(images: Tensor, padding_hw: Pair, patch_hw: Pair) -> Tensor:
-    """Images with padding below and to the right: 0, the mean colour of normalised images.
-
-    A patch that is partly image is filled up with the image's last pixels, so that no token that counts saw padding.
-    """
-    below, right = padding_hw
-    if not (below or right):
-        return images
-    rest_h, rest_w = (
-        min(-side % patch, more) for side, patch, more in zip(images.shape[-2:], patch_hw, padding_hw, strict=True)
-    )
-    filled = F.pad(images, (0, rest_w, 0, rest_h), mode="replicate")
-    return F.pad(filled, (0, right - rest_w, 0, below - rest_h))
-
-
-def _runs(batch: list[_Part]) -> Iterator[list[_Part]]:
-    """The neighbours among the tiles of a batch: one scale of one job, index after index."""
-    run = batch[:1]
-    for part in batch[1:]:
-        last = run[-1]
-        if part.job is last.job and part.scale == last.scale and part.index == last.index + 1:
-            run.append(part)
-        else:
-            yield run
-            run = [part]
-    yield run
-
-
-def _layer(features: Features, layer: int) -> Features:
-    return Features((features.maps[layer],), (features.prefixes[layer],))
-
-
-def _join(parts: list[Features]) -> Features:
-    """The features of parts of a batch as those of the whole."""
-    if len(parts) == 1:
-        return parts[0]
-    maps = zip(*(part.maps for part in parts), strict=True)
-    prefixes = zip(*(part.prefixes for part in parts), strict=True)
-    joined = Features(tuple(map(torch.cat, maps)), tuple(map(torch.cat, prefixes)), parts[0].plan, parts[0].boxes)
-    if parts[0].ran is None:
-        return joined
-    return replace(joined, ran=tuple(map(torch.cat, zip(*(part.ran or () for part in parts), strict=True))))
 
 
 def load(

@@ -84,6 +84,22 @@ def test_a_pyramid_is_numbered(photos, tmp_path):
         assert file["spatial_1"].shape == (3, 64, 20, 20)
 
 
+def test_pictures_of_other_shapes_keep_their_own_grids(photos, tmp_path, capsys):
+    output, weights = tmp_path / "out.safetensors", checkpoint(tmp_path)
+    arguments = ["--fit", "pad", "--overlap", "2", "--target-grid", "finest", "--checkpoint", weights]
+    assert run("features", photos, "--model", "timm:test_vit@1,2", *arguments, "--output", output) == 0
+    assert "3 pictures, each on a grid of its own" in " ".join(capsys.readouterr().err.split())
+    backbone = s2wrap.load("timm:test_vit@1", checkpoint=weights).backbone
+    model = s2wrap.wrap(backbone, (1, 2), fit="pad", overlap=2, target_grid="finest")
+    with safe_open(output, "pt") as file:
+        for number, name in enumerate(json.loads(file.metadata()["files"])):
+            expected = model(load_image(name)[None])
+            torch.testing.assert_close(file.get_tensor(f"{number}/spatial"), expected.spatial[0], atol=5e-5, rtol=0)
+            torch.testing.assert_close(file.get_tensor(f"{number}/prefix"), expected.prefix[0], atol=5e-5, rtol=0)
+    run("features", photos, *MODEL, "--fit", "aspect", "--target-grid", "7x9", "--output", tmp_path / "out.npz")
+    assert np.load(tmp_path / "out.npz")["spatial"].shape == (3, 128, 7, 9)
+
+
 def test_a_damaged_picture_stops_or_is_skipped_and_counted(photos, tmp_path, capsys):
     (photos / "bad.jpg").write_bytes((photos / "astronaut.jpg").read_bytes()[:5000])
     output = tmp_path / "out.safetensors"
@@ -211,6 +227,20 @@ def test_inspect_says_what_was_found(capsys):
     assert found["multiply_adds"] == 5 * (12 * block + 196 * 192 * 3 * 16 * 16)
     assert run("inspect", "timm:test_resnet@1,2") == 0
     assert "multiply-adds" in capsys.readouterr().out
+
+
+def test_inspect_follows_the_fit_and_the_image(capsys):
+    options = ["--fit", "pad", "--image", "100x300", "--target-grid", "finest", "--json"]
+    assert run("inspect", "timm:test_vit@1,2,3:whole", *options) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["looked_at_hw"] == [100, 300]
+    assert [scale["image_hw"] for scale in found["scales"]] == [[53, 160], [107, 320], [160, 480]]
+    assert [scale["tiles"] for scale in found["scales"]] == [[1, 1], [1, 2], [1, 1]]
+    assert [scale["padding_hw"] for scale in found["scales"]] == [[107, 0], [53, 0], [0, 0]]
+    assert found["tokens"] == 3 * 101 + 10 * 30 + 1
+    assert found["result_chw"] == [192, 10, 30]
+    assert run("inspect", "timm:test_vit@1", "--image", "big") == 2
+    assert "write height and width as 480x640" in capsys.readouterr().err
 
 
 def test_the_command_runs_as_a_program():

@@ -20,3 +20,19 @@ def test_a_vits_multiply_adds_are_those_of_the_formula():
 def test_a_resnets_multiply_adds_are_the_known_ones():
     cost = count_cost(s2wrap.wrap(timm.create_model("resnet50", num_classes=0), (1,)))
     assert cost.multiply_adds == pytest.approx(4.09e9, rel=0.01)  # He et al. 2016 count 3.8, with the stride elsewhere
+
+
+def test_a_whole_scale_costs_what_it_is():
+    """A convolution costs by the pixel: 2 × 2 tiles, or four times the image at once."""
+    network = timm.create_model("resnet50", num_classes=0)
+    one = count_cost(s2wrap.wrap(network, (1,)))
+    whole, tiled = (count_cost(s2wrap.wrap(network, (2,), whole=whole)) for whole in (True, False))
+    assert (whole.tiles, tiled.tiles) == (1, 4)
+    assert whole.multiply_adds == tiled.multiply_adds == 4 * one.multiply_adds
+    assert whole.tokens == tiled.tokens == 4 * 49
+    assert whole.peak_tokens == 4 * 49
+
+
+def test_an_images_shape_counts_where_it_is_kept():
+    model = s2wrap.wrap(timm.create_model("test_vit", num_classes=0), (1, 2), fit="aspect")
+    assert [count_cost(model, image_hw).tiles for image_hw in ((100, 100), (100, 200))] == [5, 3]

@@ -86,7 +86,7 @@ def test_a_pyramid_keeps_every_scale_and_asks_which():
 @pytest.mark.parametrize(
     ("fuse", "weights", "words"),
     [
-        ("average", None, "use one of concat, mean, sum, max, weighted, pyramid"),
+        ("average", None, "use one of concat, mean, sum, max, weighted, detail, pyramid"),
         ("weighted", None, "give 2 numbers"),
         ("mean", (1.0, 2.0), "weights belong to fuse='weighted'"),
         ("weighted", (1.0,), "for 2 scales"),

@@ -13,6 +13,7 @@ def test_python_blocks_run_and_print_what_they_say(monkeypatch, tmp_path):
     """A line that ends in a comment with a shape must give that shape."""
     monkeypatch.chdir(tmp_path)
     namespace = {"images": torch.rand(2, 3, 500, 400), "backbone": torch.nn.AvgPool2d(16)}
+    namespace["pictures"] = [torch.rand(3, 200, 300), torch.rand(3, 300, 100)]
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(blocks) >= 3
     checked = 0

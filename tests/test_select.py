@@ -61,6 +61,24 @@ def test_selecting_none_is_the_smallest_scale_enlarged(vit):
     assert features.saved == pytest.approx(4 / 5)
 
 
+def test_detail_fusion_takes_what_was_left_out_from_the_smallest_scale(vit):
+    """Also where none of the middle scale's tiles runs, which the finest is corrected by."""
+    images = torch.randn(1, 3, 160, 160)
+    model = s2wrap.wrap(vit, (1, 2, 3), fuse="detail")
+    coarse = model(images, select=0)
+
+    def finest_corner(images, features):
+        heat = torch.zeros(1, 30, 30)
+        heat[:, :5, :5] = 1
+        return heat
+
+    found = model(images, select=1, by=finest_corner)
+    assert [mask.sum().item() for mask in found.ran] == [1, 0, 1]
+    moved = (found.spatial - coarse.spatial)[:, :, 10:, 10:]  # by the average of all only, alike everywhere
+    torch.testing.assert_close(moved, moved[:, :, :1, :1].expand_as(moved), atol=1e-4, rtol=0)
+    assert (found.spatial - coarse.spatial)[:, :, :10, :10].std(dim=(2, 3)).mean() > 0.01
+
+
 def test_the_selected_part_is_that_of_the_plain_pass_and_the_rest_comes_from_the_smallest_scale(vit):
     images = torch.randn(1, 3, 160, 160)
     model = s2wrap.wrap(vit, (1, 2), fuse="pyramid")

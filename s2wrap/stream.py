@@ -1,0 +1,213 @@
+"""Tiles in, sums out: the tiles of many images and scales go through the backbone in full batches, one stream."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (the field's name for it)
+from torch import Tensor
+
+from s2wrap.backbones import Backbone
+from s2wrap.features import Features, join
+from s2wrap.placement import Placement
+from s2wrap.plan import Pair
+from s2wrap.resample import resize
+
+
+@dataclass
+class Job:
+    """Images of one size, which of their tiles to run, and what was seen so far.
+
+    Attributes:
+        images: (b, 3, height, width), normalised.
+        placement: the matrices for their size.
+        todo: [scale] indices of the tiles to run.
+        sums: [scale] what its tiles make on its grid: a map and prefix tokens a layer.
+        averages: [scale] the average feature (b, c, 1, 1) a layer, for detail fusion only.
+        dtype: the precision of the backbone's answers.
+    """
+
+    images: Tensor
+    placement: Placement
+    todo: list[list[int]]
+    sums: dict[int, Features] = field(default_factory=dict)
+    averages: dict[int, list[Tensor]] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float32
+
+    def __post_init__(self):
+        self.missing = sum(map(len, self.todo))
+
+    def add(self, features: Features, scale: int, first: int, tiles: int, *, correct: bool = True) -> None:
+        """Merge some tiles of a scale, all images of a tile together; for detail fusion, corrected by the coarser."""
+        coarser, merged, averages = self.placement.coarser(scale), [], []
+        for n, (spatial, prefix) in enumerate(zip(features.maps, features.prefixes, strict=True)):
+            level = self.placement.level(scale, n)
+            if level.average is not None:
+                averages.append(level.average(spatial, prefix, first=first, tiles=tiles).spatial)
+            if level.correction is not None and coarser is not None and correct:
+                corrected = level.correction(spatial, self.sums[coarser].maps[n], first=first, tiles=tiles)
+                merged.append(level.merge(corrected, prefix, first=first, tiles=tiles))
+            else:
+                merged.append(level.merge(spatial, prefix, first=first, tiles=tiles))
+        if scale not in self.sums:
+            self.sums[scale] = Features(tuple(part.spatial for part in merged), tuple(part.prefix for part in merged))
+            self.averages[scale] = averages
+            return
+        for total, prefix_total, part in zip(self.sums[scale].maps, self.sums[scale].prefixes, merged, strict=True):
+            total.add_(part.spatial)
+            prefix_total.add_(part.prefix)
+        for total, average in zip(self.averages[scale], averages, strict=True):
+            total.add_(average)
+
+    def only(self, image: int, todo: list[list[int]]) -> "Job":
+        """The job of one of the images, with other tiles to run, from what was seen of it."""
+        now = slice(image, image + 1)
+        sums = {
+            k: Features(tuple(part[now] for part in seen.maps), tuple(part[now] for part in seen.prefixes))
+            for k, seen in self.sums.items()
+        }
+        averages = {k: [average[now] for average in of_scale] for k, of_scale in self.averages.items()}
+        return Job(self.images[now], self.placement, todo, sums, averages, self.dtype)
+
+    def fill(self, base: int) -> None:
+        """Put what the base scale saw in place of all tiles of other scales that are not to run."""
+        seen = self.sums[base]
+        for k in self.placement.order:
+            scale = self.placement.plan.scales[k]
+            left_out = sorted(set(range(len(scale.origins))) - set(self.todo[k]))
+            if k == base or not left_out:
+                continue
+            matrices = [
+                [torch.from_numpy(matrix).to(spatial) for matrix in tokens.spread_matrices(_hw(spatial))]
+                for tokens, spatial in zip(self.placement.tokens[k], seen.maps, strict=True)
+            ]
+            for index in left_out:
+                row, col = divmod(index, scale.block_size[1])
+                maps = tuple(
+                    rows[row] @ spatial @ cols[col].T for (rows, cols), spatial in zip(matrices, seen.maps, strict=True)
+                )
+                self.add(Features(maps, seen.prefixes), k, index, 1, correct=False)
+
+    def ran(self, before: int | None) -> tuple[Tensor, ...]:
+        """Which tiles the backbone saw, (b, rows, columns) a scale; all of the scale that it saw before."""
+        masks = []
+        for k, (scale, tiles) in enumerate(zip(self.placement.plan.scales, self.todo, strict=True)):
+            mask = torch.full((self.images.shape[0], len(scale.origins)), k == before)
+            mask[:, tiles] = True
+            masks.append(mask.unflatten(1, scale.block_size))
+        return tuple(masks)
+
+
+def stream(jobs: Iterable[Job], backbone: Backbone, room: int | None) -> Iterator[Job]:
+    """The jobs in order, each once all its tiles are seen; tiles of all jobs share backbone calls.
+
+    Args:
+        jobs: read one after the other, as room is.
+        backbone: sees tiles of one size a call.
+        room: the most tiles in one call; all that come in a row if None.
+    """
+    waiting: list[Job] = []
+    for batch in _batches(_parts(jobs, waiting, backbone), room):
+        _run_batch(batch, backbone, room)
+        batch.clear()  # frees the resized image before the next is made
+        while waiting and waiting[0].missing == 0:
+            yield waiting.pop(0)
+    yield from waiting  # those without any tile left to see
+
+
+@dataclass
+class _Part:
+    """One tile (b, 3, h, w) of one scale of a job, and its index."""
+
+    job: Job
+    scale: int
+    index: int
+    tile: Tensor
+
+
+def _parts(jobs: Iterable[Job], waiting: list[Job], backbone: Backbone) -> Iterator[_Part]:
+    """The tiles of all jobs, from the smallest scale to the largest, as views of a resized image; one such is held."""
+    for job in jobs:
+        waiting.append(job)
+        for k in job.placement.order:
+            if not job.todo[k]:
+                continue
+            scale = job.placement.plan.scales[k]
+            resized = resize(job.images, scale.image_hw, interpolation=backbone.interpolation)
+            resized = _pad(resized, scale.padding_hw, backbone.stride_hw)
+            height, width = scale.tile_hw
+            for index in job.todo[k]:
+                top, left = scale.origins[index]
+                yield _Part(job, k, index, resized[:, :, top : top + height, left : left + width])
+            del resized
+
+
+def _batches(parts: Iterable[_Part], room: int | None) -> Iterator[list[_Part]]:
+    """Tiles of one size, `room` of them at a time or all."""
+    batch: list[_Part] = []
+    size = 0
+    for part in parts:
+        count = part.tile.shape[0]
+        if batch and (_hw(batch[0].tile) != _hw(part.tile) or (room is not None and size + count > room)):
+            yield batch
+            batch, size = [], 0
+        batch.append(part)
+        size += count
+        del part  # frees the resized image of its scale once the batch is done
+        if room is not None and size >= room:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _run_batch(batch: list[_Part], backbone: Backbone, room: int | None) -> None:
+    """Run the backbone on a batch of tiles of one size, and give each job what comes out."""
+    tiles = torch.cat([part.tile for part in batch]).to(backbone.dtype)
+    (height, width), (own_h, own_w) = _hw(tiles), backbone.image_hw
+    area = max(1, height * width // (own_h * own_w))  # a whole scale counts as so many tiles
+    if room is None or area == 1:
+        features = backbone(tiles)
+    else:
+        features = join([backbone(part) for part in tiles.split(max(1, room // area))])
+    first = 0
+    for run in _runs(batch):
+        last = first + sum(part.tile.shape[0] for part in run)
+        maps = tuple(spatial[first:last] for spatial in features.maps)
+        prefixes = tuple(prefix[first:last] for prefix in features.prefixes)
+        job, first = run[0].job, last
+        job.dtype = maps[0].dtype
+        job.add(Features(maps, prefixes), run[0].scale, run[0].index, len(run))
+        job.missing -= len(run)
+
+
+def _runs(batch: list[_Part]) -> Iterator[list[_Part]]:
+    """The neighbours among the tiles of a batch: one scale of one job, index after index."""
+    run = batch[:1]
+    for part in batch[1:]:
+        last = run[-1]
+        if part.job is last.job and part.scale == last.scale and part.index == last.index + 1:
+            run.append(part)
+        else:
+            yield run
+            run = [part]
+    yield run
+
+
+def _pad(images: Tensor, padding_hw: Pair, patch_hw: Pair) -> Tensor:
+    """Images with padding below and to the right: 0, the mean colour of normalised images.
+
+    A patch that is partly image is filled up with the image's last pixels, so that no token that counts saw padding.
+    """
+    below, right = padding_hw
+    if not (below or right):
+        return images
+    rest_h, rest_w = (
+        min(-side % patch, more) for side, patch, more in zip(_hw(images), patch_hw, padding_hw, strict=True)
+    )
+    filled = F.pad(images, (0, rest_w, 0, rest_h), mode="replicate")
+    return F.pad(filled, (0, right - rest_w, 0, below - rest_h))
+
+
+def _hw(images: Tensor) -> Pair:
+    return images.shape[-2], images.shape[-1]
