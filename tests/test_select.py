@@ -78,6 +78,17 @@ def test_detail_fusion_takes_what_was_left_out_from_the_smallest_scale(vit):
     torch.testing.assert_close(moved, moved[:, :, :1, :1].expand_as(moved), atol=1e-4, rtol=0)
     assert (found.spatial - coarse.spatial)[:, :, :10, :10].std(dim=(2, 3)).mean() > 0.01
 
+    def middle_scale(images, features):  # the upper left quarter: no tile of the finest scale lies in it so well
+        heat = torch.zeros(1, 12, 12)
+        heat[:, :6, :6] = torch.tensor([0.0, 0, 0, 0, 1, 1])
+        heat[:, 4:6, :6] = 1
+        return heat
+
+    found = model(images, select=1, by=middle_scale)
+    assert [mask.sum().item() for mask in found.ran] == [1, 1, 0]
+    moved = found.spatial - coarse.spatial
+    torch.testing.assert_close(moved, moved[:, :, :1, :1].expand_as(moved), atol=1e-4, rtol=0)
+
 
 def test_the_selected_part_is_that_of_the_plain_pass_and_the_rest_comes_from_the_smallest_scale(vit):
     images = torch.randn(1, 3, 160, 160)
