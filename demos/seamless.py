@@ -26,8 +26,8 @@ from skimage import data
 from torch import Tensor
 
 import s2wrap
-from s2wrap.features import Features
 from s2wrap.files import whole_file
+from s2wrap.plan import Plan, ScalePlan
 
 PHOTOS = {
     "astronaut": data.astronaut,
@@ -53,6 +53,7 @@ def main(
     """Write the picture."""
     backbone = s2wrap.load("sample:dinov2_s14").backbone
     models = [s2wrap.wrap(backbone, scales, **options) for scales, options in MODES.values()]
+    plans = [model.plan(backbone.image_hw) for model in models]
     figure, axes = plt.subplots(
         photos,
         1 + len(models),
@@ -70,13 +71,12 @@ def main(
         pixels = _square(photo())
         images = rearrange(torch.from_numpy(pixels), "h w c -> 1 c h w")
         with torch.inference_mode():
-            looks = [model(images) for model in models]
+            pictures = pca_pictures([model(images).spatial for model in models])
         row[0].imshow(pixels)
-        pictures = pca_pictures([look.spatial for look in looks])
-        for axis, look, picture in zip(row[1:], looks, pictures, strict=True):
+        for axis, plan, picture in zip(row[1:], plans, pictures, strict=True):
             axis.imshow(picture, interpolation="nearest")
-            mark_borders(axis, look)
-        for axis, title in zip(row, ["photograph\n", *map(_title, MODES, looks)], strict=True):
+            mark_borders(axis, plan.scales[-1], len(picture))
+        for axis, title in zip(row, ["photograph\n", *map(_title, MODES, plans, pictures)], strict=True):
             axis.tick_params(labelbottom=False, labelleft=False)
             axis.spines[:].set_visible(False)
             if axis in axes[0]:
@@ -105,24 +105,19 @@ def pca_pictures(maps: list[Tensor]) -> list[np.ndarray]:
     return pictures
 
 
-def mark_borders(axis: Axes, look: Features) -> None:
-    """Ticks where the tiles of the largest scale meet."""
-    assert look.plan is not None  # no traced model
-    scale = look.plan.scales[-1]
-    rows, cols = look.spatial.shape[-2:]
-    axis.set_yticks([end / scale.rows.content * rows - 0.5 for _, end in scale.rows.owned[:-1]])
-    axis.set_xticks([end / scale.cols.content * cols - 0.5 for _, end in scale.cols.owned[:-1]])
+def mark_borders(axis: Axes, scale: ScalePlan, tokens: int) -> None:
+    """Ticks where the tiles of a scale meet, on a picture with so many tokens a side."""
+    axis.set_yticks([end / scale.rows.content * tokens - 0.5 for _, end in scale.rows.owned[:-1]])
+    axis.set_xticks([end / scale.cols.content * tokens - 0.5 for _, end in scale.cols.owned[:-1]])
     axis.tick_params(length=6, width=1.5)
 
 
-def _title(name: str, look: Features) -> str:
+def _title(name: str, plan: Plan, picture: np.ndarray) -> str:
     """The name of a mode, what its map is like and what it costs."""
-    assert look.plan is not None  # no traced model
-    rows, cols = look.spatial.shape[-2:]
-    height, width = look.plan.scales[-1].tile_hw
-    passes = look.plan.num_tiles
-    many = "1 pass" if passes == 1 else f"{passes} passes"
-    return f"{name}\n{rows}×{cols} tokens, {many}\nof {height}×{width} pixels"
+    rows, cols = picture.shape[:2]
+    height, width = plan.scales[-1].tile_hw
+    passes = "1 pass" if plan.num_tiles == 1 else f"{plan.num_tiles} passes"
+    return f"{name}\n{rows}×{cols} tokens, {passes}\nof {height}×{width} pixels"
 
 
 def _square(pixels: np.ndarray) -> np.ndarray:

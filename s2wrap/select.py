@@ -1,7 +1,7 @@
 """Fewer tiles, training-free: which tiles of the finer scales are worth a backbone call.
 
 A heat map says what is useful where; a tile is as useful as the average heat of what it answers for. `by` is
-"saliency", "detail" or any function `(images, features) -> (b, h, w)` of the normalised images and of what the
+"detail", "saliency" or any function `(images, features) -> (b, h, w)` of the normalised images and of what the
 smallest scale saw; `similar_to` and `inside` make such functions.
 """
 
@@ -33,7 +33,7 @@ def choose_tiles(
         plan: where the tiles lie.
         base_scale: index of the smallest scale.
         select: how many tiles of the other scales together.
-        by: what is useful: "saliency", "detail" or a function.
+        by: what is useful: "detail", "saliency" or a function.
 
     Raises:
         S2WrapError: more tiles than there are, an unknown `by`, or heat that is no map of finite numbers.
@@ -62,7 +62,7 @@ def choose_tiles(
 
 def heat_for(by: Any) -> Heat:
     """The function that a word names, or the one given."""
-    words = {"saliency": saliency, "detail": detail}
+    words = {"detail": detail, "saliency": saliency}
     if isinstance(by, str) and by in words:
         return words[by]
     if not callable(by):

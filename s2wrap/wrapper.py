@@ -138,7 +138,7 @@ class MultiScale(nn.Module):
             self.requires_grad_(False)
             self.eval()
 
-    def forward(self, images: Any, *, select: Any = None, by: Any = "saliency") -> Features:
+    def forward(self, images: Any, *, select: Any = None, by: Any = "detail") -> Features:
         """The features of a batch of images.
 
         Args:
@@ -147,7 +147,7 @@ class MultiScale(nn.Module):
                 mean and std.
             select: how many of the finer scales' tiles to run for each image: the most useful ones; the others are
                 filled from the smallest scale. All if None.
-            by: what is useful: "saliency", "detail", or a function, see `s2wrap.select`.
+            by: what is useful: "detail", "saliency", or a function, see `s2wrap.select`.
 
         Raises:
             S2WrapError: another shape or type, no images, values that are not finite (checked on the CPU only: on a
@@ -159,7 +159,7 @@ class MultiScale(nn.Module):
         room = self.tile_batch_for(len(images), images.device)
         return join(list(self._run(images.split(room), room, select, by)))
 
-    def encode(self, images: Any, *, select: Any = None, by: Any = "saliency") -> list[Features]:
+    def encode(self, images: Any, *, select: Any = None, by: Any = "detail") -> list[Features]:
         """The features of images of any sizes, one `Features` (of a batch of one) each.
 
         Tiles of all images share backbone calls. Images are read one after the other, so that memory holds few.

@@ -30,7 +30,7 @@ def test_only_the_selected_tiles_run_and_the_mask_says_which(counting):
     images[0, :, 140:180, 10:50] = 5  # in the tile at the lower left
     images[1, :, 70:120, 70:120] = 5  # in the middle
     counting.tiles = 0
-    features = model(images, select=1)
+    features = model(images, select=1, by="saliency")
     assert counting.tiles == 2 * (1 + 1)
     assert features.ran[0].all()
     assert features.ran[1].nonzero().tolist() == [[0, 2, 0], [1, 1, 1]]
@@ -148,7 +148,7 @@ def test_half_precision_stays(vit):
         (-1, "saliency", "use 0 to 13"),
         (1.5, "saliency", "use 0 to 13"),
         (True, "saliency", "use 0 to 13"),
-        (2, "interest", "by='interest' is unknown; use 'saliency', 'detail', s2wrap.similar_to(vectors)"),
+        (2, "interest", "by='interest' is unknown; use 'detail', 'saliency', s2wrap.similar_to(vectors)"),
         (2, lambda images, features: torch.zeros(3), "must give finite heat (b, h, w)"),
         (2, lambda images, features: torch.full((1, 2, 2), float("nan")), "must give finite heat (b, h, w)"),
         (2, similar_to(torch.ones(5)), "vectors of 5 channels; tokens have 64"),
