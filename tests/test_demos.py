@@ -1,3 +1,5 @@
+import csv
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -35,3 +37,36 @@ def test_seamless_writes_a_picture_with_a_title_and_something_in_every_panel(tmp
         assert panel.std() > 5
         title = picture[int(0.12 * height) : int(0.26 * height), left : left + width // 10]
         assert title.std() > 5
+
+
+@pytest.mark.usefixtures("has_samples")
+def test_defects_writes_a_line_for_each_way_to_look_and_a_picture_with_something_in_every_panel(tmp_path):
+    for package in ("conformal_clip_data", "sklearn"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"needs {package}")
+    output, table = tmp_path / "defects.png", tmp_path / "defects.csv"
+    command = [sys.executable, DEMOS / "defects.py", "--backbones", "efficientnet_lite0", "--pictures", "5"]
+    subprocess.run([*command, "--output", output, "--csv", table], check=True, capture_output=True)
+    with table.open() as stream:
+        lines = {line["scales"]: line for line in csv.DictReader(stream)}
+    passes = {scales: line["passes"] for scales, line in lines.items()}
+    assert passes == {
+        "two numbers": "0",
+        "1×": "1",
+        "S² 1, 2": "5",
+        "S² 1, 2, 3": "14",
+        "whole 2×": "1",
+        "S² 1, 2 whole": "2",
+        "whole 3×": "1",
+        "S² 1, 2, 3 whole": "3",
+    }
+    for line in lines.values():
+        assert all(0 <= float(line[f"{score} mean"]) <= 1 for score in ("accuracy", "local", "global"))
+    assert min(float(lines["two numbers"][f"{kind} mean"]) for kind in ("local", "global")) > 0.9
+    assert output.stat().st_size < 1_000_000
+    picture = np.asarray(Image.open(output).convert("RGB")).astype(float)
+    height, width = picture.shape[:2]
+    for row in range(6):
+        for col in range(5):
+            top, left = int((0.09 + 0.147 * row) * height), int((0.1 + 0.19 * col) * width)
+            assert picture[top : top + height // 16, left : left + width // 12].std() > 5
