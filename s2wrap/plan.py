@@ -4,7 +4,6 @@
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -254,18 +253,21 @@ def parse_scale(scale: Any) -> Scale:
     else:
         parsed = Scale(scale)
     _number(parsed.size)
-    check_fit(parsed.fit, parsed.policy)
-    if parsed.max_tiles is not None and not (isinstance(parsed.max_tiles, int) and parsed.max_tiles >= 1):
-        raise S2WrapError(f"max_tiles={parsed.max_tiles!r} is no number of tiles; use 1 or more")
+    check_fit(parsed.fit, parsed.policy, parsed.whole)
+    tiles = parsed.max_tiles
+    if tiles is not None and (isinstance(tiles, bool) or not isinstance(tiles, int) or tiles < 1):
+        raise S2WrapError(f"max_tiles={tiles!r} is no number of tiles; use 1 or more")
     return parsed
 
 
-def check_fit(fit: Any, policy: Any) -> None:
-    """Raise S2WrapError for a fit or policy that does not exist."""
+def check_fit(fit: Any, policy: Any, whole: Any) -> None:
+    """Raise S2WrapError for a fit, policy or whole that does not exist; None is left for the model to decide."""
     if fit not in (None, *FITS):
         raise S2WrapError(f"fit={fit!r} is unknown; use one of {', '.join(FITS)}")
-    if not (policy is None or isinstance(policy, Callable) or policy in POLICIES):
+    if not (policy is None or callable(policy) or (isinstance(policy, str) and policy in POLICIES)):
         raise S2WrapError(f"policy={policy!r} is unknown; use a function or one of {', '.join(POLICIES)}")
+    if whole not in (None, True, False):
+        raise S2WrapError(f"whole={whole!r} is unknown; use True, False (tiles), or None for the default")
 
 
 def _number(size: Any) -> tuple[float, bool]:

@@ -84,9 +84,9 @@ class MultiScale(nn.Module):
         backbone: Backbone,
         scales: Any = (1, 2),
         *,
-        fit: str = "stretch",
+        fit: Any = "stretch",
         policy: Any = None,
-        whole: bool | None = None,
+        whole: Any = None,
         overlap: Any = 0,
         blend: str = "smooth",
         fuse: str = "concat",
@@ -115,7 +115,7 @@ class MultiScale(nn.Module):
             raise S2WrapError("fuse='pyramid' gives a map a scale, join_layers=False a map a layer; choose one")
         if fuse == "detail" and norm != "none":
             raise S2WrapError(f"norm={norm!r} with fuse='detail', which mixes scales as they are; use norm='none'")
-        check_fit(fit, policy)
+        check_fit("" if fit is None else fit, policy, whole)
         self.backbone = backbone
         self.scales = tuple(parse_scale(scale) for scale in scales)
         self.sizes_hw = tuple(scale_size(scale.size, backbone.image_hw) for scale in self.scales)
@@ -234,7 +234,7 @@ class MultiScale(nn.Module):
             self.backbone.eval()
         return self
 
-    def _look(self, scale: Scale, fit: str, policy: Any, whole: bool | None) -> Scale:
+    def _look(self, scale: Scale, fit: Any, policy: Any, whole: Any) -> Scale:
         """A scale with every option decided."""
         fit = scale.fit or fit
         size_hw = scale_size(scale.size, self.backbone.image_hw)

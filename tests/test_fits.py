@@ -416,6 +416,10 @@ def test_scales_as_text_carry_their_options(vit):
     ("options", "words"),
     [
         ({"fit": "crop"}, "fit='crop' is unknown; use one of stretch, aspect, pad"),
+        ({"fit": None}, "use one of stretch, aspect, pad"),
+        ({"whole": "yes"}, "whole='yes' is unknown; use True, False (tiles)"),
+        ({"scales": (1, Scale(2, max_tiles=True))}, "max_tiles=True is no number of tiles"),
+        ({"fit": "aspect", "policy": ["closest"]}, "use a function or one of closest"),
         ({"fit": "aspect", "policy": "best"}, "use a function or one of closest, nvila, anyres, internvl"),
         ({"overlap": 8}, "overlap=8 tokens, but a tile of Local has 8; use 0 to 7"),
         ({"overlap": -1}, "use 0 to 7"),
