@@ -182,7 +182,7 @@ class Backbone(nn.Module):
                     try:
                         self(image)
                     except S2WrapError as error:
-                        reason = reason or str(error)
+                        reason = reason or str(error).removesuffix("; use whole=False")
                     else:
                         if all(map(torch.allclose, self(own).maps, before.maps)):
                             return ""
