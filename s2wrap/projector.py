@@ -22,7 +22,7 @@ from s2wrap.errors import S2WrapError
 from s2wrap.plan import Pair, Scale
 
 
-def dynamic_s2(sizes: Sequence[int] = (448, 896, 1344), *, max_tiles: int = 12) -> dict[str, Any]:
+def dynamic_s2(sizes: Any = (448, 896, 1344), *, max_tiles: int = 12) -> dict[str, Any]:
     """The options of NVILA's dynamic-S2, for `wrap` and `load`.
 
     The smaller sizes are squares; the largest gets the rows and columns of tiles that suit the image, at most
@@ -35,7 +35,9 @@ def dynamic_s2(sizes: Sequence[int] = (448, 896, 1344), *, max_tiles: int = 12) 
     >>> dynamic_s2()["scales"][0]
     Scale(size='448px', fit='stretch', whole=False, policy=None, max_tiles=None)
     """
-    if len(sizes) < 1 or list(sizes) != sorted(set(sizes)) or any(size % sizes[0] for size in sizes):
+    if not isinstance(sizes, Sequence) or not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise S2WrapError(f"sizes={sizes!r} are no sides in pixels; use whole numbers such as (448, 896, 1344)")
+    if not sizes or list(sizes) != sorted(set(sizes)) or any(size % sizes[0] for size in sizes):
         raise S2WrapError(
             f"sizes={tuple(sizes)}; dynamic-S2 takes increasing multiples of the first, as (448, 896, 1344)"
         )

@@ -44,6 +44,8 @@ def choose_tiles(
             f"select={select!r}, but an image of {plan.image_hw[0]}×{plan.image_hw[1]} pixels has {len(fine)} tiles "
             f"beyond the smallest scale; use 0 to {len(fine)}"
         )
+    if not fine:
+        return [[[] for _ in plan.scales] for _ in images]
     heat = heat_for(by)(images, base) if select < len(fine) else images.new_zeros(len(images), 1, 1)
     if not isinstance(heat, Tensor) or heat.ndim != 3 or len(heat) != len(images) or not heat.isfinite().all():
         shape = tuple(heat.shape) if isinstance(heat, Tensor) else type(heat).__name__

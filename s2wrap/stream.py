@@ -1,5 +1,6 @@
 """Tiles in, sums out: the tiles of many images and scales go through the backbone in full batches, one stream."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -134,7 +135,7 @@ def _parts(jobs: Iterable[Job], waiting: list[Job], backbone: Backbone) -> Itera
                 continue
             scale = job.placement.plan.scales[k]
             resized = resize(job.images, scale.image_hw, interpolation=backbone.interpolation)
-            resized = _pad(resized, scale.padding_hw, backbone.stride_hw)
+            resized = _pad(resized, scale.padding_hw, backbone)
             height, width = scale.tile_hw
             for index in job.todo[k]:
                 top, left = scale.origins[index]
@@ -194,19 +195,18 @@ def _runs(batch: list[_Part]) -> Iterator[list[_Part]]:
     yield run
 
 
-def _pad(images: Tensor, padding_hw: Pair, patch_hw: Pair) -> Tensor:
+def _pad(images: Tensor, padding_hw: Pair, backbone: Backbone) -> Tensor:
     """Images with padding below and to the right: 0, the mean colour of normalised images.
 
-    A patch that is partly image is filled up with the image's last pixels, so that no token that counts saw padding.
+    The image's last pixels are repeated for one patch first, so that no token that counts saw padding.
     """
     below, right = padding_hw
     if not (below or right):
         return images
-    rest_h, rest_w = (
-        min(-side % patch, more) for side, patch, more in zip(_hw(images), patch_hw, padding_hw, strict=True)
-    )
-    filled = F.pad(images, (0, rest_w, 0, rest_h), mode="replicate")
-    return F.pad(filled, (0, right - rest_w, 0, below - rest_h))
+    patches = [layout.patch_hw for layout in backbone.layouts] + [backbone.stride_hw]
+    patch_h, patch_w = (math.ceil(max(sides)) for sides in zip(*patches, strict=True))
+    edge_h, edge_w = min(patch_h, below), min(patch_w, right)
+    return F.pad(F.pad(images, (0, edge_w, 0, edge_h), mode="replicate"), (0, right - edge_w, 0, below - edge_h))
 
 
 def _hw(images: Tensor) -> Pair:

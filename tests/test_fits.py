@@ -119,6 +119,16 @@ def test_padding_keeps_the_aspect_and_never_leaks(image_hw, options):
         assert level.shape[-2:] == (round(height / 8), round(width / 8))
 
 
+@pytest.mark.parametrize(("patch", "tile_hw"), [(7, (50, 66)), (12, (40, 40)), (30, (240, 240)), (8, (64, 64))])
+@pytest.mark.parametrize("fuse", ["pyramid", "detail"])
+def test_padding_never_leaks_whatever_the_patch(patch, tile_hw, fuse):
+    """The image's own colours come out, not the padding's: all of them lie far from it."""
+    images = 5 + torch.rand(1, 3, 200, 330)
+    model = s2wrap.wrap(nn.AvgPool2d(patch), (1, 2.6), image_size=tile_hw, fit="pad", fuse=fuse)
+    for level in model(images).maps:
+        assert level.min() > 4.9
+
+
 def test_padding_is_weighed_out_of_the_prefix_tokens():
     class Prefix(nn.Module):
         def forward(self, images):

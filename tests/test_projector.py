@@ -83,6 +83,8 @@ def test_dynamic_s2s_channels_are_those_of_a_plain_loop(vit):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
+        (lambda: dynamic_s2(448), "sizes=448 are no sides in pixels"),
+        (lambda: dynamic_s2((0, 448)), "are no sides in pixels"),
         (lambda: dynamic_s2((448, 900)), "increasing multiples of the first"),
         (lambda: dynamic_s2((448, 896, 1792), max_tiles=12), "1792 pixels make 16 tiles of 448; use 16 or more"),
         (lambda: split_blocks(torch.zeros(1, 2, 5, 4), (2, 2)), "a 5×4 map cannot be cut into 2×2 equal blocks"),

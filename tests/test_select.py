@@ -134,6 +134,14 @@ def test_images_of_other_shapes_select_their_own_tiles(vit):
         torch.testing.assert_close(features.spatial, alone.spatial, atol=5e-5, rtol=0)
 
 
+def test_one_scale_has_nothing_to_select(vit):
+    images = torch.randn(2, 3, 160, 160)
+    model = s2wrap.wrap(vit, (2,))
+    torch.testing.assert_close(model(images, select=0).spatial, model(images).spatial, atol=5e-5, rtol=0)
+    with pytest.raises(S2WrapError, match="has 0 tiles beyond the smallest scale"):
+        model(images, select=1)
+
+
 def test_half_precision_stays(vit):
     import copy
 

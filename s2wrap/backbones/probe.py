@@ -79,7 +79,8 @@ class Layout:
 
 def _stride(side: int, cells: int, patch: float, *, maps: bool) -> int:
     halvings = [2**n for n in range(11) if cells in (side // 2**n, math.ceil(side / 2**n))]
-    return halvings[0] if maps and halvings else round(patch)
+    known = patch < side / cells  # whole patches with a rest unseen, as found or given
+    return halvings[0] if maps and halvings and not known else round(patch)
 
 
 @torch.no_grad()
