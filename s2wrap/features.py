@@ -52,10 +52,10 @@ class Features:
 
     @property
     def block_size(self) -> Pair:
-        """Rows and columns of tiles of the largest scale: how `split_blocks` cuts a map on the finest grid."""
+        """Rows and columns of tiles of the last scale: how `split_blocks` cuts a map on its grid (dynamic-S2)."""
         if self.plan is None:
             raise S2WrapError("a traced model does not note where its tiles lay; see MultiScale.plan")
-        return max(self.plan.scales, key=lambda scale: scale.image_hw[0] * scale.image_hw[1]).block_size
+        return self.plan.scales[-1].block_size
 
     @property
     def saved(self) -> float:

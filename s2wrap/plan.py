@@ -227,9 +227,9 @@ def _content(scale: Scale, image_hw: Pair, tile_hw: Pair, patch_hw: tuple[float,
 
 
 def _round_to(size_hw: Pair, patch_hw: tuple[float, float]) -> Pair:
-    """The nearest whole patches."""
+    """The nearest whole patches; less than half a patch is left as it is."""
     height, width = (
-        max(1, math.floor(side / patch + 0.5)) * round(patch) for side, patch in zip(size_hw, patch_hw, strict=True)
+        math.floor(side / patch + 0.5) * round(patch) or side for side, patch in zip(size_hw, patch_hw, strict=True)
     )
     return height, width
 

@@ -41,12 +41,13 @@ def choose_tiles(
     fine = [(k, i) for k, scale in enumerate(plan.scales) if k != base_scale for i in range(len(scale.origins))]
     if isinstance(select, bool) or not isinstance(select, int) or not 0 <= select <= len(fine):
         raise S2WrapError(
-            f"select={select!r}, but an image of {plan.image_hw[0]}×{plan.image_hw[1]} pixels has {len(fine)} tiles "
+            f"select={select!r}, but an image of {images.shape[-2]}×{images.shape[-1]} pixels has {len(fine)} tiles "
             f"beyond the smallest scale; use 0 to {len(fine)}"
         )
     if not fine:
         return [[[] for _ in plan.scales] for _ in images]
     heat = heat_for(by)(images, base) if select < len(fine) else images.new_zeros(len(images), 1, 1)
+    heat = heat.float() if isinstance(heat, Tensor) else heat
     if not isinstance(heat, Tensor) or heat.ndim != 3 or len(heat) != len(images) or not heat.isfinite().all():
         shape = tuple(heat.shape) if isinstance(heat, Tensor) else type(heat).__name__
         raise S2WrapError(f"by={by!r} gave {shape} for {len(images)} images; it must give finite heat (b, h, w)")

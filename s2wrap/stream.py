@@ -198,7 +198,8 @@ def _runs(batch: list[_Part]) -> Iterator[list[_Part]]:
 def _pad(images: Tensor, padding_hw: Pair, backbone: Backbone) -> Tensor:
     """Images with padding below and to the right: 0, the mean colour of normalised images.
 
-    The image's last pixels are repeated for one patch first, so that no token that counts saw padding.
+    The image's last pixels are repeated for one patch first, so that the patch of no token that counts holds padding.
+    What a backbone sees beyond a token's own patch, by attention or convolution, may.
     """
     below, right = padding_hw
     if not (below or right):

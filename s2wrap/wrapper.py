@@ -49,7 +49,8 @@ class MultiScale(nn.Module):
         policy: who chooses the rows and columns of tiles, see `Scale`.
         whole: look at scales whole, in one call without tiles. Default: convolutional networks that take any size do
             (`Backbone.convolutional`), and scales below 1 where the backbone takes them; others see tiles. A ViT of
-            timm interpolates its position embeddings. Memory then grows with the scale.
+            timm interpolates its position embeddings, and takes other sizes from then on (`dynamic_img_size`): that
+            changes the wrapped model itself, not its features at its own size. Memory then grows with the scale.
         overlap: tokens that neighbouring tiles share, at least.
         blend: what becomes of them: "smooth" (from one tile to the next in a smoothstep), "trim" (each tile up to the
             middle), "constant", "triangular" or "gaussian".
@@ -66,7 +67,7 @@ class MultiScale(nn.Module):
         join_layers: with `layers` of a backbone, join them on channels; else `features.maps` has one a layer.
         tile_batch: the most tiles in one backbone call. Default: 4 on a CPU; elsewhere as many as images are given,
             at least 32. A traced call (`torch.compile`, `torch.export`) makes one call of all tiles; to keep batches
-            small there, compile the backbone and wrap that.
+            small there, compile the backbone's feature call (`torch.compile(model.forward_features)`) and wrap that.
         frozen: switch off the weights' gradients, and stay in evaluation mode. Changes the wrapped model itself.
 
     Raises:
@@ -104,7 +105,9 @@ class MultiScale(nn.Module):
         for name, value, known in (("prefix", prefix, PREFIXES), ("norm", norm, NORMS), ("blend", blend, BLENDS)):
             if value not in known:
                 raise S2WrapError(f"{name}={value!r} is unknown; use one of {', '.join(known)}")
-        if tile_batch is not None and not (isinstance(tile_batch, int) and tile_batch >= 1):
+        if tile_batch is not None and (
+            isinstance(tile_batch, bool) or not isinstance(tile_batch, int) or tile_batch < 1
+        ):
             raise S2WrapError(f"tile_batch={tile_batch!r} is no number of tiles; use 1 or more, or None")
         tokens = min(backbone.layout.grid_hw)
         if isinstance(overlap, bool) or not isinstance(overlap, int) or not 0 <= overlap < tokens:
@@ -131,9 +134,9 @@ class MultiScale(nn.Module):
         self.join_layers = join_layers
         self.tile_batch = tile_batch
         self.frozen = frozen
+        self.normalise = Normalise(backbone.mean, backbone.std)
         self.placements = nn.ModuleDict()
         self.prepare(backbone.image_hw)
-        self.normalise = Normalise(backbone.mean, backbone.std)
         if frozen:
             self.requires_grad_(False)
             self.eval()
@@ -146,7 +149,7 @@ class MultiScale(nn.Module):
                 backbone expects (normalised); uint8 values are RGB in 0…255 and are normalised with the backbone's
                 mean and std.
             select: how many of the finer scales' tiles to run for each image: the most useful ones; the others are
-                filled from the smallest scale. All if None.
+                filled from the smallest scale, as it is on the grid of the result. All if None.
             by: what is useful: "detail", "saliency", or a function, see `s2wrap.select`.
 
         Raises:
@@ -155,6 +158,8 @@ class MultiScale(nn.Module):
         """
         self._check(images)
         if torch.compiler.is_compiling():
+            if select is not None:
+                raise S2WrapError(f"select={select!r} depends on the image, and cannot be traced; use select=None")
             return self._finish(next(stream([self._job(images)], self.backbone, None)), None)
         room = self.tile_batch_for(len(images), images.device)
         return join(list(self._run(images.split(room), room, select, by)))
@@ -202,7 +207,7 @@ class MultiScale(nn.Module):
                 blend=self.blend,
                 join_layers=self.join_layers,
             )
-            self.placements[key] = placement.to(self.backbone.device)
+            self.placements[key] = placement.to(self.normalise.mean.device)
             if len(self.placements) > KEPT_PLACEMENTS:
                 del self.placements[next(iter(self.placements))]
         return self
@@ -340,7 +345,7 @@ class MultiScale(nn.Module):
 
         for number, image in enumerate(images):
             try:
-                batch = as_image(image)[None].to(self.backbone.device)
+                batch = as_image(image)[None].to(self.normalise.mean.device)
                 self._check(batch)
             except S2WrapError as error:
                 raise S2WrapError(f"image {number}: {error}") from error

@@ -477,6 +477,11 @@ def test_a_line_is_refused_under_every_fit(image_hw):
             looking(fit=fit)(torch.zeros(1, 3, *image_hw))
 
 
+def test_an_image_too_long_to_look_at_whole_says_what_would_work():
+    with pytest.raises(S2WrapError, match="less than one patch of 8; use fit='stretch'"):
+        looking(fit="aspect", whole=True)(torch.zeros(1, 3, 2, 4000))
+
+
 def test_an_image_too_long_to_pad_says_what_would_work():
     with pytest.raises(S2WrapError) as error:
         looking(fit="pad")(torch.zeros(1, 3, 6, 400))

@@ -115,7 +115,7 @@ class Backbone(nn.Module):
         """Maps (b, c, rows, columns) and prefix tokens (b, p, c), one each a layer.
 
         Args:
-            tiles: images of `image_hw` pixels; of other sizes too, in whole strides, once `check_any_size` said so.
+            tiles: images of `image_hw` pixels; others in whole strides, if `refuses_other_sizes` is empty.
         """
         tile_hw = (tiles.shape[-2], tiles.shape[-1])
         grids = [self.grid_hw(tile_hw, layer) for layer in range(len(self.layouts))]

@@ -43,6 +43,12 @@ def test_tracing_an_unprepared_shape_says_what_to_do(vit):
         torch.export.export(model, (torch.randn(2, 3, 100, 180),))
 
 
+def test_a_selection_is_refused_not_ignored(vit):
+    model = s2wrap.wrap(vit, (1, 2))
+    with pytest.raises(Exception, match="cannot be traced; use select=None"):
+        torch.export.export(model, (torch.randn(2, 3, 160, 160),), kwargs={"select": 2})
+
+
 def test_an_exported_program_survives_being_saved(vit, tmp_path):
     model = s2wrap.wrap(vit, (1, 2))
     images = torch.randn(1, 3, 160, 160)
