@@ -18,14 +18,14 @@ import numpy as np
 import torch
 import typer
 from einops import rearrange
+from photos import photo
 from rich.progress import track
-from skimage import data
 from torch import Tensor
 
 import s2wrap
 from s2wrap.files import whole_file
 
-PHOTOS = {"astronaut": data.astronaut, "cat": data.chelsea, "coffee": data.coffee}
+PHOTOS = ("astronaut", "cat", "coffee")
 
 
 def main(
@@ -46,25 +46,18 @@ def main(
     figure.suptitle(
         f"{model}: one frozen backbone at several scales (principal components of its features)", fontsize=13
     )
-    for row, photo in zip(axes, track(PHOTOS.values(), description="looking"), strict=True):
-        pixels = _square(photo())
+    for row, name in zip(axes, track(PHOTOS, description="looking"), strict=True):
+        pixels = photo(name)
         images = rearrange(torch.from_numpy(pixels), "h w c -> 1 c h w")
         with torch.inference_mode():
             pictures = [pixels, *pca_pictures(pyramid(images).maps), *pca_pictures(fused(images).maps)]
-        for axis, name, picture in zip(row, names, pictures, strict=True):
+        for axis, title, picture in zip(row, names, pictures, strict=True):
             axis.imshow(picture, interpolation="nearest")
             axis.set_axis_off()
-            axis.set_title(name, fontsize=11)
+            axis.set_title(title, fontsize=11)
     with whole_file(output) as draft:
         figure.savefig(draft, dpi=90)
     print(f"wrote {output}")
-
-
-def _square(pixels: np.ndarray) -> np.ndarray:
-    """The middle of a photograph, cut to a square."""
-    side = min(pixels.shape[:2])
-    top, left = ((length - side) // 2 for length in pixels.shape[:2])
-    return np.ascontiguousarray(pixels[top : top + side, left : left + side])
 
 
 def pca_pictures(levels: Sequence[Tensor]) -> list[np.ndarray]:

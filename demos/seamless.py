@@ -21,21 +21,14 @@ import torch.nn.functional as F  # noqa: N812 (the field's name for it)
 import typer
 from einops import rearrange
 from matplotlib.axes import Axes
+from photos import NAMES, photo
 from rich.progress import track
-from skimage import data
 from torch import Tensor
 
 import s2wrap
 from s2wrap.files import whole_file
 from s2wrap.plan import Plan, ScalePlan
 
-PHOTOS = {
-    "astronaut": data.astronaut,
-    "cat": data.chelsea,
-    "coffee": data.coffee,
-    "rocket": data.rocket,
-    "retina": data.retina,
-}
 MODES = {
     "1×": ((1,), {}),
     "3× tiles (the paper)": ((3,), {}),
@@ -48,7 +41,7 @@ MODES = {
 
 def main(
     output: Annotated[Path, typer.Option(help="The picture to write.")] = Path("seamless.png"),
-    photos: Annotated[int, typer.Option(min=1, max=len(PHOTOS), help="How many photographs.")] = len(PHOTOS),
+    photos: Annotated[int, typer.Option(min=1, max=len(NAMES), help="How many photographs.")] = len(NAMES),
 ) -> None:
     """Write the picture."""
     backbone = s2wrap.load("sample:dinov2_s14").backbone
@@ -67,8 +60,8 @@ def main(
         "In a row, like colours are like features; ticks: where 3× tiles meet.",
         fontsize=12,
     )
-    for row, photo in zip(axes, track(list(PHOTOS.values())[:photos], description="looking"), strict=True):
-        pixels = _square(photo())
+    for row, name in zip(axes, track(list(NAMES)[:photos], description="looking"), strict=True):
+        pixels = photo(name)
         images = rearrange(torch.from_numpy(pixels), "h w c -> 1 c h w")
         with torch.inference_mode():
             pictures = pca_pictures([model(images).spatial for model in models])
@@ -118,13 +111,6 @@ def _title(name: str, plan: Plan, picture: np.ndarray) -> str:
     height, width = plan.scales[-1].tile_hw
     passes = "1 pass" if plan.num_tiles == 1 else f"{plan.num_tiles} passes"
     return f"{name}\n{rows}×{cols} tokens, {passes}\nof {height}×{width} pixels"
-
-
-def _square(pixels: np.ndarray) -> np.ndarray:
-    """The middle of a photograph, cut to a square."""
-    side = min(pixels.shape[:2])
-    top, left = ((length - side) // 2 for length in pixels.shape[:2])
-    return np.ascontiguousarray(pixels[top : top + side, left : left + side])
 
 
 if __name__ == "__main__":

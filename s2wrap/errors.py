@@ -5,6 +5,11 @@ class S2WrapError(ValueError):
     """A call that cannot work: says what was asked, with its values, and what would work."""
 
 
+def first_line(error: BaseException) -> str:
+    """The kind and the first line of another library's error, to be told in one of ours."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
 class MissingExtraError(S2WrapError, ImportError):
     """An optional package is missing: names the pip line that installs it."""
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from s2wrap.backbones import Backbone
 from s2wrap.errors import S2WrapError
 from s2wrap.fusion import TileCorrection, TileMerge
-from s2wrap.plan import Axis, Pair, Plan, ScalePlan
+from s2wrap.plan import Axis, Pair, Plan, ScalePlan, whole_number, whole_pair
 from s2wrap.resample import merge_matrix, polynomial_matrix, seen_pixels, spread_matrix
 
 GRIDS = ("coarsest", "finest")
@@ -28,6 +28,7 @@ class Placement(nn.Module):
         target_hw: [layer] the grid of the result.
         levels: [scale][layer] what reduces the tiles.
         boxes: [scale] (h, w, 4) what each cell looked at, as fractions of the image: left, top, right, bottom.
+        used: when it was last asked for, in calls of the model.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Placement(nn.Module):
         self.own_hw = [[tokens.own_hw for tokens in of_scale] for of_scale in self.tokens]
         everything = [own for of_scale in self.own_hw for own in of_scale] if join_layers else None
         self.target_hw = [_target([own[n] for own in self.own_hw], everything, target_grid) for n in layers]
+        self.used = 0
         self.levels, self.boxes = nn.ModuleList(), []
         for k, scale in enumerate(plan.scales):
             own = fuse == "pyramid" or (fuse == "detail" and k != self.order[-1])
@@ -62,6 +64,7 @@ class Placement(nn.Module):
                     scale,
                     None if coarser is None else self.own_hw[coarser][n],
                     detail=fuse == "detail",
+                    keep_own=coarser is None and merged != self.own_hw[k],
                 )
                 for n in layers
             ]
@@ -79,23 +82,42 @@ class Placement(nn.Module):
 
 
 class Level(nn.Module):
-    """What becomes of the tiles of one scale and layer: corrected by a coarser map (detail fusion), then merged."""
+    """What becomes of the tiles of one scale and layer: corrected by a coarser map (detail fusion), then merged.
 
-    def __init__(self, merge: TileMerge, correction: TileCorrection | None, average: TileMerge | None):
+    `own` merges the smallest scale to its own grid, for the choice of tiles, where `merge` does not.
+    """
+
+    def __init__(
+        self,
+        merge: TileMerge,
+        correction: TileCorrection | None = None,
+        average: TileMerge | None = None,
+        own: TileMerge | None = None,
+    ):
         super().__init__()
-        self.merge, self.correction, self.average = merge, correction, average
+        self.merge, self.correction, self.average, self.own = merge, correction, average, own
 
 
 def _level(
-    tokens: "Tokens", merged_hw: Pair, blend: str, scale: ScalePlan, coarser_hw: Pair | None, *, detail: bool
+    tokens: "Tokens",
+    merged_hw: Pair,
+    blend: str,
+    scale: ScalePlan,
+    coarser_hw: Pair | None,
+    *,
+    detail: bool,
+    keep_own: bool,
 ) -> Level:
-    merge = TileMerge(*tokens.merge_matrices(merged_hw, blend), scale.shares)
+    def merge_to(cells_hw: Pair) -> TileMerge:
+        return TileMerge(*tokens.merge_matrices(cells_hw, blend), scale.shares)
+
+    merge = merge_to(merged_hw)
     if not detail:
-        return Level(merge, None, None)
-    average = TileMerge(*tokens.merge_matrices((1, 1), blend), scale.shares)
+        return Level(merge, own=merge_to(tokens.own_hw) if keep_own else None)
     if coarser_hw is None:
-        return Level(merge, None, average)
-    return Level(merge, TileCorrection(tokens.spread_matrices(coarser_hw), tokens.polynomials()), average)
+        return Level(merge, average=merge_to((1, 1)))
+    correction = TileCorrection(tokens.spread_matrices(coarser_hw), tokens.polynomials())
+    return Level(merge, correction, merge_to((1, 1)))
 
 
 @dataclass(frozen=True)
@@ -170,10 +192,10 @@ def check_grid(grid: Any, scales: int) -> Any:
     """A target grid that exists: "coarsest", "finest", the index of a scale, or (rows, columns)."""
     if isinstance(grid, str) and grid in GRIDS:
         return grid
-    if isinstance(grid, int) and not isinstance(grid, bool) and -scales <= grid < scales:
-        return grid
-    if isinstance(grid, tuple | list) and len(grid) == 2 and all(isinstance(n, int) and 1 <= n <= 4096 for n in grid):
-        return tuple(grid)
+    if (scale := whole_number(grid)) is not None and -scales <= scale < scales:
+        return scale
+    if (pair := whole_pair(grid)) and all(1 <= cells <= 4096 for cells in pair):
+        return pair
     raise S2WrapError(
         f"target_grid={grid!r} is no grid; use 'coarsest', 'finest', the index of one of {scales} scales, or "
         f"(rows, columns) of 1 to 4096 cells"

@@ -6,6 +6,7 @@
 import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from operator import index
 from typing import Any
 
 from s2wrap.errors import S2WrapError
@@ -39,6 +40,11 @@ class Scale:
     whole: bool | None = None
     policy: str | Policy | None = None
     max_tiles: int | None = None
+
+    @property
+    def chooses_tiles(self) -> bool:
+        """Whether a policy chooses the rows and columns of tiles, once every option is set."""
+        return self.policy is not None and self.fit != "stretch" and not self.whole
 
     def __str__(self) -> str:
         words = [str(self.size), self.fit, {True: "whole", False: "tiled", None: None}[self.whole]]
@@ -154,8 +160,7 @@ def plan_image(
     >>> plan_image((480, 640), scales, tile_hw=(224, 224), patch_hw=(16, 16)).scales[1].rows
     Axis(size=336, tile=224, starts=(0, 112), content=336)
     """
-    check_image(image_hw)
-    image_hw = (int(image_hw[0]), int(image_hw[1]))
+    image_hw = parse_image_hw(image_hw)
     plans = []
     for scale in scales:
         content_hw = _content(scale, image_hw, tile_hw, patch_hw)
@@ -171,6 +176,33 @@ def plan_image(
         ]
         plans.append(ScalePlan(*axes))
     return Plan(image_hw, tuple(plans))
+
+
+def whole_number(value: Any) -> int | None:
+    """A whole number of any library as an int; None for what is none, such as 1.5 or True."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return index(value)
+    except TypeError:
+        return None
+
+
+def whole_pair(values: Any) -> Pair | None:
+    """Two whole numbers; None for what is none."""
+    numbers = [whole_number(value) for value in values] if isinstance(values, tuple | list) else []
+    if len(numbers) != 2 or numbers[0] is None or numbers[1] is None:
+        return None
+    return numbers[0], numbers[1]
+
+
+def parse_image_hw(image_hw: Any) -> Pair:
+    """Height and width of an image as given, checked."""
+    pair = whole_pair(image_hw)
+    if pair is None:
+        raise S2WrapError(f"image_hw={image_hw!r} is no image size; use (height, width) in whole pixels")
+    check_image(pair)
+    return pair
 
 
 def check_image(image_hw: Pair) -> None:
@@ -215,7 +247,14 @@ def _content(scale: Scale, image_hw: Pair, tile_hw: Pair, patch_hw: tuple[float,
     if scale.policy is not None and not scale.whole and min(box_hw) >= min(tile_hw):
         tiles = math.floor(box_hw[0] * box_hw[1] / (tile_hw[0] * tile_hw[1]))
         policy = POLICIES[scale.policy] if isinstance(scale.policy, str) else scale.policy
-        rows, cols = choose_grid(policy, image_hw, tile_hw, tiles, scale.max_tiles or tiles)
+        most = scale.max_tiles or tiles
+        if policy is POLICIES["nvila"] and tiles > most and _number(scale.size)[1]:
+            raise S2WrapError(
+                f"scale {scale} makes {tiles} tiles of {tile_hw[0]}×{tile_hw[1]} pixels, but max_tiles={most}; use "
+                f"max_tiles={tiles} or more, or a backbone built at {box_hw[0] // math.isqrt(most)} pixels "
+                f"(image_size={box_hw[0] // math.isqrt(most)})"
+            )
+        rows, cols = choose_grid(policy, image_hw, tile_hw, tiles, most)
         box_hw = (rows * tile_hw[0], cols * tile_hw[1])
         if scale.fit == "aspect":
             return box_hw
@@ -240,6 +279,9 @@ def parse_scale(scale: Any) -> Scale:
         parsed = scale
     elif isinstance(scale, str):
         size, *words = (word.strip() for word in scale.split(":"))
+        for known in (FITS, ("whole", "tiled")):
+            if len(said := sorted(set(words) & set(known), key=words.index)) > 1:
+                raise S2WrapError(f"scale {scale!r} says {' and '.join(said)}; use one of them")
         parsed = Scale(size)
         for word in words:
             if word in FITS:
@@ -255,9 +297,11 @@ def parse_scale(scale: Any) -> Scale:
     _number(parsed.size)
     check_fit(parsed.fit, parsed.policy, parsed.whole)
     tiles = parsed.max_tiles
-    if tiles is not None and (isinstance(tiles, bool) or not isinstance(tiles, int) or tiles < 1):
+    if tiles is None:
+        return parsed
+    if (number := whole_number(tiles)) is None or number < 1:
         raise S2WrapError(f"max_tiles={tiles!r} is no number of tiles; use 1 or more")
-    return parsed
+    return replace(parsed, max_tiles=number)
 
 
 def check_fit(fit: Any, policy: Any, whole: Any) -> None:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from fractions import Fraction
 
-from s2wrap.errors import S2WrapError
+from s2wrap.errors import S2WrapError, first_line
 
 Pair = tuple[int, int]
 Policy = Callable[[Pair, Pair, int, int], Pair]
@@ -87,7 +87,12 @@ def choose_grid(policy: Policy, image_hw: Pair, tile_hw: Pair, min_tiles: int, m
     """What a policy answers, checked: rows and columns of at least one tile, no more than `max_tiles` in all."""
     name = getattr(policy, "__name__", repr(policy))
     asked = f"an image of {image_hw[0]}×{image_hw[1]} pixels, {min_tiles} to {max_tiles} tiles"
-    answer = policy(image_hw, tile_hw, min_tiles, max_tiles)
+    try:
+        answer = policy(image_hw, tile_hw, min_tiles, max_tiles)
+    except S2WrapError:
+        raise
+    except Exception as error:
+        raise S2WrapError(f"policy {name!r} failed on {asked}: {first_line(error)}") from error
     try:
         rows, cols = (int(number) for number in answer)
     except (TypeError, ValueError):

@@ -19,7 +19,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from s2wrap.errors import S2WrapError
-from s2wrap.plan import Pair, Scale
+from s2wrap.plan import Pair, Scale, whole_number, whole_pair
 
 
 def dynamic_s2(sizes: Any = (448, 896, 1344), *, max_tiles: int = 12) -> dict[str, Any]:
@@ -35,16 +35,16 @@ def dynamic_s2(sizes: Any = (448, 896, 1344), *, max_tiles: int = 12) -> dict[st
     >>> dynamic_s2()["scales"][0]
     Scale(size='448px', fit='stretch', whole=False, policy=None, max_tiles=None)
     """
-    if not isinstance(sizes, Sequence) or not all(isinstance(size, int) and size > 0 for size in sizes):
+    if not isinstance(sizes, Sequence) or not all((whole_number(size) or 0) > 0 for size in sizes):
         raise S2WrapError(f"sizes={sizes!r} are no sides in pixels; use whole numbers such as (448, 896, 1344)")
     if not sizes or list(sizes) != sorted(set(sizes)) or any(size % sizes[0] for size in sizes):
         raise S2WrapError(
             f"sizes={tuple(sizes)}; dynamic-S2 takes increasing multiples of the first, as (448, 896, 1344)"
         )
     square = (sizes[-1] // sizes[0]) ** 2
-    if max_tiles < square:
+    if (whole_number(max_tiles) or 0) < square:
         raise S2WrapError(
-            f"max_tiles={max_tiles}, but {sizes[-1]} pixels make {square} tiles of {sizes[0]}; use {square} or more"
+            f"max_tiles={max_tiles!r}, but {sizes[-1]} pixels make {square} tiles of {sizes[0]}; use {square} or more"
         )
     *smaller, largest = [f"{size}px" for size in sizes]
     scales = [Scale(size, "stretch", False) for size in smaller]
@@ -54,8 +54,8 @@ def dynamic_s2(sizes: Any = (448, 896, 1344), *, max_tiles: int = 12) -> dict[st
 
 def split_blocks(spatial: Shaped[Tensor, "b c height width"], block_size: Pair) -> Shaped[Tensor, "blocks c h w"]:
     """A map cut into rows × columns of equal blocks, row by row: (b · rows · columns, c, h, w)."""
-    rows, cols = block_size
-    if rows < 1 or cols < 1 or spatial.shape[-2] % rows or spatial.shape[-1] % cols:
+    rows, cols = _rows_and_cols("split_blocks() takes a map (b, c, height, width)", spatial, block_size)
+    if spatial.shape[-2] % rows or spatial.shape[-1] % cols:
         raise S2WrapError(
             f"a {spatial.shape[-2]}×{spatial.shape[-1]} map cannot be cut into {rows}×{cols} equal blocks; "
             f"use the block_size of these features"
@@ -65,8 +65,8 @@ def split_blocks(spatial: Shaped[Tensor, "b c height width"], block_size: Pair) 
 
 def merge_blocks(blocks: Shaped[Tensor, "blocks c h w"], block_size: Pair) -> Shaped[Tensor, "b c height width"]:
     """Undo `split_blocks`, also for blocks of another size and width."""
-    rows, cols = block_size
-    if rows < 1 or cols < 1 or len(blocks) % (rows * cols):
+    rows, cols = _rows_and_cols("merge_blocks() takes blocks (n, c, h, w)", blocks, block_size)
+    if len(blocks) % (rows * cols):
         raise S2WrapError(f"{len(blocks)} blocks are no {rows}×{cols} of them; use the block_size they were split by")
     return rearrange(blocks, "(b r q) c h w -> b c (r h) (q w)", r=rows, q=cols)
 
@@ -77,8 +77,23 @@ def pixel_unshuffle(spatial: Shaped[Tensor, "b c height width"], factor: int) ->
     Where the factor does not divide a side, zeros are added below and to the right (32 → 33 for 3 × 3). The channels
     of a cell are the neighbours' row by row, each with all its channels.
     """
-    if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1:
+    _check_map("pixel_unshuffle() takes a map (b, c, height, width)", spatial)
+    if (side := whole_number(factor)) is None or side < 1:
         raise S2WrapError(f"factor={factor!r} is no number of neighbours; use 1 or more, such as 2")
-    below, right = (-side % factor for side in spatial.shape[-2:])
+    below, right = (-length % side for length in spatial.shape[-2:])
     padded = F.pad(spatial, (0, right, 0, below))
-    return rearrange(padded, "b c (h p) (w q) -> b (p q c) h w", p=factor, q=factor)
+    return rearrange(padded, "b c (h p) (w q) -> b (p q c) h w", p=side, q=side)
+
+
+def _rows_and_cols(takes: str, tensor: Any, block_size: Any) -> Pair:
+    """A block size as whole numbers, once it and the tensor are what they should be."""
+    _check_map(takes, tensor)
+    if (pair := whole_pair(block_size)) is None or min(pair) < 1:
+        raise S2WrapError(f"block_size={block_size!r} is none; use (rows, columns) of 1 or more: features.block_size")
+    return pair
+
+
+def _check_map(takes: str, tensor: Any) -> None:
+    if not isinstance(tensor, Tensor) or tensor.ndim != 4:
+        found = tuple(tensor.shape) if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
+        raise S2WrapError(f"{takes}, not {found}")

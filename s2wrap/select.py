@@ -5,7 +5,8 @@ A heat map says what is useful where; a tile is as useful as the average heat of
 smallest scale saw; `similar_to` and `inside` make such functions.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -14,9 +15,9 @@ import torch.nn.functional as F  # noqa: N812 (the field's name for it)
 from einops import rearrange, reduce
 from torch import Tensor
 
-from s2wrap.errors import S2WrapError
+from s2wrap.errors import S2WrapError, first_line
 from s2wrap.features import Features
-from s2wrap.plan import Axis, Plan
+from s2wrap.plan import Axis, Plan, whole_number
 from s2wrap.resample import full_precision, resize
 
 Heat = Callable[[Tensor, Features], Tensor]
@@ -29,7 +30,7 @@ def choose_tiles(
 
     Args:
         images: normalised images (b, 3, height, width).
-        base: what the smallest scale saw of them.
+        base: what the smallest scale saw of them, on its own grid.
         plan: where the tiles lie.
         base_scale: index of the smallest scale.
         select: how many tiles of the other scales together.
@@ -39,14 +40,15 @@ def choose_tiles(
         S2WrapError: more tiles than there are, an unknown `by`, or heat that is no map of finite numbers.
     """
     fine = [(k, i) for k, scale in enumerate(plan.scales) if k != base_scale for i in range(len(scale.origins))]
-    if isinstance(select, bool) or not isinstance(select, int) or not 0 <= select <= len(fine):
+    count = whole_number(select)
+    if count is None or not 0 <= count <= len(fine):
         raise S2WrapError(
             f"select={select!r}, but an image of {images.shape[-2]}×{images.shape[-1]} pixels has {len(fine)} tiles "
             f"beyond the smallest scale; use 0 to {len(fine)}"
         )
     if not fine:
         return [[[] for _ in plan.scales] for _ in images]
-    heat = heat_for(by)(images, base) if select < len(fine) else images.new_zeros(len(images), 1, 1)
+    heat = _heat(by, images, base) if count < len(fine) else images.new_zeros(len(images), 1, 1)
     heat = heat.float() if isinstance(heat, Tensor) else heat
     if not isinstance(heat, Tensor) or heat.ndim != 3 or len(heat) != len(images) or not heat.isfinite().all():
         shape = tuple(heat.shape) if isinstance(heat, Tensor) else type(heat).__name__
@@ -55,12 +57,24 @@ def choose_tiles(
         [_tile_heat(heat, plan.scales[k].rows, plan.scales[k].cols) for k in _others(plan, base_scale)], 1
     )
     chosen = []
-    for best in scores.argsort(dim=1, descending=True, stable=True)[:, :select].tolist():
+    for best in scores.argsort(dim=1, descending=True, stable=True)[:, :count].tolist():
         tiles: list[list[int]] = [[] for _ in plan.scales]
         for k, i in sorted(fine[number] for number in best):
             tiles[k].append(i)
         chosen.append(tiles)
     return chosen
+
+
+def _heat(by: Any, images: Tensor, base: Features) -> Any:
+    """What a function of the user's, or one that a word names, answers."""
+    function = heat_for(by)
+    try:
+        return function(images, base)
+    except S2WrapError:
+        raise
+    except Exception as error:
+        name = getattr(function, "__name__", repr(function))
+        raise S2WrapError(f"by={name!r} failed on {len(images)} images: {first_line(error)}") from error
 
 
 def heat_for(by: Any) -> Heat:
@@ -99,6 +113,9 @@ def similar_to(vectors: Tensor) -> Heat:
     >>> similar_to(torch.ones(8))(torch.zeros(1, 3, 9, 9), Features((torch.ones(1, 8, 2, 2),), ())).shape
     torch.Size([1, 2, 2])
     """
+    if not isinstance(vectors, Tensor) or vectors.ndim not in (1, 2) or not vectors.numel():
+        found = tuple(vectors.shape) if isinstance(vectors, Tensor) else f"a {type(vectors).__name__}"
+        raise S2WrapError(f"similar_to() takes a tensor of vectors (c,) or (n, c), not {found}")
     vectors = torch.atleast_2d(vectors)
 
     def heat(images: Tensor, features: Features) -> Tensor:
@@ -115,18 +132,30 @@ def similar_to(vectors: Tensor) -> Heat:
 
 def inside(boxes: Sequence[Sequence[float]]) -> Heat:
     """Heat by place: the share of each spot inside any of these boxes (left, top, right, bottom) in image pixels."""
-    for box in boxes:
-        if len(box) != 4 or not (box[0] < box[2] and box[1] < box[3]):
-            raise S2WrapError(f"box {tuple(box)} is none; use (left, top, right, bottom) in pixels, left < right")
+    if not isinstance(boxes, Iterable):
+        raise S2WrapError(f"inside() takes a list of boxes (left, top, right, bottom) in pixels, not {boxes!r}")
+    corners = [_corners(box) for box in boxes]
 
     def heat(images: Tensor, features: Features) -> Tensor:
         height, width = images.shape[-2:]
         found = torch.zeros(len(images), height, width, device=images.device)
-        for left, top, right, bottom in boxes:
+        for left, top, right, bottom in corners:
             found[:, max(0, round(top)) : max(0, round(bottom)), max(0, round(left)) : max(0, round(right))] = 1
         return found
 
     return heat
+
+
+def _corners(box: Any) -> tuple[float, float, float, float]:
+    try:
+        left, top, right, bottom = (float(side) for side in box)
+    except (TypeError, ValueError):
+        left = top = right = bottom = math.nan
+    if not all(map(math.isfinite, (left, top, right, bottom))) or not (left < right and top < bottom):
+        raise S2WrapError(
+            f"box {box!r} is none; use (left, top, right, bottom) in pixels, left < right and top < bottom"
+        )
+    return left, top, right, bottom
 
 
 def _others(plan: Plan, base_scale: int) -> list[int]:

@@ -14,6 +14,8 @@ from s2wrap.placement import Placement
 from s2wrap.plan import Pair
 from s2wrap.resample import resize
 
+Tensors = tuple[Tensor, ...]
+
 
 @dataclass
 class Job:
@@ -26,23 +28,29 @@ class Job:
         sums: [scale] what its tiles make on its grid: a map and prefix tokens a layer.
         averages: [scale] the average feature (b, c, 1, 1) a layer, for detail fusion only.
         dtype: the precision of the backbone's answers.
+        selects: whether tiles will be selected by what the smallest scale saw.
+        own: that on its own grid, a map a layer, where its sums are on another.
     """
 
     images: Tensor
     placement: Placement
     todo: list[list[int]]
     sums: dict[int, Features] = field(default_factory=dict)
-    averages: dict[int, list[Tensor]] = field(default_factory=dict)
+    averages: dict[int, Tensors] = field(default_factory=dict)
     dtype: torch.dtype = torch.float32
+    selects: bool = False
+    own: Tensors = ()
 
     def __post_init__(self):
         self.missing = sum(map(len, self.todo))
 
     def add(self, features: Features, scale: int, first: int, tiles: int, *, correct: bool = True) -> None:
         """Merge some tiles of a scale, all images of a tile together; for detail fusion, corrected by the coarser."""
-        coarser, merged, averages = self.placement.coarser(scale), [], []
+        coarser, merged, averages, own = self.placement.coarser(scale), [], [], []
         for n, (spatial, prefix) in enumerate(zip(features.maps, features.prefixes, strict=True)):
             level = self.placement.level(scale, n)
+            if level.own is not None and self.selects:
+                own.append(level.own(spatial, prefix, first=first, tiles=tiles).spatial)
             if level.average is not None:
                 averages.append(level.average(spatial, prefix, first=first, tiles=tiles).spatial)
             if level.correction is not None and coarser is not None and correct:
@@ -50,15 +58,18 @@ class Job:
                 merged.append(level.merge(corrected, prefix, first=first, tiles=tiles))
             else:
                 merged.append(level.merge(spatial, prefix, first=first, tiles=tiles))
-        if scale not in self.sums:
-            self.sums[scale] = Features(tuple(part.spatial for part in merged), tuple(part.prefix for part in merged))
-            self.averages[scale] = averages
-            return
-        for total, prefix_total, part in zip(self.sums[scale].maps, self.sums[scale].prefixes, merged, strict=True):
-            total.add_(part.spatial)
-            prefix_total.add_(part.prefix)
-        for total, average in zip(self.averages[scale], averages, strict=True):
-            total.add_(average)
+        total = self.sums.get(scale, Features((), ()))
+        maps, prefixes = [part.spatial for part in merged], [part.prefix for part in merged]
+        self.sums[scale] = Features(_added(total.maps, maps), _added(total.prefixes, prefixes))
+        self.averages[scale] = _added(self.averages.get(scale, ()), averages)
+        if own:
+            self.own = _added(self.own, own)
+
+    @property
+    def base(self) -> Features:
+        """What the smallest scale saw, on its own grid; for a job that selects."""
+        seen = self.sums[self.placement.order[0]]
+        return Features(self.own, seen.prefixes) if self.own else seen
 
     def only(self, image: int, todo: list[list[int]]) -> "Job":
         """The job of one of the images, with other tiles to run, from what was seen of it."""
@@ -67,16 +78,17 @@ class Job:
             k: Features(tuple(part[now] for part in seen.maps), tuple(part[now] for part in seen.prefixes))
             for k, seen in self.sums.items()
         }
-        averages = {k: [average[now] for average in of_scale] for k, of_scale in self.averages.items()}
-        return Job(self.images[now], self.placement, todo, sums, averages, self.dtype)
+        averages = {k: tuple(average[now] for average in of_scale) for k, of_scale in self.averages.items()}
+        own = tuple(part[now] for part in self.own)
+        return Job(self.images[now], self.placement, todo, sums, averages, self.dtype, self.selects, own)
 
-    def fill(self, base: int) -> None:
-        """Put what the base scale saw in place of all tiles of other scales that are not to run."""
-        seen = self.sums[base]
-        for k in self.placement.order:
+    def fill(self) -> None:
+        """Put what the smallest scale saw in place of all tiles of other scales that are not to run."""
+        seen, (_, *others) = self.base, self.placement.order
+        for k in others:
             scale = self.placement.plan.scales[k]
             left_out = sorted(set(range(len(scale.origins))) - set(self.todo[k]))
-            if k == base or not left_out:
+            if not left_out:
                 continue
             matrices = [
                 [torch.from_numpy(matrix).to(spatial) for matrix in tokens.spread_matrices(_hw(spatial))]
@@ -114,6 +126,15 @@ def stream(jobs: Iterable[Job], backbone: Backbone, room: int | None) -> Iterato
         while waiting and waiting[0].missing == 0:
             yield waiting.pop(0)
     yield from waiting  # those without any tile left to see
+
+
+def _added(totals: Tensors, parts: list[Tensor]) -> Tensors:
+    """Totals with parts added in place; the parts if there are none yet."""
+    if not totals:
+        return tuple(parts)
+    for total, part in zip(totals, parts, strict=True):
+        total.add_(part)
+    return totals
 
 
 @dataclass

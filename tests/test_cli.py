@@ -15,6 +15,7 @@ from skimage import data
 
 import s2wrap
 from s2wrap import S2WrapError, cli
+from s2wrap.cli import models
 from s2wrap.images import load_image
 
 PHOTOS = {"astronaut.jpg": data.astronaut(), "cat.png": data.chelsea(), "sub/coffee.webp": data.coffee()}
@@ -221,7 +222,7 @@ def test_inspect_says_what_was_found(capsys):
     assert found["prefix_tokens"] == 1
     assert found["channels"] == 192
     assert found["tiles"] == 5
-    assert found["result_chw"] == [384, 14, 14]
+    assert found["maps_chw"] == [[384, 14, 14]]
     assert [scale["image_hw"] for scale in found["scales"]] == [[224, 224], [336, 336]]
     block = 12 * 197 * 192**2 + 2 * 197**2 * 192
     assert found["multiply_adds"] == 5 * (12 * block + 196 * 192 * 3 * 16 * 16)
@@ -238,9 +239,21 @@ def test_inspect_follows_the_fit_and_the_image(capsys):
     assert [scale["tiles"] for scale in found["scales"]] == [[1, 1], [1, 2], [1, 1]]
     assert [scale["padding_hw"] for scale in found["scales"]] == [[107, 0], [53, 0], [0, 0]]
     assert found["tokens"] == 3 * 101 + 10 * 30 + 1
-    assert found["result_chw"] == [192, 10, 30]
+    assert found["maps_chw"] == [[192, 10, 30]]
     assert run("inspect", "timm:test_vit@1", "--image", "big") == 2
     assert "write height and width as 480x640" in capsys.readouterr().err
+
+
+def test_inspect_shows_every_level_of_a_pyramid_and_takes_weights(capsys):
+    options = ["timm:test_vit@1,2", "--fuse", "pyramid"]
+    assert run("inspect", *options, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["maps_chw"] == [[64, 10, 10], [64, 20, 20]]
+    assert run("inspect", *options) == 0
+    assert "64 channels on 10×10, 20×20" in capsys.readouterr().out
+    assert run("inspect", "timm:test_vit@1,2", "--fuse", "weighted", "--weights", "1,0.5", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["maps_chw"] == [[64, 10, 10]]
+    assert run("inspect", "timm:test_vit@1,2", "--fuse", "weighted", "--weights", "a,b") == 2
+    assert "--weights 'a,b' are no numbers" in capsys.readouterr().err
 
 
 def test_the_command_runs_as_a_program():
@@ -255,3 +268,31 @@ def test_the_command_runs_as_a_program():
 
 def test_errors_are_value_errors():
     assert issubclass(S2WrapError, ValueError)
+
+
+def test_models_lists_names_with_what_was_seen_of_them(capsys):
+    models.list_models("timm:vit_tiny_patch16_224", refused=False, as_json=True)
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found == {
+        "model": "timm:vit_tiny_patch16_224",
+        "input_hw": "224x224",
+        "layout": "bnc",
+        "grid_hw": "14x14",
+        "prefix_tokens": "1",
+        "channels": "192",
+    }
+
+
+def test_models_finds_words_anywhere_and_says_where_there_is_nothing(capsys):
+    models.list_models("lite0", refused=False, as_json=False)
+    printed = capsys.readouterr().out
+    assert "sample:efficientnet_lite0" in printed
+    assert "timm:tf_efficientnet_lite0" in printed
+    with pytest.raises(S2WrapError, match="no model is named like 'lite99'"):
+        models.list_models("lite99", refused=False, as_json=False)
+
+
+def test_models_says_why_some_are_refused(capsys):
+    models.list_models("transformers:*detr*", refused=True, as_json=True)
+    found = {row["model"]: row["reason"] for row in json.loads(capsys.readouterr().out)}
+    assert "its decoder" in found["transformers:conditional_detr"]

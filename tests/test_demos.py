@@ -39,6 +39,29 @@ def test_seamless_writes_a_picture_with_a_title_and_something_in_every_panel(tmp
         assert title.std() > 5
 
 
+def test_zero_shot_runs_with_random_weights_and_says_that_they_mean_nothing(tmp_path):
+    output = tmp_path / "zero_shot.png"
+    command = [sys.executable, DEMOS / "zero_shot.py", "--model", "ViT-B-32-quickgelu", "--output", output]
+    ran = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "1×: " in ran.stdout
+    assert "S² at 1,2: " in ran.stdout
+    assert "the weights are random" in ran.stdout
+    picture = np.asarray(Image.open(output).convert("RGB")).astype(float)
+    height, width = picture.shape[:2]
+    for row in range(4):
+        top = int((0.1 + 0.22 * row) * height)
+        for left in (0.05, 0.4):
+            assert picture[top : top + height // 8, int(left * width) : int((left + 0.18) * width)].std() > 5
+
+
+def test_zero_shot_says_in_one_line_what_cannot_be_had(tmp_path):
+    command = [sys.executable, DEMOS / "zero_shot.py", "--model", "ViT-B-1", "--output", tmp_path / "none.png"]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert ran.returncode == 1
+    assert "open_clip cannot make ViT-B-1" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
 @pytest.mark.usefixtures("has_samples")
 def test_defects_writes_a_line_for_each_way_to_look_and_a_picture_with_something_in_every_panel(tmp_path):
     for package in ("conformal_clip_data", "sklearn"):

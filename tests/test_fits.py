@@ -185,6 +185,20 @@ def matrix_by_formula(tokens, cells):
     return matrix
 
 
+def test_whole_numbers_of_numpy_are_taken():
+    images = torch.rand(1, 3, 64, 64)
+    plain = looking(overlap=2, tile_batch=3, target_grid=(4, 6))
+    two, three, grid = np.int64(2), np.int32(3), (np.int64(4), np.uint8(6))
+    model = looking(overlap=two, tile_batch=three, target_grid=grid)
+    torch.testing.assert_close(model(images).spatial, plain(images).spatial, atol=0, rtol=0)
+    assert looking(target_grid=two)(images).spatial.shape[-2:] == (16, 16)
+
+
+def test_a_policy_for_some_scales_is_taken_by_those_alone():
+    model = s2wrap.wrap(Local(), (1, Scale(2, "aspect"), "3:whole"), image_size=64, policy="anyres")
+    assert model.plan((64, 128)).scales[1].block_size == (1, 2)
+
+
 def test_grids_by_word_and_by_scale():
     model = {name: s2wrap.wrap(Local(), (2, 1, 3), image_size=64, target_grid=name) for name in ("finest", 0, -1, None)}
     images = torch.rand(1, 3, 64, 64)
@@ -426,7 +440,23 @@ def test_scales_as_text_carry_their_options(vit):
     ("options", "words"),
     [
         ({"fit": "crop"}, "fit='crop' is unknown; use one of stretch, aspect, pad"),
-        ({"fit": None}, "use one of stretch, aspect, pad"),
+        ({"fit": None}, "fit=None is unknown; use one of stretch, aspect, pad"),
+        (
+            {"policy": "nvila"},
+            "policy='nvila' has no effect on scale 1:stretch:tiled, 2:stretch:tiled; use fit=",
+        ),
+        (
+            {"fit": "aspect", "whole": True, "policy": "closest"},
+            "no effect on scale 1:aspect:whole, 2:aspect:whole",
+        ),
+        ({"scales": (1, Scale(2, policy="nvila"))}, "policy='nvila' has no effect on scale 2:stretch:tiled"),
+        ({"scales": (1, Scale(3, max_tiles=4))}, "max_tiles=4 has no effect on scale 3:stretch:tiled"),
+        (
+            {"scales": (1, Scale(3, "pad", max_tiles=4))},
+            "max_tiles=4 has no effect on scale 3:pad:tiled; use fit=",
+        ),
+        ({"scales": (1, Scale(3, "aspect", True, max_tiles=4))}, "has no effect on scale 3:aspect:whole"),
+        ({"fuse": "pyramid", "target_grid": "finest"}, "target_grid='finest' with fuse='pyramid'"),
         ({"whole": "yes"}, "whole='yes' is unknown; use True, False (tiles)"),
         ({"scales": (1, Scale(2, max_tiles=True))}, "max_tiles=True is no number of tiles"),
         ({"fit": "aspect", "policy": ["closest"]}, "use a function or one of closest"),
@@ -434,6 +464,11 @@ def test_scales_as_text_carry_their_options(vit):
         ({"overlap": 8}, "overlap=8 tokens, but a tile of Local has 8; use 0 to 7"),
         ({"overlap": -1}, "use 0 to 7"),
         ({"overlap": 1.5}, "use 0 to 7"),
+        ({"overlap": True}, "use 0 to 7"),
+        ({"tile_batch": True}, "use 1 or more"),
+        ({"tile_batch": 1.5}, "use 1 or more"),
+        ({"target_grid": True}, "target_grid=True is no grid"),
+        ({"target_grid": (True, 4)}, "target_grid=(True, 4) is no grid"),
         ({"blend": "mean"}, "use one of smooth, trim, constant, triangular, gaussian"),
         ({"norm": "batch"}, "use one of none, l2, layer, std"),
         ({"norm": "l2", "fuse": "detail"}, "use norm='none'"),
@@ -443,7 +478,7 @@ def test_scales_as_text_carry_their_options(vit):
         ({"scales": (1, Scale(2, "aspect", policy="nvila", max_tiles=3))}, "no grid has 4 to 3 tiles"),
         ({"scales": (1, Scale(2, max_tiles=0))}, "max_tiles=0 is no number of tiles"),
         ({"scales": ("2:half",)}, "'half' is unknown; after the size write whole, tiled, stretch, aspect, pad"),
-        ({"layers": (1, 2)}, "only timm models tell the features of their blocks"),
+        ({"layers": (1, 2)}, "nothing is known of the blocks of Local"),
         ({"scales": (0.05,), "whole": False}, "less than one patch of 8"),
         ({"fuse": "pyramid", "join_layers": False}, "choose one"),
     ],

@@ -1,11 +1,12 @@
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from s2wrap import S2WrapError
-from s2wrap.plan import Scale, plan_image, scale_size, tile_axis
+from s2wrap.plan import Scale, parse_scale, plan_image, scale_size, tile_axis, whole_number
 
 
 def plan_for(image_hw, *scales, tile_hw=(224, 224), patch_hw=(14, 14), **options):
@@ -92,3 +93,28 @@ def test_a_side_in_pixels_needs_a_square_tile():
 def test_images_too_small_to_resize_are_refused(image_hw):
     with pytest.raises(S2WrapError, match=f"{image_hw[0]}×{image_hw[1]} pixels"):
         plan_for(image_hw, Scale(1, "stretch", False))
+
+
+@pytest.mark.parametrize("number", [3, np.int64(3), np.uint8(3)])
+def test_whole_numbers_of_any_library_are_ints(number):
+    assert whole_number(number) == 3
+    assert type(whole_number(number)) is int
+
+
+@pytest.mark.parametrize("value", [True, np.True_, 3.0, "3", None, (3,)])
+def test_what_is_no_whole_number_is_none(value):
+    assert whole_number(value) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("3:whole:tiled", "scale '3:whole:tiled' says whole and tiled; use one of them"),
+        ("3:pad:aspect", "scale '3:pad:aspect' says pad and aspect; use one of them"),
+        ("3:aspect:whole:stretch", "says aspect and stretch"),
+    ],
+)
+def test_words_of_a_scale_that_contradict_each_other_are_refused(text, words):
+    with pytest.raises(S2WrapError) as error:
+        parse_scale(text)
+    assert words in str(error.value)

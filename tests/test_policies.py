@@ -67,6 +67,16 @@ def test_what_a_function_answers_is_checked(answer):
         choose_grid(policy, (100, 100), (448, 448), 9, 9)
 
 
+def test_a_function_that_fails_is_named_with_the_cause():
+    def mine(image_hw, tile_hw, min_tiles, max_tiles):
+        return image_hw[0] // 0
+
+    with pytest.raises(S2WrapError) as error:
+        choose_grid(mine, (100, 200), (448, 448), 9, 9)
+    assert "policy 'mine' failed on an image of 100×200 pixels, 9 to 9 tiles: ZeroDivisionError: " in str(error.value)
+    assert isinstance(error.value.__cause__, ZeroDivisionError)
+
+
 @pytest.mark.parametrize("name", POLICIES)
 def test_every_named_policy_answers_within_its_budget(name):
     for image_hw in ((10, 4000), (4000, 10), (300, 500), (2000, 2000)):

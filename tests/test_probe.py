@@ -96,8 +96,11 @@ def test_what_is_given_must_fit(known, words):
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (lambda x: (patches(x), x), "a tuple of (1, 8, 4, 4) torch.float32, (1, 3, 64, 64) torch.float32"),
-        (lambda x: {"features": patches(x), "logits": x}, "a dict with the keys features, logits"),
+        (lambda x: (patches(x), x), "a tuple of 0: (1, 8, 4, 4) torch.float32, 1: (1, 3, 64, 64) torch.float32"),
+        (
+            lambda x: {"features": patches(x), "logits": x},
+            "a dict of 'features': (1, 8, 4, 4) torch.float32, 'logits': (1, 3, 64, 64)",
+        ),
         (lambda x: None, "returned a NoneType"),
         (lambda x: x.mean(dim=(2, 3)), "(1, 3) torch.float32"),
         (lambda x: patches(x).long(), "torch.int64"),

@@ -90,7 +90,12 @@ def test_dynamic_s2s_channels_are_those_of_a_plain_loop(vit):
         (lambda: split_blocks(torch.zeros(1, 2, 5, 4), (2, 2)), "a 5×4 map cannot be cut into 2×2 equal blocks"),
         (lambda: merge_blocks(torch.zeros(5, 2, 4, 4), (2, 2)), "5 blocks are no 2×2"),
         (lambda: pixel_unshuffle(torch.zeros(1, 2, 4, 4), 0), "use 1 or more"),
-        (lambda: s2wrap.wrap(timm.create_model("test_vit"), **dynamic_s2()), "no grid has 70 to 12 tiles"),
+        (
+            lambda: s2wrap.wrap(timm.create_model("test_vit"), **dynamic_s2()),
+            "a backbone built at 448 pixels (image_size=448",
+        ),
+        (lambda: dynamic_s2(max_tiles=True), "max_tiles=True, but 1344 pixels make 9 tiles of 448; use 9 or more"),
+        (lambda: split_blocks(torch.zeros(1, 2, 4, 4), (2, 0)), "block_size=(2, 0) is none; use (rows, columns)"),
     ],
 )
 def test_wrong_input_gets_a_clear_error(call, words):

@@ -29,7 +29,7 @@ def test_a_spec_names_the_model_that_wrap_makes():
         ("", "write FAMILY:NAME@SCALES"),
         ("resnet50", "write FAMILY:NAME@SCALES"),
         ("timm:@1,2", "write FAMILY:NAME@SCALES"),
-        ("tim:resnet50@1", "use one of timm, sample"),
+        ("tim:resnet50@1", "use one of sample, timm, open_clip, transformers, torchvision"),
         ("timm:resnet5O@1", "did you mean timm:resnet50"),
         ("sample:dinov2@1", "did you mean sample:dinov2_s14?"),
         ("timm:resnet50@1,,2", "scale '' is no scale"),

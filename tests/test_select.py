@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -38,15 +39,51 @@ def test_only_the_selected_tiles_run_and_the_mask_says_which(counting):
 
 
 @pytest.mark.parametrize("by", ["saliency", "detail", inside([(0, 0, 50, 50)]), similar_to(torch.ones(64))])
-@pytest.mark.parametrize("fuse", ["concat", "detail", "pyramid"])
-def test_selecting_all_tiles_is_the_plain_pass(vit, fuse, by):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"fuse": "detail"},
+        {"fuse": "pyramid"},
+        {"target_grid": "finest"},
+        {"target_grid": (5, 7)},
+        {"target_grid": (5, 7), "fuse": "detail"},
+    ],
+    ids=str,
+)
+def test_selecting_all_tiles_is_the_plain_pass(vit, options, by):
     images = torch.randn(3, 3, 200, 300)
-    model = s2wrap.wrap(vit, (1, 2, 3), fuse=fuse, overlap=2)
+    model = s2wrap.wrap(vit, (1, 2, 3), overlap=2, **options)
     plain = model(images)
     chosen = model(images, select=model.plan((200, 300)).num_tiles - 1, by=by)
     for ours, theirs in zip((*chosen.maps, *chosen.prefixes), (*plain.maps, *plain.prefixes), strict=True):
         torch.testing.assert_close(ours, theirs, atol=5e-5, rtol=0)
     assert chosen.saved == 0
+
+
+@pytest.mark.parametrize("scales", [(1, 2, 3), (1.5, 3)])
+@pytest.mark.parametrize("by", ["saliency", "detail"])
+def test_the_grid_and_fusion_of_the_result_do_not_change_which_tiles_run(vit, scales, by):
+    images = torch.randn(4, 3, 200, 300)
+    expected = s2wrap.wrap(vit, scales, target_grid="coarsest")(images, select=3, by=by)
+    for options in (
+        {"target_grid": "finest"},
+        {"target_grid": (5, 7)},
+        {"target_grid": -1, "fuse": "mean"},
+        {"fuse": "pyramid"},
+        {"fuse": "detail"},
+    ):
+        found = s2wrap.wrap(vit, scales, **options)(images, select=3, by=by)
+        for ours, theirs in zip(found.ran, expected.ran, strict=True):
+            assert torch.equal(ours, theirs), options
+
+
+def test_a_grid_of_one_cell_is_the_average_of_tiles_filled_from_the_smallest_scales_own_grid(vit):
+    images = torch.randn(2, 3, 160, 160)
+    found = s2wrap.wrap(vit, (1, 3), target_grid=(1, 1))(images, select=2, by=inside([(0, 0, 100, 50)]))
+    pyramid = s2wrap.wrap(vit, (1, 3), fuse="pyramid")(images, select=2, by=inside([(0, 0, 100, 50)]))
+    averages = torch.cat([level.mean(dim=(2, 3), keepdim=True) for level in pyramid.maps], dim=1)
+    torch.testing.assert_close(found.spatial, averages, atol=5e-5, rtol=0)
 
 
 def test_selecting_none_is_the_smallest_scale_enlarged(vit):
@@ -56,7 +93,7 @@ def test_selecting_none_is_the_smallest_scale_enlarged(vit):
     coarse = own[:, 1:].transpose(1, 2).unflatten(2, (10, 10))
     smooth = F.interpolate(coarse, size=(20, 20), mode="bilinear", align_corners=False)
     torch.testing.assert_close(features.spatial[:, :64], smooth, atol=5e-5, rtol=0)
-    torch.testing.assert_close(features.spatial[:, 64:], smooth, atol=5e-2, rtol=0.2)  # interpolated from the enlarged
+    torch.testing.assert_close(features.spatial[:, 64:], smooth, atol=5e-5, rtol=0)
     torch.testing.assert_close(features.prefix, own[:, :1].repeat(1, 1, 2), atol=5e-5, rtol=0)
     assert features.saved == pytest.approx(4 / 5)
 
@@ -134,6 +171,16 @@ def test_images_of_other_shapes_select_their_own_tiles(vit):
         torch.testing.assert_close(features.spatial, alone.spatial, atol=5e-5, rtol=0)
 
 
+def test_whole_numbers_of_numpy_are_taken(vit):
+    images = torch.randn(1, 3, 160, 160)
+    model = s2wrap.wrap(vit, (1, 2))
+    assert model(images, select=np.int64(2)).ran[1].sum() == 2
+
+
+def failing(images, features):
+    raise KeyError("no heat today")
+
+
 def test_one_scale_has_nothing_to_select(vit):
     images = torch.randn(2, 3, 160, 160)
     model = s2wrap.wrap(vit, (2,))
@@ -156,6 +203,8 @@ def test_half_precision_stays(vit):
         (-1, "saliency", "use 0 to 13"),
         (1.5, "saliency", "use 0 to 13"),
         (True, "saliency", "use 0 to 13"),
+        (np.True_, "saliency", "use 0 to 13"),
+        (2, failing, "by='failing' failed on 1 images: KeyError: 'no heat today'"),
         (2, "interest", "by='interest' is unknown; use 'detail', 'saliency', s2wrap.similar_to(vectors)"),
         (2, lambda images, features: torch.zeros(3), "must give finite heat (b, h, w)"),
         (2, lambda images, features: torch.full((1, 2, 2), float("nan")), "must give finite heat (b, h, w)"),

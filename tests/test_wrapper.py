@@ -324,6 +324,46 @@ def test_wrong_images_get_one_clear_error(model, images, words):
     assert words in str(error.value)
 
 
+def test_the_matrices_of_the_size_that_was_longest_unused_are_dropped(vit, monkeypatch):
+    monkeypatch.setattr("s2wrap.wrapper.KEPT_PLACEMENTS", 3)
+    model = s2wrap.wrap(vit, (1, 2), fit="pad").prepare((40, 80)).prepare((50, 80))
+    model(torch.zeros(1, 3, 40, 80))
+    model.prepare((160, 160)).prepare((60, 80))
+    assert sorted(model.placements) == ["160x160", "40x80", "60x80"]
+    model.grids((160, 160))
+    model(torch.zeros(1, 3, 70, 80))
+    assert sorted(model.placements) == ["160x160", "60x80", "70x80"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"fusion": "mean"}, "has no option 'fusion'; did you mean fuse"),
+        ({"tile_bach": 3}, "has no option 'tile_bach'; did you mean tile_batch"),
+        ({"imagesize": 224}, "has no option 'imagesize'; did you mean image_size"),
+        ({"zzz": 1}, "has no option 'zzz'; it takes "),
+    ],
+)
+def test_options_that_do_not_exist_are_named_with_the_nearest(vit, options, words):
+    for call, name in ((lambda: s2wrap.wrap(vit, **options), "wrap()"), (lambda: load(**options), "load()")):
+        with pytest.raises(S2WrapError) as error:
+            call()
+        assert f"{name} {words}" in str(error.value)
+
+
+def load(spec="timm:test_vit", **options):
+    return s2wrap.load(spec, pretrained=False, **options)
+
+
+def test_load_takes_what_is_known_of_the_backbone_and_scales_once():
+    model = load(scales=(1, 2), mean=(0.1, 0.2, 0.3), layers=(1, 2), prefix="drop")
+    assert (model.backbone.mean, len(model.backbone.layouts), len(model.scales)) == ((0.1, 0.2, 0.3), 2, 2)
+    with pytest.raises(S2WrapError, match=r"'timm:test_vit@1,2' names scales, and scales=\(1, 3\) too; use one"):
+        load("timm:test_vit@1,2", scales=(1, 3))
+    with pytest.raises(S2WrapError, match=r"did you mean pretrained"):
+        load(pretraned=True)
+
+
 def test_large_finite_values_are_not_taken_for_infinite(model):
     assert model(torch.full((1, 3, 64, 64), 3e38)).spatial.shape == (1, 128, 10, 10)
 

@@ -1,10 +1,11 @@
 """One face for every model: `Backbone`."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from operator import index
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from s2wrap.backbones.probe import Layout, probe
+from s2wrap.backbones.probe import Layout, describe, probe
 from s2wrap.errors import S2WrapError
 from s2wrap.features import Features
 
@@ -25,11 +26,12 @@ class Backbone(nn.Module):
     The layout is found by `probe`, in evaluation mode. What is given here is taken as known and must fit.
 
     Args:
-        model: takes images (b, 3, H, W); returns tokens (b, n, c) or a map (b, c, h, w) or (b, h, w, c). A module,
-            or a method of one, is moved, frozen and put in evaluation mode with the wrapper. Into a function or
-            lambda nobody can see: do that to the modules that it calls yourself.
+        model: takes images (b, 3, H, W); returns tokens (b, n, c) or a map (b, c, h, w) or (b, h, w, c), alone or in a
+            dict, tuple or dataclass. A module, or a method of one, is moved, frozen and put in evaluation mode with
+            the wrapper. Into a function or lambda nobody can see: do that to the modules that it calls yourself.
         image_size: the input size in pixels that the model was made for: one side, or (height, width).
         name: a name for messages and metadata.
+        output: which part of the answer holds the features, where it has several: a key, index or attribute.
         layout: "bnc", "bchw" or "bhwc".
         num_prefix_tokens: leading tokens that are not spatial (CLS, registers).
         grid: rows and columns of spatial tokens.
@@ -37,8 +39,8 @@ class Backbone(nn.Module):
         mean: what to subtract from RGB values in 0…1; needed for uint8 images.
         std: what to divide by after that.
         interpolation: "bicubic" or "bilinear": how images are resized.
-        layers: blocks whose features are wanted instead of the last ones (timm models): indices, negative ones from
-            the end.
+        layers: blocks whose features are wanted instead of the last ones: increasing indices, negative ones from the
+            end. timm, open_clip, transformers and torch.hub DINO models tell them.
 
     Raises:
         S2WrapError: the model fails on such an image, or its answer has no single reading.
@@ -57,6 +59,7 @@ class Backbone(nn.Module):
         *,
         image_size: Any,
         name: str | None = None,
+        output: Any = None,
         layout: str | None = None,
         num_prefix_tokens: int | None = None,
         grid: tuple[int, int] | None = None,
@@ -76,10 +79,12 @@ class Backbone(nn.Module):
         if interpolation not in ("bicubic", "bilinear"):
             raise S2WrapError(f"interpolation={interpolation!r} is unknown; use 'bicubic' or 'bilinear'")
         self.interpolation = interpolation
+        self.output = output
+        self.layers = _layers(layers)
         image = torch.zeros(1, 3, *self.image_hw, device=self.device, dtype=self.dtype)
         with self.evaluating():
             self.layout: Layout = probe(
-                self.call,
+                self._answer,
                 image,
                 name=self.name,
                 order=layout,
@@ -87,7 +92,6 @@ class Backbone(nn.Module):
                 grid_hw=grid,
                 patch_hw=(patch_size, patch_size) if isinstance(patch_size, int | float) else patch_size,
             )
-            self.layers = self.check_layers(layers)
             self.layouts: tuple[Layout, ...] = self._layer_layouts(image)
 
     def call(self, tiles: Tensor) -> Any:
@@ -96,16 +100,14 @@ class Backbone(nn.Module):
 
     def call_layers(self, tiles: Tensor) -> Features:
         """The maps (b, c, h, w) and prefix tokens of every one of `layers`. Families that can override this."""
-        raise NotImplementedError
+        raise S2WrapError(
+            f"layers={self.layers}: nothing is known of the blocks of {self.name}; wrap a function that returns the "
+            f"features of one block"
+        )
 
-    def check_layers(self, layers: Any) -> tuple[int, ...] | None:
-        """The indices of blocks asked for. Families that have `call_layers` override this."""
-        if layers is not None:
-            raise S2WrapError(
-                f"layers={layers!r}: only timm models tell the features of their blocks; for {self.name} wrap a "
-                f"function that returns those of one block"
-            )
-        return None
+    def embed(self, tiles: Tensor) -> Tensor:
+        """The image embeddings (b, d) that text is compared with. Families that have such a space override this."""
+        raise S2WrapError(f"{self.name} has no embeddings that text is compared with; wrap a model of open_clip")
 
     def any_size(self, allow: bool) -> bool:
         """Let the model take other image sizes, or no longer; whether that changed anything. Families override this."""
@@ -120,7 +122,7 @@ class Backbone(nn.Module):
         tile_hw = (tiles.shape[-2], tiles.shape[-1])
         grids = [self.grid_hw(tile_hw, layer) for layer in range(len(self.layouts))]
         try:
-            answer = self.call(tiles) if self.layers is None else self.call_layers(tiles)
+            answer = self._answer(tiles) if self.layers is None else self.call_layers(tiles)
         except Exception as error:
             if tile_hw == self.image_hw:
                 raise
@@ -184,7 +186,7 @@ class Backbone(nn.Module):
                     except S2WrapError as error:
                         reason = reason or str(error).removesuffix("; use whole=False")
                     else:
-                        if all(map(torch.allclose, self(own).maps, before.maps)):
+                        if not changed or all(map(_close, self(own).maps, before.maps)):
                             return ""
                         reason = "its answer at its own size changes when it is told to take others"
             except Exception as error:
@@ -192,6 +194,20 @@ class Backbone(nn.Module):
             if changed:
                 self.any_size(False)
             return reason
+
+    def _answer(self, tiles: Tensor) -> Any:
+        """The one tensor of the model's answer that holds the features, as `output` says or as was found first."""
+        answer = self.call(tiles)
+        if isinstance(answer, Tensor):
+            return answer
+        parts = _parts(answer)
+        if self.output is None:
+            self.output = _only_features(parts, f"{self.name} returned a {type(answer).__name__}")
+        if self.output not in parts:
+            raise S2WrapError(
+                f"output={self.output!r} is no part of what {self.name} returns; it has {', '.join(map(repr, parts))}"
+            )
+        return parts[self.output]
 
     def _layer_layouts(self, image: Tensor) -> tuple[Layout, ...]:
         """The layout of every layer; where the grid is that of the last features, so are the patches."""
@@ -241,6 +257,79 @@ class Backbone(nn.Module):
         finally:
             for module in training:
                 module.training = True
+
+
+class Embedder(Backbone):
+    """A backbone of which only the image embedding is asked: a prefix token, beside a map of one empty channel."""
+
+    def __init__(self, backbone: Backbone):
+        nn.Module.__init__(self)
+        vars(self).update(vars(backbone))  # the same modules, sizes and layouts
+        self.of = backbone.embed
+
+    def forward(self, tiles: Tensor) -> Features:
+        """The embeddings (b, 1, d) in place of prefix tokens."""
+        tile_hw = (tiles.shape[-2], tiles.shape[-1])
+        try:
+            embeddings = self.of(tiles)[:, None]
+        except RuntimeError as error:
+            if tile_hw == self.image_hw:
+                raise
+            raise S2WrapError(
+                f"{self.name} embeds images of {self.image_hw[0]}×{self.image_hw[1]} pixels, and failed on "
+                f"{tile_hw[0]}×{tile_hw[1]}; use whole=False"
+            ) from error
+        grids = [self.grid_hw(tile_hw, layer) for layer in range(len(self.layouts))]
+        return Features(tuple(tiles.new_zeros(len(tiles), 1, *grid) for grid in grids), (embeddings,) * len(grids))
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    """Whether two answers are the same but for rounding: another path through the same sums."""
+    return bool((one - other).abs().amax() <= 1e-3 * other.abs().amax())
+
+
+def _parts(answer: Any) -> dict[Any, Any]:
+    """The parts of a dict, tuple, list or dataclass by key, index or field; empty for anything else."""
+    if isinstance(answer, Mapping):  # dicts, and the outputs of transformers
+        return dict(answer)
+    if hasattr(answer, "_asdict"):
+        return answer._asdict()
+    if isinstance(answer, tuple | list):
+        return dict(enumerate(answer)) | ({-1: answer[-1]} if answer else {})
+    return dict(vars(answer)) if is_dataclass(answer) else {}
+
+
+def _only_features(parts: dict[Any, Any], returned: str) -> Any:
+    """The key of the only part that can hold features: tokens or a map. Raises S2WrapError for several, or none."""
+    shapes = {key: describe(part) for key, part in parts.items() if key != -1}
+    found = [
+        key
+        for key, part in parts.items()
+        if key != -1 and isinstance(part, Tensor) and part.is_floating_point() and part.ndim in (3, 4)
+    ]
+    if len(found) != 1:
+        seen = " of " + ", ".join(f"{key!r}: {shape}" for key, shape in shapes.items()) if shapes else ""
+        remedy = f"pass output={found[0]!r}, or another of these" if found else "wrap a model that returns features"
+        raise S2WrapError(
+            f"{returned}{seen}; s2wrap needs one tensor (b, n, c), (b, c, h, w) or (b, h, w, c): {remedy}"
+        )
+    return found[0]
+
+
+def _layers(layers: Any) -> tuple[int, ...] | None:
+    """The indices of blocks asked for."""
+    if layers is None:
+        return None
+    try:
+        numbers = tuple(index(layer) for layer in layers)
+    except TypeError:
+        numbers = ()
+    increasing = all(first < second for first, second in pairwise(numbers))
+    if not numbers or not increasing or numbers[0] < 0 <= numbers[-1]:
+        raise S2WrapError(
+            f"layers={layers!r} names no layers; use increasing indices such as (5, 11), or (-7, -1) from the end"
+        )
+    return numbers
 
 
 def _image_hw(image_size: Any) -> tuple[int, int]:

@@ -5,14 +5,13 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from itertools import pairwise
-from operator import index
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from s2wrap.backbones.backbone import Backbone
+from s2wrap.backbones.family import Family, known_first
 from s2wrap.errors import S2WrapError
 from s2wrap.features import Features
 
@@ -26,40 +25,27 @@ class TimmBackbone(Backbone):
         told = {
             "name": cfg.get("architecture"),
             "image_size": _image_size(model),
-            "num_prefix_tokens": getattr(model, "num_prefix_tokens", None),
+            "num_prefix_tokens": _prefix_tokens(model),
             "mean": cfg.get("mean"),
             "std": cfg.get("std"),
             "interpolation": "bilinear" if cfg.get("interpolation") == "bilinear" else "bicubic",
         }
-        known = told | {key: value for key, value in known.items() if value is not None}
+        known = known_first(told, known)
         if known["image_size"] is None:
             raise S2WrapError(f"{known['name']} does not say which image size it takes; pass image_size=")
         super().__init__(model, **known)
 
     def call(self, tiles: Tensor) -> Any:
         """Timm's features after the last norm: (b, n, c), (b, c, h, w) or (b, h, w, c)."""
+        if self.only_intermediates:
+            return self.model.forward_intermediates(tiles, indices=1, norm=True, intermediates_only=True)[-1]
         return self.model.forward_features(tiles)
-
-    def check_layers(self, layers: Any) -> tuple[int, ...] | None:
-        """Indices of blocks or stages, as timm's `forward_intermediates` counts them."""
-        if layers is None:
-            return None
-        if not hasattr(self.model, "forward_intermediates"):
-            raise S2WrapError(f"layers={layers!r}: timm tells no features of the blocks of {self.name}")
-        try:
-            numbers = tuple(index(layer) for layer in layers)
-        except TypeError:
-            numbers = ()
-        increasing = all(first < second for first, second in pairwise(numbers))
-        if not numbers or not increasing or numbers[0] < 0 <= numbers[-1]:
-            raise S2WrapError(
-                f"layers={layers!r} names no layers; use increasing indices such as (5, 11), or (-7, -1) from the end"
-            )
-        return numbers
 
     def call_layers(self, tiles: Tensor) -> Features:
         """Timm's features of blocks, after its last norm where the width allows it."""
-        call = self.model.forward_intermediates
+        call = getattr(self.model, "forward_intermediates", None)
+        if call is None:
+            raise S2WrapError(f"layers={self.layers}: timm tells no features of the blocks of {self.name}")
         known = inspect.signature(call).parameters
         options: dict[str, Any] = {"indices": list(self.layers or ()), "intermediates_only": True, "norm": True}
         options |= {"return_prefix_tokens": True, "stop_early": True}
@@ -76,18 +62,36 @@ class TimmBackbone(Backbone):
 
     def any_size(self, allow: bool) -> bool:
         """Let a ViT interpolate its position embeddings, as if made with `dynamic_img_size=True`, or no longer."""
-        from timm.layers.format import Format
+        return interpolate_positions(self.model, allow)
 
-        model, patches = self.model, getattr(self.model, "patch_embed", None)
-        if patches is None or getattr(model, "dynamic_img_size", None) is not (not allow):
-            return False
-        model.dynamic_img_size = allow
-        patches.strict_img_size = patches.flatten = not allow
-        patches.output_fmt = Format.NHWC if allow else Format.NCHW
-        return True
+    @property
+    def only_intermediates(self) -> bool:
+        """Whether `forward_features` keeps no map, or several: then the last map of `forward_intermediates` counts."""
+        kind = type(self.model).__name__
+        return kind in ("PoolingVisionTransformer", "CrossVit", "EfficientViM", "EfficientViMDistilled") or (
+            kind == "CoaT" and self.model.parallel_blocks is not None
+        )
 
 
-def is_timm(model: object) -> bool:
+def interpolate_positions(model: Any, allow: bool) -> bool:
+    """Set timm's `dynamic_img_size` after construction; whether that changed anything."""
+    from timm.layers.format import Format
+
+    patches = getattr(model, "patch_embed", None)
+    if patches is None or getattr(model, "dynamic_img_size", None) is not (not allow):
+        return False
+    model.dynamic_img_size = allow
+    patches.strict_img_size = patches.flatten = not allow
+    patches.output_fmt = Format.NHWC if allow else Format.NCHW
+    return True
+
+
+def _prefix_tokens(model: Any) -> int | None:
+    """What timm says; its LeViT has tokens, none of them a prefix, and does not say so."""
+    return 0 if type(model).__name__ in ("Levit", "LevitDistilled") else getattr(model, "num_prefix_tokens", None)
+
+
+def is_timm(model: Any) -> bool:
     """Whether a model has timm's feature call and configuration."""
     return isinstance(model, nn.Module) and hasattr(model, "forward_features") and hasattr(model, "pretrained_cfg")
 
@@ -109,16 +113,25 @@ def names() -> tuple[str, ...]:
 
 
 def load(
-    name: str, *, pretrained: bool, image_size: int | tuple[int, int] | None, checkpoint: str | Path | None
+    name: str,
+    *,
+    pretrained: bool = True,
+    image_size: int | tuple[int, int] | None = None,
+    checkpoint: str | Path | None = None,
+    **known: Any,
 ) -> TimmBackbone:
     """A timm model by name, with weights from the hub, from a file, or none."""
     if not pretrained:
-        return create(name, image_size=image_size)
-    return create(name, image_size=image_size, weights={"file": str(checkpoint or _hub_file(name))})
+        return create(name, image_size=image_size, **known)
+    return create(name, image_size=image_size, **known, weights={"file": str(checkpoint or _hub_file(name))})
 
 
 def create(
-    name: str, *, image_size: int | tuple[int, int] | None = None, weights: dict[str, Any] | None = None
+    name: str,
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    weights: dict[str, Any] | None = None,
+    **known: Any,
 ) -> TimmBackbone:
     """A timm model without classifier.
 
@@ -127,6 +140,7 @@ def create(
         image_size: build the model for this size, where its architecture depends on one.
         weights: where timm takes the weights from: {"file": path} or {"state_dict": tensors}. Position embeddings
             are resampled to the image size; all keys must match. Random weights if None.
+        **known: as for `Backbone`.
     """
     import timm
 
@@ -150,7 +164,7 @@ def create(
         raise S2WrapError(f"timm cannot make {name}{source}: {type(error).__name__}: {first_line}") from error
     if missing:
         raise S2WrapError(f"the weights{source} are not those of {name}: {missing[0][:300]}")
-    return TimmBackbone(model, image_size=image_size)
+    return TimmBackbone(model, **known_first({"image_size": image_size}, known))
 
 
 @contextmanager
@@ -204,3 +218,6 @@ def _hub_file(name: str) -> str:
             f"{first_line}); give a file with --checkpoint FILE (checkpoint=), or use packaged weights such as "
             f"sample:dinov2_s14"
         ) from error
+
+
+FAMILY = Family("timm", TimmBackbone, is_timm, names, load)

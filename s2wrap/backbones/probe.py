@@ -124,9 +124,17 @@ def probe(
         and num_prefix_tokens in (None, reading.num_prefix_tokens)
         and (grid_hw or reading.grid_hw != (1, 1))  # one cell is no grid, unless told
     ]
-    if len(readings) > 1:
+    guessed = [reading.order == "bnc" and num_prefix_tokens is None and grid_hw is None for reading in readings]
+    if len(readings) > 1 or any(guessed):
         changes = [(_answer(call, _change_spot(plain, noise(), spot), name) - answer).abs() for spot in SPOTS]
-        readings = [reading for reading in readings if _follows(reading, changes)] or readings
+        following = [reading for reading in readings if _follows(reading, changes)]
+        if len(readings) == 1 and not following:
+            raise S2WrapError(
+                f"{name} returned {_shape(answer)} for an image of {_shape(plain)}; that could be {readings[0]}, but "
+                f"these tokens do not answer where the image changes (are they object queries, or of another order?); "
+                f"if they are right, pass num_prefix_tokens= or grid="
+            )
+        readings = following or readings
     if len(readings) != 1 or readings[0].order == "bcn":
         what = "can be read as " + " or ".join(map(str, readings)) if readings else "is no such grid of tokens"
         known = [f"layout={order!r}"] * (order is not None)
@@ -153,22 +161,22 @@ def _answer(call: Call, image: Tensor, name: str) -> Tensor:
     """What the backbone returns for one image, checked to be one floating tensor of three or four axes."""
     try:
         answer = call(image.clone())  # some work in place
+    except S2WrapError:
+        raise
     except Exception as error:
         first_line = str(error).partition("\n")[0]
         raise S2WrapError(
             f"{name} failed on an image of {_shape(image)}: {type(error).__name__}: {first_line}; "
             f"if it takes another size, pass image_size="
         ) from error
-    if not isinstance(answer, Tensor):
-        parts = f" of {', '.join(map(_kind, answer))}" if isinstance(answer, tuple | list) else ""
-        keys = f" with the keys {', '.join(map(str, answer))}" if isinstance(answer, dict) else ""
+    if (
+        not isinstance(answer, Tensor)
+        or answer.ndim not in (3, 4)
+        or answer.shape[0] != 1
+        or not answer.is_floating_point()
+    ):
         raise S2WrapError(
-            f"{name} returned a {type(answer).__name__}{parts}{keys}; s2wrap needs one tensor (b, n, c), "
-            f"(b, c, h, w) or (b, h, w, c): wrap a module whose forward returns that part"
-        )
-    if answer.ndim not in (3, 4) or answer.shape[0] != 1 or not answer.is_floating_point():
-        raise S2WrapError(
-            f"{name} returned {_kind(answer)} for an image of {_shape(image)}; s2wrap needs floating features "
+            f"{name} returned {describe(answer)} for an image of {_shape(image)}; s2wrap needs floating features "
             f"(b, n, c), (b, c, h, w) or (b, h, w, c), before pooling and classifier"
         )
     return answer
@@ -259,5 +267,6 @@ def _shape(tensor: Tensor) -> str:
     return f"({', '.join(map(str, tensor.shape))})"
 
 
-def _kind(value: object) -> str:
+def describe(value: object) -> str:
+    """A tensor's shape and type, or the type of anything else, for messages."""
     return f"{_shape(value)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__

@@ -5,13 +5,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from s2wrap.backbones import from_timm, sample
+from s2wrap.backbones import (
+    from_hub_dino,
+    from_open_clip,
+    from_radio,
+    from_timm,
+    from_torchvision,
+    from_transformers,
+    sample,
+)
 from s2wrap.backbones.backbone import Backbone
+from s2wrap.backbones.family import Family
 from s2wrap.errors import S2WrapError
 from s2wrap.plan import parse_scale
 
-FAMILIES = {"timm": from_timm, "sample": sample}
-"""Each room has `names()`, and `load(name, pretrained=, image_size=, checkpoint=)` that makes a `Backbone`."""
+ROOMS = (sample, from_timm, from_open_clip, from_transformers, from_torchvision, from_hub_dino, from_radio)
+FAMILIES: dict[str, Family] = {room.FAMILY.name: room.FAMILY for room in ROOMS}
 
 
 @dataclass(frozen=True)
@@ -38,8 +47,9 @@ def parse_spec(text: Any) -> Spec:
     family, colon, name = model.partition(":")
     if not (colon and name):
         raise S2WrapError(f"{text!r} is no model; write FAMILY:NAME@SCALES, such as sample:dinov2_s14@1,2")
-    if family not in FAMILIES:
-        raise S2WrapError(f"{text!r}: family {family!r} is unknown; use one of {', '.join(FAMILIES)}")
+    if family not in FAMILIES or FAMILIES[family].load is None:
+        known = ", ".join(name for name, room in FAMILIES.items() if room.load)
+        raise S2WrapError(f"{text!r}: family {family!r} is unknown; use one of {known}")
     parts = tuple(part.strip() for part in (scales or "1").split(","))
     for part in parts:
         parse_scale(part)
@@ -52,6 +62,7 @@ def load_backbone(
     pretrained: bool = True,
     image_size: int | tuple[int, int] | None = None,
     checkpoint: str | Path | None = None,
+    **known: Any,
 ) -> Backbone:
     """The backbone that a spec names.
 
@@ -60,13 +71,16 @@ def load_backbone(
         pretrained: load the trained weights, else draw random ones.
         image_size: input size in pixels, where the model should be built for another than its own.
         checkpoint: a .safetensors or torch file with the weights, instead of a download. Never unpickled.
+        **known: what goes before what the model says of itself, as for `Backbone`.
 
     Raises:
         S2WrapError: an unknown name, or weights that cannot be had.
     """
     room = FAMILIES[spec.family]
-    names = room.names()
-    if spec.name not in names:
+    if room.load is None:
+        raise S2WrapError(f"{spec.family} has no names; wrap the model that you have")
+    names = tuple(room.names())
+    if spec.name not in names and not (room.open_ended and "/" in spec.name):
         near = difflib.get_close_matches(spec.name, names, n=3, cutoff=0.5)
         hint = f"; did you mean {', '.join(f'{spec.family}:{name}' for name in near)}?" if near else ""
         raise S2WrapError(f"{spec.family} knows no model {spec.name!r}{hint}")
@@ -74,14 +88,14 @@ def load_backbone(
         raise S2WrapError(f"random weights and the checkpoint {str(checkpoint)!r} are asked for; choose one")
     if checkpoint is not None and not Path(checkpoint).is_file():
         raise S2WrapError(f"there is no checkpoint file {str(checkpoint)!r}")
-    return room.load(spec.name, pretrained=pretrained, image_size=image_size, checkpoint=checkpoint)
+    return room.load(spec.name, pretrained=pretrained, image_size=image_size, checkpoint=checkpoint, **known)
 
 
 def as_backbone(model: Any, **known: Any) -> Backbone:
     """Any model as a `Backbone`: by the adapter of its family, else by the probe alone.
 
     Args:
-        model: a timm model, or any callable from images to tokens or a map.
+        model: of a family that is known, or any callable from images to tokens or a map.
         **known: anything `Backbone` takes.
     """
     if isinstance(model, Backbone):
@@ -94,11 +108,52 @@ def as_backbone(model: Any, **known: Any) -> Backbone:
         raise S2WrapError(
             f"a {type(model).__name__} is no backbone; give a module or a function of images, or use load()"
         )
-    if from_timm.is_timm(model):
-        return from_timm.TimmBackbone(model, **known)
+    if type(model).__name__ == "OptimizedModule":  # importing the class would take seconds
+        raise S2WrapError(
+            "this model is compiled, but not its feature call; wrap the model itself, and compile the result: "
+            "torch.compile(wrap(model))"
+        )
+    for family in reversed(FAMILIES.values()):  # those of users first
+        if family.matches(model):
+            return family.adapt(model, **known)
     if "image_size" not in known:
         raise S2WrapError(
             f"the image size that {getattr(model, '__name__', type(model).__name__)} takes is unknown; "
             f"pass image_size= in pixels, such as 224"
         )
     return Backbone(model, **known)
+
+
+def register_backbone(name: str, adapt: Any, *, matches: Any = None, names: Any = (), load: Any = None) -> None:
+    """Add a family of models: `wrap` then knows them by their looks, and `load` by `NAME:MODEL@SCALES`.
+
+    Args:
+        name: the word before the colon.
+        adapt: `adapt(model, **known)` returns a `Backbone`: often a class that derives from it and overrides `call`.
+        matches: `matches(model)` says whether a model is of this family; without it, `wrap` does not look.
+        names: the names that `load` knows.
+        load: `load(name, pretrained=, image_size=, checkpoint=, **known)` returns a `Backbone`; without it, `adapt`
+            is for models that the user has.
+
+    Raises:
+        S2WrapError: a name that is taken or holds a colon, names without `load`, or something that is no function.
+
+    >>> class Halved(Backbone):
+    ...     def call(self, tiles):
+    ...         return self.model(tiles / 2)
+    >>> register_backbone("halved", Halved, matches=lambda model: getattr(model, "halved", False))
+    >>> unregister_backbone("halved")
+    """
+    if not isinstance(name, str) or not name.isidentifier() or name in FAMILIES:
+        raise S2WrapError(f"{name!r} cannot name a family: use a new word; taken are {', '.join(FAMILIES)}")
+    for word, part in (("adapt", adapt), ("matches", matches), ("load", load)):
+        if not callable(part) and not (part is None and word != "adapt"):
+            raise S2WrapError(f"{word}={part!r} is no function")
+    if names and load is None:
+        raise S2WrapError(f"family {name!r} has names but no load=; give the function that makes a Backbone of a name")
+    FAMILIES[name] = Family(name, adapt, matches or (lambda model: False), lambda: names, load)
+
+
+def unregister_backbone(name: str) -> None:
+    """Forget a family that `register_backbone` added."""
+    FAMILIES.pop(name, None)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from s2wrap.backbones.family import Family
 from s2wrap.backbones.from_timm import TimmBackbone, create
 from s2wrap.errors import MissingExtraError, S2WrapError
 
@@ -66,7 +67,12 @@ def names() -> tuple[str, ...]:
 
 
 def load(
-    name: str, *, pretrained: bool, image_size: int | tuple[int, int] | None, checkpoint: str | Path | None
+    name: str,
+    *,
+    pretrained: bool = True,
+    image_size: int | tuple[int, int] | None = None,
+    checkpoint: str | Path | None = None,
+    **known: Any,
 ) -> TimmBackbone:
     """A packaged model. Raises MissingExtraError without its package, S2WrapError if the file is not the known one."""
     sample = SAMPLES[name]
@@ -74,10 +80,10 @@ def load(
         raise S2WrapError(f"sample:{name} brings its weights; for a checkpoint use timm:{sample.architecture}")
     size = sample.image_size if image_size is None else image_size
     if not pretrained:
-        return create(sample.architecture, image_size=size)
+        return create(sample.architecture, image_size=size, **known)
     path = _checked_file(sample)
     tensors = _from_onnx(path) if path.suffix == ".onnx" else _from_pth(path, sample.architecture)
-    return create(sample.architecture, image_size=size, weights={"state_dict": tensors})
+    return create(sample.architecture, image_size=size, **known, weights={"state_dict": tensors})
 
 
 def _checked_file(sample: Sample) -> Path:
@@ -161,3 +167,6 @@ def _from_onnx(path: Path) -> dict[str, Tensor]:
             for kind in ("weight", "bias"):
                 tensors[f"{ours}{part}.{kind}"] = named(f"{theirs}{part}.{kind}")
     return tensors
+
+
+FAMILY = Family("sample", TimmBackbone, names=names, load=load)

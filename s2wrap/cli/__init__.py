@@ -7,7 +7,7 @@ from io import TextIOWrapper
 import torch
 import typer
 
-from s2wrap.cli import features, inspect
+from s2wrap.cli import features, inspect, models
 from s2wrap.errors import S2WrapError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 app.command("features")(features.extract)
 app.command("inspect")(inspect.describe)
+app.command("models")(models.list_models)
 
 
 def main() -> None:

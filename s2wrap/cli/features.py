@@ -56,7 +56,7 @@ def extract(
     """
     asked: dict[str, Any] = {"fit": fit, "whole": whole, "overlap": overlap, "blend": blend, "norm": norm}
     asked |= {"fuse": fuse, "prefix": prefix}
-    write, place, factors = _writer(output), _device(device), _numbers(weights)
+    write, place, factors = _writer(output), _device(device), options.weights(weights)
     files = find_images(photos)
     with whole_file(output) as draft:
         wrapped = load(
@@ -82,12 +82,8 @@ def extract(
     failed = len(files) - len(done)
     shape = " + ".join(str(tuple(tensor.shape[1:])) for name, tensor in rows[0].items() if name.startswith("spatial"))
     shape = f"{shape} each" if len(arrays) == len(rows[0]) else "each on a grid of its own"
-    Console(stderr=True).print(
-        f"{len(done)} pictures, {shape} → {output}" + (f"; {failed} could not be read" if failed else ""),
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    unread = f"; {failed} could not be read" if failed else ""
+    _say(Console(stderr=True), f"{len(done)} pictures, {shape} → {output}{unread}")
 
 
 @torch.inference_mode()
@@ -105,9 +101,7 @@ def _features_of(
             except S2WrapError as error:
                 if not skip_errors:
                     raise
-                progress.console.print(
-                    f"skipped {error}", style="yellow", highlight=False, markup=False, soft_wrap=True
-                )
+                _say(progress.console, f"skipped {error}", style="yellow")
                 continue
             rows.append(_arrays(model(image[None].to(model.backbone.device))))
             if not done:
@@ -116,6 +110,11 @@ def _features_of(
     if not done:
         raise S2WrapError(f"none of {len(files)} pictures could be read; nothing was written")
     return done, rows
+
+
+def _say(console: Console, text: str, style: str | None = None) -> None:
+    """Print a line as it is: names of files may look like markup."""
+    console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 def _arrays(result: Features) -> Arrays:
@@ -176,12 +175,3 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise S2WrapError(f"device {name!r} cannot be used: {str(error).partition(chr(10))[0]}; try cpu") from error
     return device
-
-
-def _numbers(text: str | None) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise S2WrapError(f"--weights {text!r} are no numbers; write one a scale, such as 0.5,0.3,0.2") from error

@@ -1,6 +1,7 @@
 """`s2wrap inspect`: what was found about a backbone, and what wrapping it costs."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ from rich.table import Table
 from s2wrap.cli import model as options
 from s2wrap.cost import count_cost
 from s2wrap.errors import S2WrapError
-from s2wrap.wrapper import load
+from s2wrap.wrapper import MultiScale, load
 
 
 def describe(
@@ -23,17 +24,37 @@ def describe(
     overlap: options.Overlap = 0,
     target_grid: options.TargetGrid = None,
     fuse: options.Fuse = "concat",
+    weights: options.Weights = None,
     image: Annotated[str | None, typer.Option(help="Height and width of the image, as 480x640.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Show what was found about a backbone and what an image costs. Needs no weights: nothing is downloaded."""
-    grid = options.target_grid(target_grid)
-    asked: dict[str, Any] = {"fit": fit, "whole": whole, "overlap": overlap, "target_grid": grid, "fuse": fuse}
-    model = load(spec, pretrained=False, image_size=image_size, **asked)
+    model = load(
+        spec,
+        pretrained=False,
+        image_size=image_size,
+        fit=fit,
+        whole=whole,
+        overlap=overlap,
+        target_grid=options.target_grid(target_grid),
+        fuse=fuse,
+        weights=options.weights(weights),
+    )
+    found = _found(model, _image_hw(image) if image else model.backbone.image_hw)
+    if as_json:
+        print(json.dumps({"model": spec, **found}, indent=2))
+        return
+    table = Table(title=spec, show_header=False)
+    for name, text in _rows(found).items():
+        table.add_row(name, text)
+    Console().print(table)
+
+
+def _found(model: MultiScale, image_hw: tuple[int, int]) -> dict[str, Any]:
+    """What was found about a backbone, and what an image of this size costs."""
     backbone, layout = model.backbone, model.backbone.layout
-    image_hw = _image_hw(image) if image else backbone.image_hw
     plan, (own_hw, result_hw) = model.plan(image_hw), model.grids(image_hw)
-    cost = count_cost(model, image_hw)
+    grids_hw = own_hw if model.fuse == "pyramid" else [result_hw]
     scales = [
         {
             "scale": str(scale),
@@ -45,8 +66,7 @@ def describe(
         }
         for scale, part, own in zip(model.scales, plan.scales, own_hw, strict=True)
     ]
-    found = {
-        "model": spec,
+    return {
         "backbone": backbone.name,
         "input_hw": backbone.image_hw,
         "layout": layout.order,
@@ -59,32 +79,30 @@ def describe(
         "interpolation": backbone.interpolation,
         "scales": scales,
         "looked_at_hw": image_hw,
-        "result_chw": (model.num_features, *result_hw),
-        **asdict(cost),
+        "maps_chw": [(model.num_features, *grid_hw) for grid_hw in grids_hw],
+        **asdict(count_cost(model, image_hw)),
     }
-    if as_json:
-        print(json.dumps(found, indent=2))
-        return
-    rows = {
-        "backbone": f"{backbone.name}, {cost.parameters / 1e6:.1f} M parameters",
-        "input size": f"{_by(backbone.image_hw)} pixels, {backbone.interpolation}",
-        "mean, std": f"{_numbers(backbone.mean)}, {_numbers(backbone.std)}",
-        "layout": f"{layout.order}, {_by(layout.grid_hw)} tokens of {_by(layout.patch_hw)} pixels, "
-        f"{layout.num_prefix_tokens} prefix tokens",
-        "channels": str(layout.num_features),
+
+
+def _rows(found: dict[str, Any]) -> dict[str, str]:
+    """The same in words: the lines of a table."""
+    grids = ", ".join(_by(grid_hw) for _, *grid_hw in found["maps_chw"])
+    return {
+        "backbone": f"{found['backbone']}, {found['parameters'] / 1e6:.1f} M parameters",
+        "input size": f"{_by(found['input_hw'])} pixels, {found['interpolation']}",
+        "mean, std": f"{_rgb(found['mean'])}, {_rgb(found['std'])}",
+        "layout": f"{found['layout']}, {_by(found['grid_hw'])} tokens of {_by(found['patch_hw'])} pixels, "
+        f"{found['prefix_tokens']} prefix tokens",
+        "channels": str(found["channels"]),
         **{
             f"scale {part['scale']}": f"{_by(part['image_hw'])} pixels, {_tiles(part)}, own grid {_by(part['grid_hw'])}"
-            for part in scales
+            for part in found["scales"]
         },
-        "result": f"{model.num_features} channels on {_by(result_hw)}",
-        f"an image of {_by(image_hw)} costs": f"{cost.tiles} tiles, {cost.tokens:,} tokens, "
-        f"at most {cost.peak_tokens:,} in one call",
-        "": f"{cost.multiply_adds / 1e9:.2f} G multiply-adds (PyTorch's FLOP counter ÷ 2, attention in full)",
+        "result": f"{found['maps_chw'][0][0]} channels on {grids}",
+        f"an image of {_by(found['looked_at_hw'])} costs": f"{found['tiles']} tiles, {found['tokens']:,} tokens, "
+        f"at most {found['peak_tokens']:,} in one call",
+        "": f"{found['multiply_adds'] / 1e9:.2f} G multiply-adds (PyTorch's FLOP counter ÷ 2, attention in full)",
     }
-    table = Table(title=spec, show_header=False)
-    for name, text in rows.items():
-        table.add_row(name, text)
-    Console().print(table)
 
 
 def _tiles(part: dict[str, Any]) -> str:
@@ -100,9 +118,9 @@ def _image_hw(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _by(pair: tuple[float, float]) -> str:
+def _by(pair: Sequence[float]) -> str:
     return f"{pair[0]:g}×{pair[1]:g}"
 
 
-def _numbers(values: tuple[float, ...] | None) -> str:
+def _rgb(values: tuple[float, ...] | None) -> str:
     return "unknown" if values is None else "(" + ", ".join(f"{value:g}" for value in values) + ")"

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from s2wrap.errors import S2WrapError
+
 SPEC_HELP = "FAMILY:NAME@SCALES, such as sample:dinov2_s14@1,2,3 or timm:resnet50.a1_in1k@1,448px."
 
 ImageSize = Annotated[int | None, typer.Option(help="Build the model for this input size in pixels.")]
@@ -34,3 +36,13 @@ def target_grid(text: str | None) -> Any:
     if by and rows.isdecimal() and cols.isdecimal():
         return int(rows), int(cols)
     return int(text) if text is not None and text.removeprefix("-").isdecimal() else text
+
+
+def weights(text: str | None) -> tuple[float, ...] | None:
+    """The factors of `--fuse weighted`, from their text."""
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise S2WrapError(f"--weights {text!r} are no numbers; write one a scale, such as 0.5,0.3,0.2") from error

@@ -1,0 +1,142 @@
+"""open_clip models: the vision tower's tokens or map, and the embeddings that text is compared with."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from s2wrap.backbones.backbone import Backbone
+from s2wrap.backbones.checkpoint import from_hub, load_exactly
+from s2wrap.backbones.family import Family, known_first, made_by
+from s2wrap.backbones.from_timm import TimmBackbone
+from s2wrap.errors import S2WrapError
+from s2wrap.features import Features
+
+
+class _Tower(Backbone):
+    """What both kinds of tower have in common: the preprocessing that open_clip notes, and the embedding."""
+
+    def embed(self, tiles: Tensor) -> Tensor:
+        """The image embeddings (b, d), as `encode_image` gives them before they are normalised."""
+        answer = self.tower(tiles)
+        return answer[0] if isinstance(answer, tuple) else answer
+
+    @property
+    def tower(self) -> Any:
+        """The vision tower itself."""
+        return self.model
+
+
+class OpenClipBackbone(_Tower):
+    """open_clip's own towers: VisionTransformer (CLS and tokens) and ModifiedResNet (a map)."""
+
+    def __init__(self, visual: Any, **known: Any):
+        """As `Backbone`; what is given goes before what the model says of itself."""
+        told = _told(visual) | {"num_prefix_tokens": 1 if _is_transformer(visual) else None}
+        super().__init__(visual, **known_first(told, known))
+
+    def call(self, tiles: Tensor) -> Any:
+        """Tokens (b, 1 + n, c) after the last norm (without it, where a pooling comes before it), or a map."""
+        visual = self.model
+        if _is_transformer(visual):
+            tokens = visual.transformer(visual._embeds(tiles))
+            return visual.ln_post(tokens) if self.normed else tokens
+        return visual.forward_intermediates(tiles, indices=1, intermediates_only=True)["image_intermediates"][-1]
+
+    def call_layers(self, tiles: Tensor) -> Features:
+        """The features of blocks, after the last norm where `call` has it."""
+        options: dict[str, Any] = {"indices": list(self.layers or ()), "intermediates_only": True, "stop_early": True}
+        if _is_transformer(self.model):
+            options |= {"output_extra_tokens": True, "normalize_intermediates": self.normed}
+        try:
+            answer = self.model.forward_intermediates(tiles, **options)
+        except (AssertionError, IndexError, ValueError) as error:
+            raise S2WrapError(f"layers={self.layers} are not all blocks of {self.name}: {error}") from error
+        maps = tuple(answer["image_intermediates"])
+        none = [spatial.new_zeros(spatial.shape[0], 0, spatial.shape[1]) for spatial in maps]
+        return Features(maps, tuple(answer.get("image_intermediates_prefix", none)))
+
+    @property
+    def normed(self) -> bool:
+        """Whether the last norm belongs to tokens: CoCa pools before it, others average before it."""
+        return self.model.attn_pool is None and not self.model.final_ln_after_pool
+
+
+class OpenClipTimmBackbone(_Tower, TimmBackbone):
+    """open_clip's timm towers: the features of the trunk."""
+
+    def __init__(self, visual: Any, **known: Any):
+        """As `Backbone`; what is given goes before what the model says of itself."""
+        super().__init__(visual.trunk, **known_first(_told(visual), known))
+        self.visual = visual
+
+    @property
+    def tower(self) -> Any:
+        """The trunk with open_clip's head."""
+        return self.visual
+
+
+def adapt(model: Any, **known: Any) -> Backbone:
+    """A backbone of a CLIP, CoCa, … or of its vision tower alone."""
+    visual = getattr(model, "visual", model)
+    if hasattr(visual, "trunk"):
+        return OpenClipTimmBackbone(visual, **known)
+    if not hasattr(visual, "forward_intermediates"):
+        raise S2WrapError(f"a {type(model).__name__} of open_clip has no vision tower that s2wrap knows")
+    return OpenClipBackbone(visual, **known)
+
+
+def names() -> tuple[str, ...]:
+    """Every architecture, and every architecture with a tag of its weights: ViT-B-16/openai."""
+    import open_clip
+
+    return (*open_clip.list_models(), *(f"{name}/{tag}" for name, tag in open_clip.list_pretrained()))
+
+
+def load(
+    name: str,
+    *,
+    pretrained: bool = True,
+    image_size: int | tuple[int, int] | None = None,
+    checkpoint: str | Path | None = None,
+    **known: Any,
+) -> Backbone:
+    """The vision tower of a model by name; for text as well, make the model with open_clip and wrap that."""
+    import open_clip
+
+    architecture, _, tag = name.partition("/")
+    if pretrained and checkpoint is None and not tag:
+        tags = open_clip.list_pretrained_tags_by_model(architecture)
+        raise S2WrapError(
+            f"open_clip:{name} names no weights; "
+            + (f"write open_clip:{name}/TAG with a tag of {', '.join(tags)}" if tags else "it has none on the hub")
+            + "; or draw random ones (pretrained=False), or give a file (checkpoint=)"
+        )
+    options: dict[str, Any] = {} if image_size is None else {"force_image_size": image_size}
+    options |= {"pretrained": tag} if pretrained and checkpoint is None else {"pretrained_hf": False}
+    options |= {"load_weights": bool(options.get("pretrained"))}
+    make = partial(open_clip.create_model, architecture, **options)
+    model = from_hub(make, f"open_clip:{name}") if options["load_weights"] else make()
+    if checkpoint is not None:
+        load_exactly(model, checkpoint, f"open_clip:{architecture}")
+    return adapt(model, **known_first({"name": architecture}, known))
+
+
+def _told(visual: Any) -> dict[str, Any]:
+    """What open_clip notes of a tower."""
+    noted = getattr(visual, "preprocess_cfg", None) or {}
+    return {
+        "name": f"the {type(visual).__name__} of open_clip",
+        "image_size": visual.image_size,
+        "mean": noted.get("mean") or getattr(visual, "image_mean", None),
+        "std": noted.get("std") or getattr(visual, "image_std", None),
+        "interpolation": "bilinear" if noted.get("interpolation") == "bilinear" else "bicubic",
+    }
+
+
+def _is_transformer(visual: Any) -> bool:
+    return hasattr(visual, "transformer")
+
+
+FAMILY = Family("open_clip", adapt, lambda model: made_by(model, "open_clip"), names, load)

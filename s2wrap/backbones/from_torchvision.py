@@ -1,0 +1,98 @@
+"""torchvision's classification models: everything before the pooling and the classifier."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from s2wrap.backbones.backbone import Backbone
+from s2wrap.backbones.checkpoint import from_hub, load_exactly
+from s2wrap.backbones.family import IMAGENET_MEAN, IMAGENET_STD, Family, known_first
+
+HEADS = ("avgpool", "flatten", "classifier", "fc", "head", "heads")
+SIZES = {"Inception3": 299, "Swin": 224}
+
+
+class TorchvisionBackbone(Backbone):
+    """A classification model: its modules one after the other, up to the pooling."""
+
+    def __init__(self, model: Any, **known: Any):
+        """As `Backbone`; what is given goes before what the model says of itself."""
+        kind = type(model).__name__
+        told = {
+            "name": kind.lower(),
+            "image_size": getattr(model, "image_size", None) or SIZES.get(kind, 224),
+            "num_prefix_tokens": 1 if kind == "VisionTransformer" else None,
+            "mean": IMAGENET_MEAN,
+            "std": IMAGENET_STD,
+            "interpolation": "bilinear",
+        }
+        super().__init__(model, **known_first(told, known))
+
+    def call(self, tiles: Tensor) -> Any:
+        """Tokens (b, 1 + n, c) of a VisionTransformer; else a map (b, c, h, w)."""
+        model = self.model
+        if type(model).__name__ == "VisionTransformer":
+            patches = model._process_input(tiles)
+            cls = model.class_token.expand(patches.shape[0], -1, -1)
+            return model.encoder(torch.cat([cls, patches], dim=1))
+        if getattr(model, "transform_input", False):  # Inception and GoogLeNet with weights ported from TensorFlow
+            tiles = model._transform_input(tiles)
+        for name, part in model.named_children():
+            if name in HEADS:
+                break
+            if "aux" in name.lower():
+                continue
+            for step in part if isinstance(part, nn.ModuleList) else [part]:
+                tiles = step(tiles)
+        return functional.relu(tiles) if type(model).__name__ == "DenseNet" else tiles
+
+
+def matches(model: Any) -> bool:
+    """Whether a model is one of torchvision's classification models."""
+    module = type(model).__module__
+    below = ("detection", "segmentation", "video", "quantization", "optical_flow")
+    return module.startswith("torchvision.models.") and module.split(".")[2] not in below
+
+
+def names() -> tuple[str, ...]:
+    """Every classification model that torchvision names."""
+    from torchvision import models
+
+    return tuple(models.list_models(module=models))
+
+
+def load(
+    name: str,
+    *,
+    pretrained: bool = True,
+    image_size: int | tuple[int, int] | None = None,
+    checkpoint: str | Path | None = None,
+    **known: Any,
+) -> TorchvisionBackbone:
+    """A torchvision model by name, with its default weights, those of a file, or none."""
+    from torchvision import models
+
+    weights: Any = vars(models.get_model_weights(name))["DEFAULT"]
+    options: dict[str, Any] = {"weights": weights if pretrained and checkpoint is None else None}
+    if image_size is not None and name.startswith("vit"):
+        options["image_size"] = image_size
+    if name in ("googlenet", "inception_v3"):
+        options["init_weights"] = True  # else they warn that this will change
+    make = partial(models.get_model, name, **options)
+    model = from_hub(make, f"torchvision:{name}") if options["weights"] else make()
+    if checkpoint is not None:
+        load_exactly(model, checkpoint, f"torchvision:{name}")
+    transforms = weights.transforms()
+    told = {
+        "name": name,
+        "image_size": image_size or getattr(model, "image_size", None) or transforms.crop_size[0],
+        "interpolation": "bicubic" if transforms.interpolation.value == "bicubic" else "bilinear",
+    }
+    return TorchvisionBackbone(model, **known_first(told, known))
+
+
+FAMILY = Family("torchvision", TorchvisionBackbone, matches, names, load)

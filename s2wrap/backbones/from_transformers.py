@@ -1,0 +1,254 @@
+"""transformers models: the vision tower's `last_hidden_state`, or its feature map."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from s2wrap.backbones.backbone import Backbone
+from s2wrap.backbones.checkpoint import from_hub, load_exactly
+from s2wrap.backbones.family import Family, known_first, made_by
+from s2wrap.errors import MissingExtraError, S2WrapError
+from s2wrap.features import Features
+
+OUTPUTS = ("last_hidden_state", "feature_maps")
+UNTOLD_STRIDES = {"swin": 32, "swinv2": 32, "donut-swin": 32, "maskformer-swin": 32, "dinov3_convnext": 32}
+"""Pixels between the tokens of kinds whose answer can be read in several ways, and whose embeddings tell no prefix."""
+PREFIX_TOKENS = {"cls_token": 1, "class_embedding": 1, "distillation_token": 1, "register_tokens": None}
+"""Parameters that are prefix tokens, and how many each is; None: as many as it has rows."""
+
+
+class TransformersBackbone(Backbone):
+    """A vision model, or the vision tower of a model for images and text."""
+
+    def __init__(self, model: Any, **known: Any):
+        """As `Backbone`; what is given goes before what the model says of itself."""
+        tower = vision_tower(model)
+        self.kind: str = tower.config.model_type
+        self.patches: int | None = tower.config.patch_size if "spatial_shapes" in _parameters(tower) else None
+        if self.kind == "vit_mae":
+            tower.config.mask_ratio = 0.0  # a frozen backbone sees the whole image; its order is kept by `noise`
+        self.interpolate = False
+        told = _preprocessing(self.kind) | {
+            "name": self.kind,
+            "num_prefix_tokens": _prefix_tokens(tower),
+        }
+        size = _image_size(tower.config) or (self.patches and round(tower.config.num_patches**0.5) * self.patches)
+        told["image_size"] = size or told.get("image_size") or 224
+        if self.kind in UNTOLD_STRIDES:
+            sides = known.get("image_size") or told["image_size"]
+            rows, cols = sides if isinstance(sides, tuple | list) else (sides, sides)
+            told["layout"] = "bnc"
+            told["grid"] = (-(-rows // UNTOLD_STRIDES[self.kind]), -(-cols // UNTOLD_STRIDES[self.kind]))
+        super().__init__(tower, **known_first(told, known))
+
+    def call(self, tiles: Tensor) -> Any:
+        """The last hidden state, (b, n, c) or (b, c, h, w); after the last norm, where the model has one."""
+        answer = self._run(tiles)
+        if self.output is not None:
+            return answer
+        found: Any = next((answer[key] for key in OUTPUTS if answer.get(key) is not None), answer)
+        found = found[-1] if isinstance(found, tuple | list) else found
+        if self.kind == "yolos":  # its detection tokens come last
+            return found[:, : -self.model.config.num_detection_tokens]
+        return found
+
+    def call_layers(self, tiles: Tensor) -> Features:
+        """The hidden states after blocks, as the model gives them: without its last norm."""
+        states = self._run(tiles, output_hidden_states=True).hidden_states
+        count = len(states) - 1  # the first is what the blocks are given
+        numbers = [layer + count if layer < 0 else layer for layer in self.layers or ()]
+        if not all(0 <= number < count for number in numbers):
+            raise S2WrapError(f"layers={self.layers} are not all blocks of {self.name}, which has {count}")
+        maps, prefixes = [], []
+        for number in numbers:
+            state = states[number + 1]
+            if state.ndim == 3 and self.layout.order == "bnc":
+                prefix = self.layout.num_prefix_tokens
+                rows = self.grid_hw((tiles.shape[-2], tiles.shape[-1]))[0] if number == count - 1 else None
+                rows = rows or _rows(state.shape[1] - prefix, tiles)
+                maps.append(rearrange(state[:, prefix:], "b (h w) c -> b c h w", h=rows))
+                prefixes.append(state[:, :prefix])
+            else:
+                state = rearrange(state, "b h w c -> b c h w") if self.layout.order == "bhwc" else state
+                maps.append(state)
+                prefixes.append(state.new_zeros(state.shape[0], 0, state.shape[1]))
+        return Features(tuple(maps), tuple(prefixes))
+
+    def any_size(self, allow: bool) -> bool:
+        """Have position embeddings interpolated, where the model's forward can be told to, or no longer."""
+        if "interpolate_pos_encoding" not in _parameters(self.model):
+            return False
+        self.interpolate = allow
+        return True
+
+    def _run(self, tiles: Tensor, **options: Any) -> Any:
+        if self.interpolate:
+            options["interpolate_pos_encoding"] = True
+        if self.patches is not None:  # NaFlex: patches instead of pixels, rows and columns beside them
+            grid = torch.tensor([[side // self.patches for side in tiles.shape[-2:]]] * len(tiles), device=tiles.device)
+            tiles = rearrange(tiles, "b c (h p) (w q) -> b (h w) (p q c)", p=self.patches, q=self.patches)
+            mask = torch.ones(tiles.shape[:2], dtype=torch.int32, device=tiles.device)
+            options |= {"pixel_attention_mask": mask, "spatial_shapes": grid}
+        if self.kind == "vit_mae":
+            count = self.model.embeddings.patch_embeddings.num_patches
+            options["noise"] = torch.arange(count, device=tiles.device).expand(len(tiles), -1)
+        return self.model(pixel_values=tiles, return_dict=True, **options)
+
+
+def vision_tower(model: Any) -> Any:
+    """The part of a model that takes images alone. Raises S2WrapError where there is none, with the reason."""
+    needed = _needed(model)
+    if model.config.model_type == "depth_pro":
+        raise S2WrapError("DepthPro of transformers looks at patches of an image at several scales itself")
+    if getattr(model, "main_input_name", None) == "pixel_values" and not needed and not model.config.is_encoder_decoder:
+        return model
+    tower = model.get_encoder(modality="image") if hasattr(model, "get_encoder") else model
+    if tower is not model and "pixel_values" in _parameters(tower) and not _needed(tower):
+        return tower
+    kind = type(tower).__name__
+    if tower.config.is_encoder_decoder:
+        reason = "returns what its decoder makes of an image, no map of it; wrap the backbone inside"
+    elif "pixel_values_videos" in _parameters(tower):
+        reason = "takes videos"
+    elif needed := _needed(tower):
+        reason = f"takes no images alone: its forward needs {', '.join(needed)} too"
+    else:
+        reason = "takes no images"
+    raise S2WrapError(f"{kind} of transformers {reason}")
+
+
+def _needed(model: Any) -> list[str]:
+    """What a forward needs besides pixels."""
+    known = {"self", "pixel_values", "pixel_attention_mask", "spatial_shapes"}  # NaFlex's two are made here
+    return [
+        name
+        for name, parameter in _parameters(model).items()
+        if parameter.default is parameter.empty
+        and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        and name not in known
+    ]
+
+
+def _parameters(model: Any) -> Any:
+    return inspect.signature(model.forward).parameters
+
+
+def _prefix_tokens(tower: Any) -> int | None:
+    """CLS, distillation and register tokens among the embeddings' parameters; None if the probe must look."""
+    found = {name.rpartition(".")[2]: part for name, part in tower.named_parameters() if "embeddings" in name}
+    counts = [PREFIX_TOKENS[name] or part.shape[-2] for name, part in found.items() if name in PREFIX_TOKENS]
+    has_positions = any("position_embedding" in name for name, _ in tower.named_parameters())
+    return sum(counts) if counts or has_positions else None
+
+
+def _rows(count: int, tiles: Tensor) -> int:
+    return round((count * tiles.shape[-2] / tiles.shape[-1]) ** 0.5)
+
+
+def _image_size(config: Any) -> Any:
+    size = getattr(config, "image_size", None) or getattr(getattr(config, "backbone_config", None), "image_size", None)
+    return tuple(size) if isinstance(size, list) else size
+
+
+def _preprocessing(kind: str) -> dict[str, Any]:
+    """Size, mean and std of the image processor that the library pairs with this kind of model, by its defaults."""
+    import transformers
+    from transformers.models.auto import image_processing_auto
+
+    processors: Any = vars(image_processing_auto)["IMAGE_PROCESSOR_MAPPING_NAMES"]
+    entry = processors.get(kind) or processors.get(kind.removesuffix("_vision_model"))
+    candidates = list(entry.values()) if isinstance(entry, dict) else list(entry or ())
+    name = next((name for name in candidates if isinstance(name, str)), None)
+    try:
+        processor = getattr(transformers, str(name))()
+    except (AttributeError, ImportError, TypeError, ValueError):
+        return {}
+    return processed_by(processor)
+
+
+def processed_by(processor: Any) -> dict[str, Any]:
+    """What an image processor says: size, mean, std and interpolation."""
+    size = getattr(processor, "crop_size", None) or getattr(processor, "size", None) or {}
+    height, width = (size.get(side) or size.get("shortest_edge") for side in ("height", "width"))
+    mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
+    if not getattr(processor, "do_normalize", True):
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    return {
+        "image_size": (height, width) if height and width else None,
+        "mean": mean,
+        "std": std,
+        "interpolation": "bilinear" if int(getattr(processor, "resample", None) or 3) == 2 else "bicubic",
+    }
+
+
+def names() -> tuple[str, ...]:
+    """The kinds of models whose main input is an image; any repository of the hub has a name as well."""
+    transformers = _library()
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+    found = []
+    for kind, classes in MODEL_MAPPING_NAMES.items():
+        name = classes if isinstance(classes, str) else classes[0]
+        try:
+            main_input = getattr(transformers, name).main_input_name
+        except (AttributeError, ImportError):  # it needs a library of its own
+            continue
+        if main_input == "pixel_values" or kind.endswith(("_vision", "_vision_model")):
+            found.append(kind)
+    return tuple(found)
+
+
+def load(
+    name: str,
+    *,
+    pretrained: bool = True,
+    image_size: int | tuple[int, int] | None = None,
+    checkpoint: str | Path | None = None,
+    **known: Any,
+) -> Backbone:
+    """A repository of the hub or a folder (facebook/dinov2-small), or a kind (dinov2) in its default configuration."""
+    transformers = _library()
+    spec = f"transformers:{name}"
+    if name in names():
+        if pretrained and checkpoint is None:
+            raise S2WrapError(
+                f"{spec} is a kind of model and has no weights; name a repository of the hub, such as "
+                f"transformers:facebook/dinov2-small, draw random ones (pretrained=False), or give a file (checkpoint=)"
+            )
+        config = transformers.CONFIG_MAPPING[name]()
+        config = getattr(config, "vision_config", config)  # of a model for images and text, the tower alone
+    else:
+        config = from_hub(lambda: transformers.AutoConfig.from_pretrained(name), spec)
+    if pretrained and checkpoint is None:
+        options = {"output_loading_info": True, "use_safetensors": True}
+        model, info = from_hub(lambda: transformers.AutoModel.from_pretrained(name, config=config, **options), spec)
+        # a pooler is not asked for features
+        if missing := [key for key in info["missing_keys"] if "pooler" not in key]:
+            raise S2WrapError(f"the weights of {spec} lack {len(missing)} that the model has: {', '.join(missing[:3])}")
+        processor = from_hub(lambda: transformers.AutoImageProcessor.from_pretrained(name), spec)
+        known = known_first(processed_by(processor) | {"image_size": _image_size(config)}, known)
+    else:
+        model = transformers.AutoModel.from_config(config)
+        if checkpoint is not None:
+            load_exactly(model, checkpoint, spec)
+    return TransformersBackbone(model, **known_first({"name": name, "image_size": image_size}, known))
+
+
+def _library() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingExtraError("transformers", "transformers") from error
+    return transformers
+
+
+def matches(model: Any) -> bool:
+    """Whether a model is one of transformers'."""
+    return made_by(model, "transformers") and hasattr(model, "config")
+
+
+FAMILY = Family("transformers", TransformersBackbone, matches, names, load, open_ended=True)

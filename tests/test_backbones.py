@@ -1,0 +1,325 @@
+"""Families: what each adapter finds by itself, and what wrong input gets."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+import s2wrap
+from s2wrap.backbones import registry
+from s2wrap.errors import S2WrapError
+
+open_clip = pytest.importorskip("open_clip")
+transformers = pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def clip():
+    torch.manual_seed(0)
+    tower = {"image_size": 32, "layers": 3, "width": 64, "head_width": 32, "patch_size": 8}
+    text = {"context_length": 8, "vocab_size": 100, "width": 32, "heads": 2, "layers": 1}
+    return open_clip.CLIP(embed_dim=48, vision_cfg=tower, text_cfg=text).eval()
+
+
+def test_one_scale_embeds_as_open_clip_does(clip):
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(s2wrap.wrap(clip, scales=(1,)).encode_image(images), clip.encode_image(images))
+
+
+@pytest.mark.parametrize("fuse", ["concat", "mean", "weighted"])
+def test_scales_are_fused_by_their_average_in_the_space_of_text(clip, fuse):
+    weights = (3.0, 1.0) if fuse == "weighted" else None
+    images = torch.randn(2, 3, 64, 64)
+    found = s2wrap.wrap(clip, scales=(1, 2), fuse=fuse, weights=weights).encode_image(images, normalize=True)
+    small = functional.interpolate(images, (32, 32), mode="bicubic", antialias=True)
+    tiles = [images[:, :, y : y + 32, x : x + 32] for y in (0, 32) for x in (0, 32)]
+    fine = sum(clip.encode_image(tile) for tile in tiles) / 4
+    first, second = weights or (1.0, 1.0)
+    expected = first * clip.encode_image(small) + second * fine
+    torch.testing.assert_close(found, functional.normalize(expected, dim=-1), atol=1e-5, rtol=1e-4)
+    text = clip.encode_text(torch.randint(0, 100, (3, 8)), normalize=True)
+    assert (found @ text.T).shape == (2, 3)
+
+
+def test_models_without_text_have_no_joint_space():
+    with pytest.raises(S2WrapError, match="no embeddings that text is compared with; wrap a model of open_clip"):
+        s2wrap.load("timm:test_vit", pretrained=False).encode_image(torch.zeros(1, 3, 160, 160))
+
+
+def test_the_mean_and_std_of_an_open_clip_model_are_its_own(clip):
+    open_clip.set_model_preprocess_cfg(
+        clip, {"mean": (0.5, 0.4, 0.3), "std": (0.5, 0.6, 0.7), "interpolation": "bilinear"}
+    )
+    backbone = s2wrap.wrap(clip).backbone
+    assert (backbone.mean, backbone.std) == ((0.5, 0.4, 0.3), (0.5, 0.6, 0.7))
+    assert (backbone.interpolation, backbone.image_hw) == ("bilinear", (32, 32))
+
+
+def test_open_clip_layers_are_its_intermediates(clip):
+    images = torch.randn(1, 3, 32, 32)
+    features = s2wrap.wrap(clip, scales=(1,), layers=(0, 2), join_layers=False)(images)
+    answer = clip.visual.forward_intermediates(images, normalize_intermediates=True)["image_intermediates"]
+    for found, expected in zip(features.maps, (answer[0], answer[2]), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.fixture(scope="module")
+def clip_vision():
+    torch.manual_seed(0)
+    config = transformers.CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2, image_size=32, patch_size=8
+    )
+    return transformers.CLIPVisionModel(config).eval()
+
+
+def test_transformers_layers_are_its_hidden_states(clip_vision):
+    images = torch.randn(1, 3, 32, 32)
+    features = s2wrap.wrap(clip_vision, scales=(1,), layers=(-2,))(images)
+    expected = clip_vision(images, output_hidden_states=True).hidden_states[-2]
+    torch.testing.assert_close(features.prefix, expected[:, :1])
+    torch.testing.assert_close(features.tokens, expected[:, 1:])
+
+
+def test_whole_scales_interpolate_the_positions_of_transformers(clip_vision):
+    images = torch.randn(1, 3, 64, 64)
+    features = s2wrap.wrap(clip_vision, scales=("64px",), whole=True)(images)
+    expected = clip_vision(images, interpolate_pos_encoding=True).last_hidden_state
+    torch.testing.assert_close(features.tokens, expected[:, 1:])
+
+
+def test_images_are_normalised_as_the_processor_of_the_kind_does(clip_vision):
+    backbone = s2wrap.wrap(clip_vision, scales=(1,)).backbone
+    processor = transformers.CLIPImageProcessor()
+    assert backbone.mean == pytest.approx(processor.image_mean)
+    assert backbone.std == pytest.approx(processor.image_std)
+
+
+@pytest.fixture
+def llava(clip_vision):
+    torch.manual_seed(0)
+    text = transformers.LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, vocab_size=128
+    )
+    config = transformers.LlavaConfig(
+        vision_config=clip_vision.config, text_config=text, image_token_index=7, vision_feature_layer=-2
+    )
+    return transformers.LlavaForConditionalGeneration(config).eval()
+
+
+def ask(llava, pixels):
+    tokens = torch.tensor([[1, *[7] * 16, 2, 3]])
+    with torch.no_grad():
+        return llava(input_ids=tokens, attention_mask=torch.ones_like(tokens), pixel_values=pixels).logits
+
+
+def test_a_tower_of_one_scale_leaves_a_llava_as_it_is(llava):
+    pixels = torch.randn(1, 3, 32, 32)
+    before = ask(llava, pixels)
+    llava.model.vision_tower = s2wrap.VisionTower(s2wrap.wrap(llava, scales=(1,), layers=(-2,)))
+    torch.testing.assert_close(ask(llava, pixels), before)
+
+
+@pytest.mark.parametrize(("fuse", "width"), [("concat", 64), ("mean", 32)])
+def test_a_tower_states_the_width_that_the_projector_must_take(llava, fuse, width):
+    tower = s2wrap.VisionTower(s2wrap.wrap(llava, scales=(1, 2), layers=(-2,), fuse=fuse))
+    assert tower.config.hidden_size == width
+    llava.model.vision_tower = tower
+    llava.model.multi_modal_projector.linear_1 = nn.Linear(width, 32)
+    assert ask(llava, torch.randn(1, 3, 64, 64)).shape == (1, 19, 128)
+
+
+def test_only_towers_of_transformers_go_into_a_llava():
+    with pytest.raises(S2WrapError, match="test_vit is none of transformers"):
+        s2wrap.VisionTower(s2wrap.load("timm:test_vit", pretrained=False))
+
+
+class HubDino(nn.Module):
+    """The face of the DINO models of torch.hub, on timm's DINOv2."""
+
+    def __init__(self, registers_key):
+        super().__init__()
+        import timm
+
+        torch.manual_seed(0)
+        self.inner = timm.create_model("test_vit4", num_classes=0, img_size=64).eval()
+        self.registers_key = registers_key
+        self.blocks = self.inner.blocks
+        self.patch_embed = SimpleNamespace(img_size=(64, 64))
+
+    def forward_features(self, images):
+        tokens = self.inner.forward_features(images)
+        prefix = self.inner.num_prefix_tokens
+        parts = {"x_norm_clstoken": tokens[:, 0], "x_norm_patchtokens": tokens[:, prefix:], "masks": None}
+        return parts | {self.registers_key: tokens[:, 1:prefix]}
+
+    def get_intermediate_layers(self, images, n, reshape, return_class_token, norm):
+        maps = self.inner.forward_intermediates(
+            images, indices=list(n), norm=norm, return_prefix_tokens=True, intermediates_only=True
+        )
+        return tuple((spatial, prefix[:, 0]) for spatial, prefix in maps)
+
+
+@pytest.mark.parametrize("registers_key", ["x_norm_regtokens", "x_storage_tokens"])
+def test_dino_modules_of_torch_hub_are_read_by_their_keys(registers_key):
+    model = HubDino(registers_key)
+    images = torch.randn(1, 3, 64, 64)
+    features = s2wrap.wrap(model, scales=(1,))(images)
+    tokens = model.inner.forward_features(images)
+    prefix = model.inner.num_prefix_tokens
+    torch.testing.assert_close(features.prefix, tokens[:, :prefix])
+    torch.testing.assert_close(features.tokens, tokens[:, prefix:])
+    layer = s2wrap.wrap(model, scales=(1,), layers=(0,))(images)
+    torch.testing.assert_close(layer.spatial, model.inner.forward_intermediates(images, norm=True)[1][0])
+
+
+class Radio(nn.Module):
+    """The face of C-RADIO: a summary and spatial tokens, for values in 0…1."""
+
+    preferred_resolution = (64, 64)
+    summary_idxs = (0,)
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 16, stride=16)
+
+    def forward(self, images):
+        tokens = self.patches(images).flatten(2).transpose(1, 2)
+        return tokens.mean(dim=1).repeat(1, 3), tokens
+
+
+def test_radio_modules_give_their_spatial_part():
+    model = Radio()
+    images = torch.rand(1, 3, 64, 64)
+    wrapped = s2wrap.wrap(model, scales=(1,))
+    torch.testing.assert_close(wrapped(images).spatial, model.patches(images))
+    torch.testing.assert_close(wrapped((images * 255).byte()).spatial, model.patches((images * 255).byte() / 255))
+
+
+def two_maps(images: Tensor) -> dict[str, Tensor]:
+    return {"fine": functional.avg_pool2d(images, 8), "coarse": functional.avg_pool2d(images, 16)}
+
+
+def test_answers_of_several_parts_are_settled_by_output():
+    with pytest.raises(S2WrapError, match=r"'fine': \(1, 3, 8, 8\).*'coarse': \(1, 3, 4, 4\).*pass output='fine'"):
+        s2wrap.wrap(two_maps, image_size=64)
+    assert s2wrap.wrap(two_maps, image_size=64, output="coarse")(torch.rand(1, 3, 64, 64)).spatial.shape[-1] == 4
+    with pytest.raises(S2WrapError, match="output='coarser' is no part .*'fine', 'coarse'"):
+        s2wrap.wrap(two_maps, image_size=64, output="coarser")
+
+
+def test_the_only_features_of_an_answer_are_found():
+    def summary_and_map(images: Tensor) -> tuple[Tensor, Tensor]:
+        return images.mean(dim=(2, 3)), functional.avg_pool2d(images, 16)
+
+    assert s2wrap.wrap(summary_and_map, image_size=64)(torch.rand(1, 3, 64, 64)).spatial.shape == (1, 6, 4, 4)
+
+
+def test_object_queries_are_no_tokens_of_the_image():
+    generator = torch.Generator().manual_seed(0)
+    queries = torch.randn(100, 3 * 8 * 8, generator=generator)
+
+    def decoder(images: Tensor) -> Tensor:
+        return (queries @ functional.avg_pool2d(images, 8).flatten(1).T).T[:, :, None] * torch.ones(2)
+
+    with pytest.raises(S2WrapError, match="do not answer where the image changes"):
+        s2wrap.wrap(decoder, image_size=64)
+
+
+def test_compiled_modules_are_refused():
+    import timm
+
+    with pytest.raises(S2WrapError, match=r"compile the result: torch.compile\(wrap\(model\)\)"):
+        s2wrap.wrap(torch.compile(timm.create_model("test_vit")))
+
+
+@pytest.fixture
+def acme():
+    class Acme(s2wrap.Backbone):
+        def call(self, tiles: Tensor) -> Any:
+            return self.model(tiles / 2)
+
+    def load(name: str, *, pretrained: bool, image_size: Any, checkpoint: Any, **known: Any) -> s2wrap.Backbone:
+        return Acme(nn.AvgPool2d(16), image_size=image_size or 64, name=name, **known)
+
+    s2wrap.register_backbone(
+        "acme", Acme, matches=lambda model: isinstance(model, nn.AvgPool2d), names=("pool",), load=load
+    )
+    yield
+    registry.unregister_backbone("acme")
+
+
+def test_users_add_families_of_their_own(acme):
+    images = torch.rand(1, 3, 128, 128)
+    expected = torch.nn.functional.avg_pool2d(images, 16) / 2
+    found = s2wrap.load("acme:pool@2", pretrained=False)(images).spatial
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(s2wrap.wrap(nn.AvgPool2d(16), scales=(2,), image_size=64)(images).spatial, expected)
+    with pytest.raises(S2WrapError, match="acme knows no model 'poll'; did you mean acme:pool"):
+        s2wrap.load("acme:poll")
+    with pytest.raises(S2WrapError, match="'acme' cannot name a family"):
+        s2wrap.register_backbone("acme", nn.Identity)
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("torchvision:resnet51", "did you mean torchvision:resnet50"),
+        ("open_clip:ViT-B-17", "did you mean open_clip:ViT-B-16"),
+        ("transformers:dinov4", "did you mean transformers:dinov2"),
+        ("open_clip:ViT-B-16", "write open_clip:ViT-B-16/TAG with a tag of openai"),
+        ("transformers:dinov2", "is a kind of model and has no weights; name a repository of the hub"),
+    ],
+)
+def test_names_that_cannot_be_loaded_say_what_can(spec, words):
+    with pytest.raises(S2WrapError, match=words):
+        s2wrap.load(spec)
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "pth"])
+def test_checkpoints_fit_exactly_or_say_what_does_not(tmp_path, ending):
+    from torchvision.models import resnet18
+
+    torch.manual_seed(0)
+    weights = resnet18().state_dict()
+
+    def save(tensors: Any) -> str:
+        path = str(tmp_path / f"weights.{ending}")
+        save_file(tensors, path) if ending == "safetensors" else torch.save(tensors, path)
+        return path
+
+    backbone = s2wrap.load("torchvision:resnet18", checkpoint=save(weights)).backbone
+    torch.testing.assert_close(backbone.model.conv1.weight, weights["conv1.weight"])
+    wrong = {key: part for key, part in weights.items() if key != "bn1.bias"}
+    wrong |= {"conv1.weight": torch.zeros(64, 3, 5, 5), "extra": torch.zeros(1)}
+    words = r"1 missing: bn1.bias; 1 not its own: extra; 1 of another shape: conv1.weight \(64, 3, 5, 5\) instead of"
+    with pytest.raises(S2WrapError, match=words):
+        s2wrap.load("torchvision:resnet18", checkpoint=save(wrong))
+
+
+def test_files_that_would_run_code_are_refused_with_the_alternative(tmp_path):
+    path = tmp_path / "whole_model.pth"
+    torch.save(nn.Linear(2, 2), path)
+    with pytest.raises(S2WrapError, match=r"holds more than tensors, and nothing is unpickled here; save model.state"):
+        s2wrap.load("torchvision:resnet18", checkpoint=path)
+
+
+def test_a_missing_library_is_named_with_its_pip_line(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "transformers", None)
+    with pytest.raises(s2wrap.MissingExtraError, match=r'pip install "s2wrap\[transformers\]"'):
+        s2wrap.load("transformers:dinov2", pretrained=False)
+
+
+@pytest.mark.parametrize("spec", ["open_clip:ViT-B-32/openai", "torchvision:resnet18", "transformers:a/b"])
+def test_hubs_that_give_nothing_are_told_of(spec, monkeypatch):
+    def refuse(*_args: object, **_options: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.models.get_model", refuse)
+    monkeypatch.setattr("open_clip.create_model", refuse)
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", refuse)
+    with pytest.raises(S2WrapError, match=r"could not be had \(OSError: no route to host\)"):
+        s2wrap.load(spec)
