@@ -15,7 +15,8 @@ from s2wrap.errors import MissingExtraError, S2WrapError
 from s2wrap.features import Features
 
 OUTPUTS = ("last_hidden_state", "feature_maps")
-UNTOLD_STRIDES = {"swin": 32, "swinv2": 32, "donut-swin": 32, "maskformer-swin": 32, "dinov3_convnext": 32}
+UNTOLD_STRIDES = dict.fromkeys(["swin", "swinv2", "donut-swin", "maskformer-swin", "focalnet", "dinov3_convnext"], 32)
+UNTOLD_STRIDES["levit"] = 64
 """Pixels between the tokens of kinds whose answer can be read in several ways, and whose embeddings tell no prefix."""
 PREFIX_TOKENS = {"cls_token": 1, "class_embedding": 1, "distillation_token": 1, "register_tokens": None}
 """Parameters that are prefix tokens, and how many each is; None: as many as it has rows."""
@@ -104,7 +105,10 @@ def vision_tower(model: Any) -> Any:
     needed = _needed(model)
     if model.config.model_type == "depth_pro":
         raise S2WrapError("DepthPro of transformers looks at patches of an image at several scales itself")
-    if getattr(model, "main_input_name", None) == "pixel_values" and not needed and not model.config.is_encoder_decoder:
+    if getattr(model.config, "num_frames", None) or getattr(model.config, "frames_per_clip", None):
+        raise S2WrapError(f"{type(model).__name__} of transformers takes videos")
+    takes = _parameters(model)
+    if "pixel_values" in takes and "input_ids" not in takes and not needed and not model.config.is_encoder_decoder:
         return model
     tower = model.get_encoder(modality="image") if hasattr(model, "get_encoder") else model
     if tower is not model and "pixel_values" in _parameters(tower) and not _needed(tower):
@@ -112,8 +116,6 @@ def vision_tower(model: Any) -> Any:
     kind = type(tower).__name__
     if tower.config.is_encoder_decoder:
         reason = "returns what its decoder makes of an image, no map of it; wrap the backbone inside"
-    elif "pixel_values_videos" in _parameters(tower):
-        reason = "takes videos"
     elif needed := _needed(tower):
         reason = f"takes no images alone: its forward needs {', '.join(needed)} too"
     else:
