@@ -1,5 +1,7 @@
 """From a wrapped model to files that other runtimes read. Install with: pip install "s2wrap[export]"."""
 
-from s2wrap.export.graph import to_onnx
+from s2wrap.export.engine import Engine, load
+from s2wrap.export.manifest import read_manifest
+from s2wrap.export.pipeline import VerificationError, export, verify
 
-__all__ = ["to_onnx"]
+__all__ = ["Engine", "VerificationError", "export", "load", "read_manifest", "verify"]

@@ -31,7 +31,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         with disk_errors(path):
             with draft.open("rb") as stream:
                 os.fsync(stream.fileno())
-            draft.chmod(0o666 & ~_umask())
+            draft.chmod(0o666 & ~umask())
             draft.replace(target)
     finally:
         draft.unlink(missing_ok=True)
@@ -46,7 +46,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise S2WrapError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def _umask() -> int:
+def umask() -> int:
     """The permissions that new files do not get; there is no way to ask but to set."""
     mask = os.umask(0)
     os.umask(mask)

@@ -225,10 +225,16 @@ def _pad(images: Tensor, padding_hw: Pair, backbone: Backbone) -> Tensor:
     below, right = padding_hw
     if not (below or right):
         return images
-    patches = [layout.patch_hw for layout in backbone.layouts] + [backbone.stride_hw]
-    patch_h, patch_w = (math.ceil(max(sides)) for sides in zip(*patches, strict=True))
+    patch_h, patch_w = edge_padding(backbone)
     edge_h, edge_w = min(patch_h, below), min(patch_w, right)
     return F.pad(F.pad(images, (0, edge_w, 0, edge_h), mode="replicate"), (0, right - edge_w, 0, below - edge_h))
+
+
+def edge_padding(backbone: Backbone) -> Pair:
+    """Rows and columns of padding that repeat the image's last pixels, where there is that much: the largest patch."""
+    patches = [layout.patch_hw for layout in backbone.layouts] + [backbone.stride_hw]
+    height, width = (math.ceil(max(sides)) for sides in zip(*patches, strict=True))
+    return height, width
 
 
 def _hw(images: Tensor) -> Pair:

@@ -84,6 +84,9 @@ class MultiScale(nn.Module):
             small there, compile the backbone's feature call (`torch.compile(model.forward_features)`) and wrap that.
         frozen: switch off the weights' gradients, and stay in evaluation mode. Changes the wrapped model itself.
 
+    Attributes:
+        recipe: what `load` was given, if that made the model: `load(**recipe)` makes it again.
+
     Raises:
         S2WrapError: an impossible scale, fit, fusion, grid or batch; a whole scale on a backbone of one size.
 
@@ -141,6 +144,7 @@ class MultiScale(nn.Module):
         self.tile_batch = _tile_batch(tile_batch)
         self.normalise = Normalise(backbone.mean, backbone.std)
         self.placements = nn.ModuleDict()
+        self.recipe: dict[str, Any] | None = None
         self.calls = 0
         self.prepare(backbone.image_hw)
         if frozen:
@@ -166,7 +170,7 @@ class MultiScale(nn.Module):
         if torch.compiler.is_compiling():
             if select is not None:
                 raise S2WrapError(f"select={select!r} depends on the image, and cannot be traced; use select=None")
-            return self._finish(next(stream([self._job(images)], self.backbone, None)), None)
+            return self.finish(next(stream([self._job(images)], self.backbone, None)), None)
         room = self.tile_batch_for(len(images), images.device)
         return join(list(self._run(images.split(room), room, select, by)))
 
@@ -258,7 +262,7 @@ class MultiScale(nn.Module):
 
     def grids(self, image_hw: tuple[int, int]) -> tuple[list[tuple[int, int]], tuple[int, int]]:
         """Rows and columns of each scale's own grid, and of the result, for an image of this size; last layer."""
-        placement = self._placement(parse_image_hw(image_hw))
+        placement = self.placement(parse_image_hw(image_hw))
         return [own_hw[-1] for own_hw in placement.own_hw], placement.target_hw[-1]
 
     @property
@@ -302,7 +306,8 @@ class MultiScale(nn.Module):
         stretched = all(look.fit == "stretch" for look in self.looks)
         return "any" if stretched else f"{int(image_hw[0])}x{int(image_hw[1])}"
 
-    def _placement(self, image_hw: tuple[int, int]) -> Placement:
+    def placement(self, image_hw: tuple[int, int]) -> Placement:
+        """The matrices for images of this size, made unless they are there."""
         key = self._key(image_hw)
         if key not in self.placements and not torch.compiler.is_compiling():
             self.prepare(image_hw)
@@ -324,18 +329,18 @@ class MultiScale(nn.Module):
         """The features of groups of images of one size each: one a group, one an image with `select`."""
         if select is None:
             for job in stream(map(self._job, groups), self.backbone, room):
-                yield self._finish(job, job.ran(None))
+                yield self.finish(job, job.ran(None))
             return
         groups = iter(groups)
         while window := list(islice(groups, room)):
             first = [self._job(images, base_only=True) for images in window]
             jobs = [job for seen in stream(first, self.backbone, room) for job in self._select(seen, select, by)]
             for job in stream(jobs, self.backbone, room):
-                yield self._finish(job, job.ran(self.order[0]))
+                yield self.finish(job, job.ran(self.order[0]))
 
     def _job(self, images: Tensor, *, base_only: bool = False) -> Job:
         """Images of one size, and the tiles to look at: all, or those of the smallest scale."""
-        placement = self._placement((images.shape[-2], images.shape[-1]))
+        placement = self.placement((images.shape[-2], images.shape[-1]))
         todo = [
             [] if base_only and k != self.order[0] else list(range(len(scale.origins)))
             for k, scale in enumerate(placement.plan.scales)
@@ -350,8 +355,8 @@ class MultiScale(nn.Module):
             job.fill()
         return jobs
 
-    def _finish(self, job: Job, ran: tuple[Tensor, ...] | None) -> Features:
-        """The features of a job, from the sums of its scales."""
+    def finish(self, job: Job, ran: tuple[Tensor, ...] | None) -> Features:
+        """The features of a job, from the sums of its scales, and which tiles ran; None in a graph: it notes none."""
         layers = [self._fused(job, layer) for layer in range(len(self.backbone.layouts))]
         if self.join_layers:
             maps = tuple(torch.cat(parts, dim=1) for parts in zip(*(part.maps for part in layers), strict=True))
@@ -429,9 +434,11 @@ class Normalise(Constants):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (b, 3, h, w) as the backbone expects them."""
-        if images.dtype != torch.uint8:
-            return images
-        return (images.float() / 255 - self.mean[:, None, None]) / self.std[:, None, None]
+        return self.pixels(images.float()) if images.dtype == torch.uint8 else images
+
+    def pixels(self, values: Tensor) -> Tensor:
+        """The same of floating values (b, 3, h, w) in 0…255."""
+        return (values / 255 - self.mean[:, None, None]) / self.std[:, None, None]
 
 
 def _check_together(fuse: str, norm: str, target_grid: Any, join_layers: bool) -> None:
@@ -547,4 +554,7 @@ def load(
     if "scales" in options and "@" in spec:
         raise S2WrapError(f"{spec!r} names scales, and scales={options['scales']!r} too; use one of them")
     backbone = load_backbone(parsed, pretrained=pretrained, image_size=image_size, checkpoint=checkpoint, **known)
-    return MultiScale(backbone, of_model.pop("scales", parsed.scales), **of_model)
+    model = MultiScale(backbone, of_model.pop("scales", parsed.scales), **of_model)
+    given = {"pretrained": pretrained, "image_size": image_size, "checkpoint": checkpoint and str(checkpoint)}
+    model.recipe = {"spec": spec} | given | options
+    return model

@@ -7,7 +7,7 @@ from io import TextIOWrapper
 import torch
 import typer
 
-from s2wrap.cli import features, inspect, models
+from s2wrap.cli import bench, export, features, inspect, models
 from s2wrap.errors import S2WrapError
 
 app = typer.Typer(
@@ -20,6 +20,9 @@ app = typer.Typer(
 )
 app.command("features")(features.extract)
 app.command("inspect")(inspect.describe)
+app.command("export")(export.export_model)
+app.command("verify")(export.verify_file)
+app.command("bench")(bench.bench)
 app.command("models")(models.list_models)
 
 

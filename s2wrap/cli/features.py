@@ -41,8 +41,8 @@ def extract(
     tile_batch: options.TileBatch = None,
     image_size: options.ImageSize = None,
     checkpoint: options.Checkpoint = None,
-    random_weights: Annotated[bool, typer.Option("--random-weights", help="Do not load trained weights.")] = False,
-    device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps.")] = "cpu",
+    random_weights: options.RandomWeights = False,
+    device: options.Device = "cpu",
     skip_errors: Annotated[
         bool, typer.Option("--skip-errors", help="Go on after a picture that cannot be read.")
     ] = False,
@@ -56,7 +56,7 @@ def extract(
     """
     asked: dict[str, Any] = {"fit": fit, "whole": whole, "overlap": overlap, "blend": blend, "norm": norm}
     asked |= {"fuse": fuse, "prefix": prefix}
-    write, place, factors = _writer(output), _device(device), options.weights(weights)
+    write, place, factors = _writer(output), options.device(device), options.weights(weights)
     files = find_images(photos)
     with whole_file(output) as draft:
         wrapped = load(
@@ -164,14 +164,3 @@ def _write_npz(arrays: Arrays, metadata: dict[str, str], path: Path) -> None:
     texts = {name: np.array(json.loads(text) if name == "files" else text) for name, text in metadata.items()}
     named: dict[str, Any] = {name: tensor.numpy() for name, tensor in arrays.items()} | texts
     np.savez(path, **named)
-
-
-def _device(name: str) -> torch.device:
-    if name.partition(":")[0] not in ("cpu", "cuda", "mps"):
-        raise S2WrapError(f"device {name!r} is unknown; try cpu, cuda, cuda:1 or mps")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise S2WrapError(f"device {name!r} cannot be used: {str(error).partition(chr(10))[0]}; try cpu") from error
-    return device

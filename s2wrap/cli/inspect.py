@@ -11,7 +11,6 @@ from rich.table import Table
 
 from s2wrap.cli import model as options
 from s2wrap.cost import count_cost
-from s2wrap.errors import S2WrapError
 from s2wrap.wrapper import MultiScale, load
 
 
@@ -25,7 +24,7 @@ def describe(
     target_grid: options.TargetGrid = None,
     fuse: options.Fuse = "concat",
     weights: options.Weights = None,
-    image: Annotated[str | None, typer.Option(help="Height and width of the image, as 480x640.")] = None,
+    image: options.Image = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Show what was found about a backbone and what an image costs. Needs no weights: nothing is downloaded."""
@@ -40,7 +39,7 @@ def describe(
         fuse=fuse,
         weights=options.weights(weights),
     )
-    found = _found(model, _image_hw(image) if image else model.backbone.image_hw)
+    found = _found(model, options.image_hw(image) if image else model.backbone.image_hw)
     if as_json:
         print(json.dumps({"model": spec, **found}, indent=2))
         return
@@ -109,13 +108,6 @@ def _tiles(part: dict[str, Any]) -> str:
     whole = part["tiles"] == (1, 1) and part["tile_hw"] == part["image_hw"]
     padded = f" with {_by(part['padding_hw'])} pixels of padding" if any(part["padding_hw"]) else ""
     return ("whole" if whole else f"{_by(part['tiles'])} tiles") + padded
-
-
-def _image_hw(text: str) -> tuple[int, int]:
-    height, _, width = text.partition("x")
-    if not (height.isdecimal() and width.isdecimal()):
-        raise S2WrapError(f"--image {text!r} is no size; write height and width as 480x640")
-    return int(height), int(width)
 
 
 def _by(pair: Sequence[float]) -> str:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 
 from s2wrap.errors import S2WrapError
@@ -13,6 +14,8 @@ ImageSize = Annotated[int | None, typer.Option(help="Build the model for this in
 Checkpoint = Annotated[
     Path | None, typer.Option(help="A .safetensors or torch file with the weights, instead of a download.")
 ]
+RandomWeights = Annotated[bool, typer.Option("--random-weights", help="Do not load trained weights.")]
+Device = Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps.")]
 Fit = Annotated[str, typer.Option(help="How images meet the scales: stretch, aspect or pad.")]
 Whole = Annotated[
     bool | None,
@@ -27,6 +30,7 @@ TargetGrid = Annotated[
 Fuse = Annotated[str, typer.Option(help="How scales are fused: concat, mean, sum, max, weighted, detail or pyramid.")]
 Weights = Annotated[str | None, typer.Option(help="For --fuse weighted: one factor a scale, such as 0.5,0.3,0.2.")]
 Prefix = Annotated[str, typer.Option(help="Prefix tokens: area (averaged), base (of the smallest scale) or drop.")]
+Image = Annotated[str | None, typer.Option(help="Height and width of the images in pixels, as 480x640.")]
 TileBatch = Annotated[int | None, typer.Option(help="Most tiles in one backbone call (default: 4 on a CPU, else 32).")]
 
 
@@ -46,3 +50,23 @@ def weights(text: str | None) -> tuple[float, ...] | None:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise S2WrapError(f"--weights {text!r} are no numbers; write one a scale, such as 0.5,0.3,0.2") from error
+
+
+def image_hw(text: str) -> tuple[int, int]:
+    """Height and width from their text."""
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise S2WrapError(f"--image {text!r} is no size; write height and width as 480x640")
+    return int(height), int(width)
+
+
+def device(name: str) -> torch.device:
+    """A device that is there."""
+    if name.partition(":")[0] not in ("cpu", "cuda", "mps"):
+        raise S2WrapError(f"device {name!r} is unknown; try cpu, cuda, cuda:1 or mps")
+    try:
+        place = torch.device(name)
+        torch.zeros(1, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise S2WrapError(f"device {name!r} cannot be used: {str(error).partition(chr(10))[0]}; try cpu") from error
+    return place

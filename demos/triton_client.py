@@ -1,0 +1,190 @@
+"""Pictures in, features out, by a model on Triton Inference Server that `s2wrap export --triton` laid there.
+
+    pip install "s2wrap[triton]" && python demos/triton_client.py PHOTOS --model dinov2_s14 --output out.safetensors
+
+What the model takes (image size, uint8 pixels or normalised floats, the largest batch) is read from the server.
+"""
+
+import json
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 (the field's name for it)
+import typer
+from einops import rearrange
+from rich.console import Console
+from rich.progress import track
+
+from s2wrap.errors import MissingExtraError, S2WrapError
+from s2wrap.files import disk_errors, whole_file
+from s2wrap.images import find_images, load_image
+
+IN_FLIGHT = 4
+"""Batches on their way at the same time, so that reading, sending and computing overlap."""
+PATIENCE = 300
+"""Seconds to wait for an answer."""
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model on a server.
+
+    Attributes:
+        client: the connection.
+        name: the model's name there.
+        input: the name of its input.
+        dtype: "UINT8": RGB pixels (b, height, width, 3); "FP32": normalised (b, 3, height, width).
+        image_hw: height and width of the images that it takes, in pixels.
+        largest: the largest batch.
+        manifest: what `s2wrap export` noted about it.
+    """
+
+    client: Any
+    name: str
+    input: str
+    dtype: str
+    image_hw: tuple[int, int]
+    largest: int
+    manifest: dict[str, Any]
+
+
+def main(
+    photos: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
+    *,
+    model: Annotated[str, typer.Option(help="The model's name on the server.")],
+    url: Annotated[str, typer.Option(help="The server's gRPC address.")] = "localhost:8001",
+    batch: Annotated[int | None, typer.Option(min=1, help="Pictures in a request (default: its most).")] = None,
+    output: Annotated[Path | None, typer.Option(help="A .safetensors file for the features.")] = None,
+) -> None:
+    """Send pictures to a server; write their features, or print what came back."""
+    try:
+        run(photos, model, url, batch, output)
+    except S2WrapError as error:
+        print(f"triton_client: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def run(photos: list[Path], model: str, url: str, batch: int | None, output: Path | None) -> None:
+    """Do what `main` says; S2WrapError where it cannot be done."""
+    if output and output.suffix != ".safetensors":
+        raise S2WrapError(f"cannot write {output}: the ending must be .safetensors")
+    files, served = find_images(photos), connect(url, model)
+    size = min(batch or served.largest, served.largest)
+    shown = track(files, description=f"{model} at {url}", console=Console(stderr=True), transient=True)
+    start = time.perf_counter()
+    answers = list(ask(served, batches((prepare(load_image(file), served) for file in shown), size)))
+    seconds = time.perf_counter() - start
+    features = {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
+    for name, array in features.items():
+        print(f"{name} {array.shape}")
+    print(f"{len(files)} pictures, {len(files) / seconds:.1f} a second with reading them, in batches of {size}")
+    if output:
+        write(features, files, served, output)
+        print(f"wrote {output}")
+
+
+def connect(url: str, model: str) -> Served:
+    """The model on the server, with what it takes. S2WrapError without server or model, or for a model of others."""
+    try:
+        from tritonclient import grpc
+        from tritonclient.utils import InferenceServerException
+    except ImportError as error:
+        raise MissingExtraError("tritonclient[grpc]", "triton") from error
+    client = grpc.InferenceServerClient(url)
+    try:
+        client.is_server_live(client_timeout=10)
+    except InferenceServerException as error:
+        raise S2WrapError(
+            f"no server answers at {url} ({error.message()}); give the address of its gRPC port"
+        ) from error
+    try:
+        config: Any = client.get_model_config(model).config  # pyright: ignore[reportOptionalMemberAccess] (not JSON)
+    except InferenceServerException as error:
+        raise S2WrapError(f"{url} has no model {model!r} that is ready: {error.message()}") from error
+    if "s2wrap" not in config.parameters:
+        raise S2WrapError(f"{model} at {url} is no model of s2wrap; lay one there with s2wrap export --triton")
+    manifest = json.loads(config.parameters["s2wrap"].string_value)
+    if manifest["part"] != "model":
+        raise S2WrapError(f"{model} at {url} takes tiles, not pictures; export the whole model for it")
+    if manifest["pixels"] != "uint8" and manifest["mean"] is None:
+        raise S2WrapError(
+            f"{model} takes normalised images, but its mean and std are unknown; give them to wrap(), and export again"
+        )
+    (taken,) = config.input
+    dims = list(taken.dims)
+    dtype = {2: "UINT8", 11: "FP32"}[taken.data_type]
+    image_hw = (dims[0], dims[1]) if dtype == "UINT8" else (dims[1], dims[2])
+    return Served(client, model, taken.name, dtype, image_hw, config.max_batch_size, manifest)
+
+
+def prepare(image: torch.Tensor, served: Served) -> np.ndarray:
+    """A picture (3, height, width) in 0…255 as the model takes it: resized, and normalised where it wants floats."""
+    pixels = F.interpolate(image[None].float(), size=served.image_hw, mode="bicubic", antialias=True)[0].clamp(0, 255)
+    if served.dtype == "UINT8":
+        return rearrange(pixels.round().byte(), "c h w -> h w c").numpy()
+    mean, std = (torch.tensor(served.manifest[name])[:, None, None] for name in ("mean", "std"))
+    return ((pixels / 255 - mean) / std).numpy()
+
+
+def batches(pictures: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """Pictures in arrays of `size` each; the last may hold fewer."""
+    held: list[np.ndarray] = []
+    for picture in pictures:
+        held.append(picture)
+        if len(held) == size:
+            yield np.stack(held)
+            held = []
+    if held:
+        yield np.stack(held)
+
+
+def ask(served: Served, images: Iterator[np.ndarray]) -> Iterator[Arrays]:
+    """The features of every batch, in order, with a few batches on their way at a time."""
+    waiting: deque[Future[Arrays]] = deque()
+    for batch in images:
+        if len(waiting) == IN_FLIGHT:
+            yield waiting.popleft().result()
+        waiting.append(send(served, batch))
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def send(served: Served, batch: np.ndarray) -> Future[Arrays]:
+    """Send a batch; what comes back is float32, whatever the model's precision."""
+    from tritonclient import grpc
+
+    future: Future[Arrays] = Future()
+
+    def receive(result: Any, error: Exception | None) -> None:
+        if error is not None:
+            future.set_exception(S2WrapError(f"{served.name} failed on a batch of {len(batch)}: {error}"))
+            return
+        names = [tensor.name for tensor in result.get_response().outputs]
+        future.set_result({name: result.as_numpy(name).astype(np.float32) for name in names})
+
+    given = grpc.InferInput(served.input, list(batch.shape), served.dtype)
+    given.set_data_from_numpy(np.ascontiguousarray(batch))
+    served.client.async_infer(served.name, [given], receive, client_timeout=PATIENCE)
+    return future
+
+
+def write(features: Arrays, files: list[Path], served: Served, output: Path) -> None:
+    """A file as `s2wrap features` writes it: the arrays, the pictures' names, and the model's spec."""
+    from safetensors.numpy import save_file
+
+    facts = {"files": json.dumps([str(file) for file in files]), "spec": str(served.manifest["spec"])}
+    with whole_file(output) as draft, disk_errors(output):
+        save_file({name: np.ascontiguousarray(array) for name, array in features.items()}, draft, facts)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,248 @@
+"""One face at run time: images in, `Features` out, whatever runs the file."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from s2wrap.backbones import Backbone
+from s2wrap.backbones.probe import Layout
+from s2wrap.errors import S2WrapError
+from s2wrap.export.library import TITLES, load_library
+from s2wrap.export.manifest import features_from, plan_from, read_manifest
+from s2wrap.export.session import Session, open_session
+from s2wrap.features import Features
+from s2wrap.images import as_image
+from s2wrap.plan import Scale
+from s2wrap.resample import resize
+from s2wrap.wrapper import MultiScale, Normalise
+
+
+def load(
+    path: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    cuda_graph: bool = False,
+    runtime_cache: str | Path | None = None,
+    **options: Any,
+) -> "Engine":
+    """An exported file, ready to be called as the wrapped model is.
+
+    The manifest beside the file is checked before the file is opened: engines carry code, so use files that you trust.
+
+    Args:
+        path: an .onnx, .plan, .engine or .rtx file that s2wrap exported.
+        device: where it runs: by default the CPU for .onnx, the current CUDA device for engines.
+        cuda_graph: record the GPU's work once for every batch size, and replay it (engines).
+        runtime_cache: a file that keeps the kernels that TensorRT-RTX compiles, for the next start.
+        **options: for a file with the backbone alone (`--tiles`): scales, fit, overlap, fuse and so on, as for
+            `MultiScale`, in place of those of the export.
+
+    Raises:
+        MissingExtraError: the library that runs such files is not installed.
+        S2WrapError: a file without its manifest, damaged, or for another version or GPU.
+    """
+    path = Path(path)
+    manifest = read_manifest(path)
+    check_machine(path, manifest, device)
+    special: dict[str, Any] = {"cuda_graph": cuda_graph}
+    if runtime_cache is not None:
+        special["runtime_cache"] = Path(runtime_cache)
+    if manifest.get("build", {}).get("version_compatible"):
+        special["host_code"] = True
+    session = open_session(path, kind=manifest["kind"], device=device, **special)
+    return Engine(session, manifest, **options)
+
+
+class Engine:
+    """An exported file with the face of the wrapped model. May be called from several threads.
+
+    Attributes:
+        manifest: what it is, as `FILE.json` says.
+        session: what runs it: `session.run({"images": tensor})` gives the outputs by name.
+        device: where it runs.
+        model: for a file with the backbone alone, the `MultiScale` around it; else None.
+    """
+
+    def __init__(self, session: Session, manifest: dict[str, Any], **options: Any):
+        """The face of a session; `load` makes both."""
+        self.session, self.manifest, self.device = session, manifest, session.device
+        self.image_hw: tuple[int, int] = manifest["image_hw"]
+        self.normalise = Normalise(manifest["mean"], manifest["std"]).to(session.device)
+        self.plan = plan_from(manifest)
+        self.model: MultiScale | None = None
+        if manifest["part"] == "tiles":
+            given: dict[str, Any] = manifest["wrapper"] | options
+            scales = [Scale(**scale) if isinstance(scale, dict) else scale for scale in given.pop("scales")]
+            given |= {"tile_batch": options.get("tile_batch", manifest["batch"][2])}
+            self.model = MultiScale(SessionBackbone(session, manifest), scales, **given).to(session.device)
+        elif options:
+            raise S2WrapError(
+                f"{', '.join(options)}: {session.path.name} is one graph, whose scales and fusion are fixed; export "
+                f"the backbone alone (--tiles) to choose them later"
+            )
+
+    def __call__(self, images: Any, **options: Any) -> Features:
+        """The features of a batch of images.
+
+        Args:
+            images: a tensor or array: normalised floats (b, 3, height, width), or uint8 RGB, (b, 3, height, width) or
+                (b, height, width, 3). On the engine's device they are read in place; others are copied there. One
+                graph takes the image size that it was exported for; the backbone alone takes any.
+            **options: `select` and `by`, as for `MultiScale.forward`, with the backbone alone.
+
+        Raises:
+            S2WrapError: another shape or type.
+        """
+        images = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
+        if not isinstance(images, Tensor) or images.ndim != 4:
+            what = tuple(images.shape) if isinstance(images, Tensor) else f"a {type(images).__name__}"
+            raise S2WrapError(f"images are {what}; give a tensor or an array (batch, 3, height, width)")
+        pixels_last = images.dtype == torch.uint8 and images.shape[3] == 3 and images.shape[1] != 3
+        images = images.to(self.device, non_blocking=True)
+        images = rearrange(images, "b h w c -> b c h w") if pixels_last else images
+        if self.model is not None:
+            with torch.no_grad():
+                return self.model(images, **options)
+        if options:
+            raise S2WrapError(f"{', '.join(options)}: one graph runs all tiles; export the backbone alone (--tiles)")
+        if images.shape[1] != 3 or tuple(images.shape[2:]) != self.image_hw or len(images) == 0:
+            raise S2WrapError(
+                f"images have shape {tuple(images.shape)}; {self.session.path.name} takes (batch, 3, "
+                f"{self.image_hw[0]}, {self.image_hw[1]}): use encode() for pictures of any size, or export the "
+                f"backbone alone (--tiles)"
+            )
+        tensors = run_in_batches(self.session, self._as_input(images))
+        return features_from(self.manifest, tensors, self.plan)
+
+    def encode(self, images: Iterable[Any], **options: Any) -> list[Features]:
+        """The features of pictures of any sizes, one `Features` (of a batch of one) each.
+
+        Args:
+            images: paths, PIL images, arrays or tensors, as for `MultiScale.encode`. One graph sees them stretched to
+                the size that it was exported for.
+            **options: as for a call.
+
+        Raises:
+            S2WrapError: a picture that cannot be read; a graph whose scales keep the aspect, which no stretched picture
+                has.
+        """
+        if self.model is not None:
+            with torch.no_grad():
+                return self.model.encode(images, **options)
+        fits = {scale["fit"] for scale in self.manifest["wrapper"]["scales"]}
+        if fits != {"stretch"}:
+            raise S2WrapError(
+                f"{self.session.path.name} is for images of {self.image_hw[0]}×{self.image_hw[1]} pixels and "
+                f"fit={'/'.join(sorted(fits))}: stretching pictures would undo that; export the backbone alone "
+                f"(--tiles)"
+            )
+        return [self(self._stretched(as_image(image)), **options) for image in images]
+
+    def _stretched(self, image: Tensor) -> Tensor:
+        """An image (3, h, w) as a batch of one of the graph's size."""
+        if tuple(image.shape[1:]) == self.image_hw:
+            return image[None]
+        resized = resize(self._checked(image[None].to(self.device)), self.image_hw)
+        pixels = self.manifest["pixels"] == "uint8"
+        return resized.round().clamp(0, 255).to(torch.uint8) if pixels else resized
+
+    def _as_input(self, images: Tensor) -> Tensor:
+        """Images (b, 3, h, w) as the graph takes them."""
+        images = self._checked(images)
+        return rearrange(images, "b c h w -> b h w c") if self.manifest["pixels"] == "uint8" else images.float()
+
+    def _checked(self, images: Tensor) -> Tensor:
+        """Normalised images, or pixels for a graph that normalises itself."""
+        if self.manifest["pixels"] == "uint8":
+            if images.dtype != torch.uint8:
+                raise S2WrapError(
+                    f"images are {images.dtype}; {self.session.path.name} takes uint8 RGB in 0…255 and normalises it"
+                )
+            return images
+        if images.dtype == torch.uint8 and not self.normalise.known:
+            raise S2WrapError("images are uint8, but the export knows no mean and std; give normalised floats")
+        return self.normalise(images)
+
+
+class SessionBackbone(Backbone):
+    """The backbone of a file with `part` "tiles": `MultiScale` does the rest around it."""
+
+    def __init__(self, session: Session, manifest: dict[str, Any]):
+        nn.Module.__init__(self)
+        about = manifest["backbone"]
+        self.session, self.name = session, about["name"]
+        self.image_hw = about["image_hw"]
+        self.mean, self.std, self.interpolation = manifest["mean"], manifest["std"], about["interpolation"]
+        self.layouts = tuple(Layout(**layout) for layout in about["layouts"])
+        self.layout, self.layers, self.model = self.layouts[0], None, None
+        self.refuses_other_sizes = "the file holds the backbone for tiles of this size"
+
+    def forward(self, tiles: Tensor) -> Features:
+        """As `Backbone.forward`."""
+        tensors = run_in_batches(self.session, tiles.float())
+        maps = [tensor for name, tensor in tensors.items() if name.startswith("spatial")]
+        prefixes = [tensor for name, tensor in tensors.items() if name.startswith("prefix")]
+        prefixes = prefixes or [spatial.new_zeros(len(spatial), 0, spatial.shape[1]) for spatial in maps]
+        return Features(tuple(maps), tuple(prefixes))
+
+    @property
+    def convolutional(self) -> bool:
+        """False: tiles have one size here, whatever the network is."""
+        return False
+
+    @property
+    def device(self) -> torch.device:
+        """Where the file runs."""
+        return self.session.device
+
+
+def run_in_batches(session: Session, images: Tensor) -> dict[str, Tensor]:
+    """The outputs of a file for any number of images: in batches of at most MAX; too few are repeated up to MIN."""
+    (port,), (low, _, high) = session.inputs, session.batch or (1, 1, len(images))
+    parts: list[dict[str, Tensor]] = []
+    for part in images.split(high):
+        missing = max(0, low - len(part))
+        filled = torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]) if missing else part
+        answer = session.run({port.name: filled})
+        parts.append({name: tensor[: len(part)] for name, tensor in answer.items()} if missing else answer)
+    if len(parts) == 1:
+        return parts[0]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def check_machine(path: Path, manifest: dict[str, Any], device: str | torch.device | None) -> None:
+    """Raise S2WrapError for an engine of another TensorRT version, or for another GPU, before it is opened."""
+    build, kind = manifest.get("build"), manifest["kind"]
+    if build is None or kind == "onnx":
+        return
+    installed, built = load_library(kind).__version__, build["version"]
+    newer = _numbers(installed) >= _numbers(built) and _numbers(installed)[0] <= _numbers(built)[0] + 1
+    if installed != built and not (build.get("version_compatible") and newer):
+        raise S2WrapError(
+            f"{path} was built by {TITLES[kind]} {built}, but {installed} is installed, which cannot run it; install "
+            f"{kind}=={built}, or export again"
+        )
+    if not torch.cuda.is_available():
+        raise S2WrapError(
+            f"{path} needs an NVIDIA GPU, and there is none here; the .onnx export of the same model runs on a CPU"
+        )
+    major, minor = torch.cuda.get_device_capability(device)
+    here, gpu = f"{major}.{minor}", torch.cuda.get_device_name(device)
+    wanted = build.get("compute_capability")
+    if wanted and wanted != here and not (build.get("hardware_compatibility") == "ampere_plus" and major >= 8):
+        raise S2WrapError(
+            f"{path} was built on {build['gpu']} (compute capability {wanted}) and runs on that generation only; this "
+            f"is {gpu} ({here}): export again here, or with --hardware-compatible"
+        )
+    targets: Sequence[str] = build.get("targets", ())
+    if targets and "default" not in targets and f"sm{major}{minor}" not in targets:
+        raise S2WrapError(f"{path} was built for {', '.join(targets)}; this is {gpu} (sm{major}{minor}): export again")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:3])

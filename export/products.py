@@ -1,0 +1,248 @@
+"""What an exported graph does around the backbone: products with constant matrices, for all tiles and scales at once.
+
+    tiles     =  cut(R_h · image · R_wᵀ)                           `CutTiles`
+    features  =  Σ over tiles  A_h[tile] · X[tile] · A_wᵀ[tile]    `MergeTiles`, a row of blocks a scale
+
+So the number of nodes hardly depends on the scales, and every runtime computes the same: there is no resize and no
+pooling among them.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from s2wrap.backbones import Backbone
+from s2wrap.fusion import TileMerge
+from s2wrap.placement import Level
+from s2wrap.plan import Axis, Pair, ScalePlan
+from s2wrap.resample import Constants, resize_matrix
+from s2wrap.stream import edge_padding
+
+
+class CutTiles(nn.Module):
+    """Images (b, 3, H, W) → the tiles (n · b, 3, h, w) of several scales, all images of a tile together, in float32.
+
+    One product from the left makes the rows of all scales, one from the right the columns of each. A row or column
+    that two tiles share is made twice, so that tiles are cut by a reshape. Padding is in the matrices: rows that repeat
+    the last pixel, and rows of zeros. A scale of the image's own size is only cut.
+    """
+
+    def __init__(self, image_hw: Pair, scales: Sequence[ScalePlan], backbone: Backbone):
+        """The matrices for images of one size, and scales with tiles of one size."""
+        super().__init__()
+        self.image_hw, self.tile_hw = image_hw, scales[0].tile_hw
+        self.blocks = [scale.block_size for scale in scales]
+        edge_h, edge_w = edge_padding(backbone)
+        rows: list[np.ndarray] = []
+        self.sides = nn.ModuleList()
+        for scale in scales:
+            if scale.image_hw == image_hw and not any(scale.padding_hw):
+                self.sides.append(_Take(scale))
+                continue
+            rows.append(_axis_matrix(image_hw[0], scale.rows, edge_h, backbone.interpolation))
+            cols = _axis_matrix(image_hw[1], scale.cols, edge_w, backbone.interpolation)
+            self.sides.append(_Columns(cols))
+        self.heights = [len(matrix) for matrix in rows]
+        self.rows = Constants(rows=np.concatenate(rows)) if rows else None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The tiles, scale after scale, row by row."""
+        images, (height, width) = images.float(), self.tile_hw
+        lines = iter([] if self.rows is None else _split(self.rows.get_buffer("rows") @ images, self.heights, dim=2))
+        tiles = []
+        for (down, across), side in zip(self.blocks, self.sides, strict=True):
+            canvas = side(images if isinstance(side, _Take) else next(lines))
+            if down * across > 1:
+                canvas = canvas.reshape(-1, 3, down, height, across, width).permute(2, 4, 0, 1, 3, 5)
+                canvas = canvas.reshape(-1, 3, height, width)
+            tiles.append(canvas)
+        return tiles[0] if len(tiles) == 1 else torch.cat(tiles)
+
+    @property
+    def multiply_adds(self) -> int:
+        """Of the products, for one image."""
+        height, width = self.image_hw
+        columns = [len(side.cols.T) for side in self.sides if isinstance(side, _Columns)]
+        return sum(3 * lines * width * (height + cols) for lines, cols in zip(self.heights, columns, strict=True))
+
+
+class MergeTiles(nn.Module):
+    """The tiles of several scales → the sums of each, by the same few products for all, in float32.
+
+    For detail fusion a tile gives only its detail here, X − P_h X P_wᵀ (`fusion.TileCorrection`); `Spread` adds what
+    comes from the coarser scale.
+    """
+
+    def __init__(self, levels: Sequence[Level]):
+        """The matrices of the scales' own merges, as blocks of larger ones."""
+        super().__init__()
+        merges = [level.merge for level in levels]
+        averages = [level.average for level in levels if level.average is not None]
+        self.sums = _Blocks(merges)
+        self.averages = _Blocks(averages) if averages else None
+        self.smooth = _Smooth(levels) if any(level.correction is not None for level in levels) else None
+        areas = np.zeros((len(merges), self.sums.tiles))
+        for row, first, merge in zip(areas, self.sums.firsts, merges, strict=True):
+            row[first : first + len(merge.areas)] = merge.areas.numpy()
+        self.areas = Constants(areas=areas)
+
+    def forward(self, spatial: Tensor, prefix: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Maps (b, c, h, w), prefix tokens (b, p, c) and, for detail fusion, averages (b, c, 1, 1), one each a scale.
+
+        Args:
+            spatial: maps (n · b, c, y, x), all images of a tile together.
+            prefix: prefix tokens (n · b, p, c).
+        """
+        tiles, (channels, _, width) = self.sums.tiles, spatial.shape[1:]
+        maps = spatial.float().permute(0, 2, 3, 1).reshape(tiles, -1, width, channels)
+        averages = [] if self.averages is None else self.averages(maps)
+        sums = self.sums(maps if self.smooth is None else maps - self.smooth(maps))
+        return sums, self._prefixes(prefix), averages
+
+    def _prefixes(self, prefix: Tensor) -> list[Tensor]:
+        """The prefix tokens of each scale, weighed by what its tiles answer for."""
+        areas, (count, channels) = self.areas.get_buffer("areas"), prefix.shape[1:]
+        if not count:
+            return [prefix.new_zeros(prefix.shape[0] // self.sums.tiles, 0, channels)] * len(areas)
+        tokens = areas @ prefix.float().reshape(self.sums.tiles, -1)
+        tokens = tokens.reshape(len(areas), -1, count, channels).permute(1, 2, 0, 3)
+        return _split(tokens.reshape(-1, count, len(areas) * channels), [channels] * len(areas), dim=2)
+
+    def multiply_adds(self, channels: int) -> int:
+        """Of the products, for one image; zeros counted."""
+        total = 0
+        for blocks in filter(None, (self.sums, self.averages)):
+            cells, tokens_w = blocks.cols.shape[-2:]
+            tokens_h = blocks.rows.shape[1]  # of all tiles
+            total += channels * cells * tokens_h * (tokens_w + len(blocks.rows))
+        if self.smooth is not None:
+            height, width = self.smooth.rows.shape[-1], self.smooth.cols.shape[-1]
+            total += channels * self.sums.tiles * height * width * (height + width)
+        return total
+
+
+class Spread(Constants):
+    """What a scale of detail fusion takes from the map of the next coarser one (b, c, h, w), on its own grid.
+
+    Tile by tile that is A_h P_h U_h C (A_w P_w U_w)ᵀ; summed over a grid of tiles it is one product from either side.
+    """
+
+    rows: Tensor
+    cols: Tensor
+
+    def __init__(self, level: Level, block_size: Pair):
+        """The matrices of a scale with so many rows and columns of tiles, which is not the smallest."""
+        merge, correction, (_, across) = level.merge, level.correction, block_size
+        if correction is None:
+            raise ValueError("the smallest scale has nothing coarser")
+        super().__init__(
+            rows=(merge.rows.double() @ correction.spread_rows.double())[::across].sum(dim=0).numpy(),
+            cols=(merge.cols.double() @ correction.spread_cols.double())[:across].sum(dim=0).T.numpy(),
+        )
+
+    def forward(self, coarse: Tensor) -> Tensor:
+        """The low frequencies (b, c, rows, columns)."""
+        return self.rows @ coarse @ self.cols
+
+
+class _Columns(Constants):
+    """A product from the right: lines (b, 3, y, W) → (b, 3, y, columns of all tiles)."""
+
+    cols: Tensor
+
+    def __init__(self, matrix: np.ndarray):
+        super().__init__(cols=matrix.T)
+
+    def forward(self, lines: Tensor) -> Tensor:
+        return lines @ self.cols
+
+
+class _Take(nn.Module):
+    """The rows and columns of an image that tiles see, twice where two share one."""
+
+    def __init__(self, scale: ScalePlan):
+        super().__init__()
+        for name, axis in (("rows", scale.rows), ("cols", scale.cols)):
+            places = torch.cat([torch.arange(start, start + axis.tile) for start in axis.starts])
+            self.register_buffer(name, None if len(places) == axis.size else places, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        for dim, places in ((2, self.rows), (3, self.cols)):
+            images = images.index_select(dim, places) if isinstance(places, Tensor) else images
+        return images
+
+
+class _Blocks(Constants):
+    """Several merges, one after the other along the tiles, as one: `rows` has a block a scale."""
+
+    rows: Tensor
+    cols: Tensor
+
+    def __init__(self, merges: Sequence[TileMerge]):
+        counts = [len(merge.areas) for merge in merges]
+        tiles, tokens = sum(counts), merges[0].rows.shape[2]
+        grids = [(merge.rows.shape[1], merge.cols.shape[1]) for merge in merges]
+        firsts = [sum(counts[:k]) for k in range(len(counts))]
+        rows = [np.zeros((height, tiles, tokens)) for height, _ in grids]
+        cols = np.zeros((tiles, 1, max(width for _, width in grids), merges[0].cols.shape[2]))
+        for block, (_, width), first, count, merge in zip(rows, grids, firsts, counts, merges, strict=True):
+            now = slice(first, first + count)
+            block[:, now] = rearrange(merge.rows.numpy(), "n h y -> h n y")
+            cols[now, 0, :width] = merge.cols.numpy()
+        super().__init__(rows=rearrange(np.concatenate(rows), "h n y -> h (n y)"), cols=cols)
+        self.tiles, self.firsts, self.grids = tiles, firsts, grids
+
+    def forward(self, maps: Tensor) -> list[Tensor]:
+        """A map (b, c, h, w) a scale, of maps (n, b · y, x, c)."""
+        channels, (*_, widest, _) = maps.shape[-1], self.cols.shape
+        height = self.rows.shape[1] // self.tiles
+        lines = (self.cols @ maps).reshape(self.tiles, -1, height, widest * channels)
+        grid = self.rows @ lines.transpose(0, 1).reshape(-1, self.tiles * height, widest * channels)
+        if len(set(self.grids)) == 1:
+            scales, cells = len(self.grids), self.grids[0]
+            grid = grid.reshape(-1, scales, *cells, channels).permute(0, 1, 4, 2, 3)
+            return _split(grid.reshape(-1, scales * channels, *cells), [channels] * scales, dim=1)
+        grid = grid.reshape(-1, len(self.rows), widest, channels).permute(0, 3, 1, 2)
+        parts = _split(grid, [rows for rows, _ in self.grids], dim=2)
+        return [part[..., :width] for part, (_, width) in zip(parts, self.grids, strict=True)]
+
+
+class _Smooth(Constants):
+    """The tile-wide part of the features of tiles that a coarser scale corrects; nothing of other tiles."""
+
+    rows: Tensor
+    cols: Tensor
+
+    def __init__(self, levels: Sequence[Level]):
+        def matrices(name: str, of_merge: str) -> np.ndarray:
+            found = []
+            for level in levels:
+                tiles, _, tokens = getattr(level.merge, of_merge).shape
+                nothing = torch.zeros(tiles, tokens, tokens)
+                found.append(nothing if level.correction is None else level.correction.get_buffer(name))
+            return torch.cat(found)[:, None].numpy()
+
+        super().__init__(rows=matrices("smooth_rows", "rows"), cols=matrices("smooth_cols", "cols"))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """P_h X P_wᵀ of maps (n, b · y, x, c)."""
+        (tiles, _, width, channels), height = maps.shape, self.rows.shape[-1]
+        lines = (self.cols @ maps).reshape(tiles, -1, height, width * channels)
+        return (self.rows @ lines).reshape(tiles, -1, width, channels)
+
+
+def _axis_matrix(old: int, axis: Axis, edge: int, interpolation: str) -> np.ndarray:
+    """The (tiles · tile, old) matrix of an axis: resize, pad, cut."""
+    same = old == axis.content  # what is not resized keeps its values
+    resized = np.eye(old) if same else resize_matrix(old, axis.content, interpolation=interpolation, antialias=True)
+    padding = axis.size - axis.content
+    repeated = np.repeat(resized[-1:], min(edge, padding), axis=0)
+    canvas = np.concatenate([resized, repeated, np.zeros((padding - len(repeated), old))])
+    return np.concatenate([canvas[start : start + axis.tile] for start in axis.starts])
+
+
+def _split(tensor: Tensor, sizes: list[int], dim: int) -> list[Tensor]:
+    return [tensor] if len(sizes) == 1 else list(tensor.split(sizes, dim=dim))

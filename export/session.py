@@ -1,0 +1,182 @@
+"""Run an exported file: tensors in, tensors out, on ONNX Runtime, TensorRT or TensorRT-RTX."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from s2wrap.errors import MissingExtraError, S2WrapError, first_line
+from s2wrap.export.engine_session import EngineSession
+from s2wrap.export.ports import Port, Session
+
+__all__ = ["EngineSession", "OnnxSession", "Port", "Session", "open_session"]
+
+DTYPES = {
+    "float": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "double": torch.float64,
+    "uint8": torch.uint8,
+    "int8": torch.int8,
+    "int32": torch.int32,
+    "int64": torch.int64,
+    "bool": torch.bool,
+}
+"""ONNX Runtime's words for number types."""
+
+ONNX_CODES = {
+    torch.float32: 1,
+    torch.uint8: 2,
+    torch.int8: 3,
+    torch.int32: 6,
+    torch.int64: 7,
+    torch.bool: 9,
+    torch.float16: 10,
+    torch.float64: 11,
+    torch.bfloat16: 16,
+}
+"""The ONNX format's numbers for them; numpy has no bfloat16."""
+
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "onnx": (),
+    "tensorrt": ("cuda_graph", "host_code"),
+    "tensorrt_rtx": ("cuda_graph", "runtime_cache", "eager"),
+}
+"""What `open_session` takes for each kind of file."""
+
+
+class OnnxSession(Session):
+    """An ONNX file in ONNX Runtime: tensors are read and written in place, on the CPU or a CUDA device."""
+
+    def __init__(self, path: Path, device: torch.device):
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise MissingExtraError("onnxruntime, which runs .onnx files,", "export") from error
+        self.path = path
+        self.device = _with_number(device)
+        provider: Any = "CPUExecutionProvider"
+        if device.type == "cuda":
+            provider = ("CUDAExecutionProvider", {"device_id": device.index or 0})
+            available = onnxruntime.get_available_providers()
+            if provider[0] not in available:
+                raise S2WrapError(
+                    f"device={device} needs ONNX Runtime with CUDA, but the installed one has {', '.join(available)}; "
+                    "install onnxruntime-gpu in place of onnxruntime, or use device=cpu"
+                )
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        # Blocking channels ends ONNX Runtime 1.32 with a segmentation fault on some float16 graphs: CLIP's, for one.
+        unsafe = ["NchwcTransformer"] if device.type == "cpu" and _holds_float16(path) else None
+        try:
+            self.session = onnxruntime.InferenceSession(
+                str(path), options, providers=[provider], disabled_optimizers=unsafe
+            )
+        except Exception as error:  # its errors have no common class
+            raise _onnx_error(path, device, error) from error
+        self.inputs = tuple(_onnx_port(path, node) for node in self.session.get_inputs())
+        self.outputs = tuple(_onnx_port(path, node) for node in self.session.get_outputs())
+        first = self.inputs[0].shape[0] if self.inputs and self.inputs[0].shape else "batch"
+        self.batch = (first, first, first) if isinstance(first, int) else None
+
+    def _run(self, inputs: dict[str, Tensor], batch: int) -> dict[str, Tensor]:
+        outputs = self._new_outputs(batch)
+        binding = self.session.io_binding()
+        place = (self.device.type, self.device.index or 0)
+        for name, tensor in inputs.items():
+            binding.bind_input(name, *place, ONNX_CODES[tensor.dtype], tuple(tensor.shape), tensor.data_ptr())
+        for name, tensor in outputs.items():
+            binding.bind_output(name, *place, ONNX_CODES[tensor.dtype], tuple(tensor.shape), tensor.data_ptr())
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()  # ONNX Runtime works on a stream of its own
+        try:
+            self.session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+        except Exception as error:
+            raise _onnx_error(self.path, self.device, error) from error
+        return outputs
+
+
+def open_session(
+    path: Path,
+    *,
+    kind: str,
+    device: str | torch.device | None = None,
+    cuda_graph: bool = False,
+    runtime_cache: Path | None = None,
+    eager: bool = False,
+    host_code: bool = False,
+) -> Session:
+    """A file ready to run.
+
+    Args:
+        path: the file.
+        kind: "onnx", "tensorrt" or "tensorrt_rtx".
+        device: where it runs; for ONNX the CPU by default, for engines the current CUDA device.
+        cuda_graph: record the GPU's work once for every batch size, and replay it; engines only.
+        runtime_cache: a file that keeps TensorRT-RTX's compiled kernels for the next start; read where it is there,
+            written after the first run.
+        eager: have TensorRT-RTX compile the fastest kernels for every new batch size at once. Without it a batch size
+            starts with general kernels, while the fastest are compiled in the background: right for serving, wrong for
+            timing.
+        host_code: load version-compatible TensorRT engines, which carry code for the CPU: trust the file.
+
+    Raises:
+        MissingExtraError: the library is not installed.
+        S2WrapError: the file is damaged, foreign or for another version or GPU, or the option does not fit the kind.
+    """
+    if not path.is_file():
+        raise S2WrapError(f"{path} is not there; give a file that s2wrap export wrote")
+    options: dict[str, Any] = {
+        "cuda_graph": cuda_graph,
+        "runtime_cache": runtime_cache,
+        "eager": eager,
+        "host_code": host_code,
+    }
+    for name, value in options.items():
+        if value and name not in OPTIONS[kind]:
+            fitting = " or ".join(other for other, names in OPTIONS.items() if name in names)
+            raise S2WrapError(f"{name}={value} does not fit {path}, which is {kind}; it is for {fitting}")
+    if kind == "onnx":
+        return OnnxSession(path, torch.device(device or "cpu"))
+    return EngineSession(path, kind, device, **{name: options[name] for name in OPTIONS[kind]})
+
+
+def _with_number(device: torch.device) -> torch.device:
+    """The device as tensors name theirs: "cuda" with its number."""
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise S2WrapError(f"device={device} needs an NVIDIA GPU, and this machine shows none; use device=cpu")
+    return torch.empty(0, device=device).device
+
+
+def _holds_float16(path: Path) -> bool:
+    """Whether a file has float16 weights, as far as one can tell."""
+    try:
+        import onnx
+
+        graph = onnx.load(path, load_external_data=False).graph
+    except Exception:  # not installed, or no such file: ONNX Runtime will say so
+        return True
+    return any(weight.data_type == onnx.TensorProto.FLOAT16 for weight in graph.initializer)
+
+
+def _onnx_port(path: Path, node) -> Port:
+    """A port of ONNX Runtime's: every name or gap in the first dimension is the batch."""
+    word = node.type.removeprefix("tensor(").removesuffix(")")
+    first, *rest = node.shape or [None]
+    if word not in DTYPES or not all(isinstance(size, int) for size in rest):
+        raise S2WrapError(f"{path}: {node.name} is {node.type} of {node.shape}; only the first dimension may be open")
+    return Port(
+        node.name, DTYPES[word], tuple([first if isinstance(first, int) else "batch", *rest][: len(node.shape)])
+    )
+
+
+def _onnx_error(path: Path, device: torch.device, error: Exception) -> S2WrapError:
+    said = first_line(error)
+    if "NOT_IMPLEMENTED" in said or "Could not find an implementation" in said:
+        return S2WrapError(
+            f"ONNX Runtime cannot run {path} on {device}: it has no kernel for one of the operators there (on the CPU "
+            f"it has none for bfloat16; use device=cuda, or fp32 or fp16). It said: {said}"
+        )
+    return S2WrapError(f"ONNX Runtime cannot run {path}; is the file whole? It said: {said}")

@@ -1,0 +1,159 @@
+"""An exported file → a model folder of Triton Inference Server: the file, and a config.pbtxt that fits its profile."""
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from s2wrap.errors import MissingExtraError, S2WrapError
+from s2wrap.export.manifest import read_manifest
+from s2wrap.files import disk_errors
+
+DTYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "bfloat16": "TYPE_BF16", "uint8": "TYPE_UINT8"}
+QUEUE_DELAY_US = 1000
+"""How long a request may wait for company, in microseconds: less than a picture takes, so that latency hardly grows."""
+
+
+def write_repository(
+    file: str | Path,
+    folder: str | Path,
+    *,
+    name: str | None = None,
+    instances: int = 1,
+    queue_delay_us: int = QUEUE_DELAY_US,
+    cuda_graphs: bool = False,
+) -> Path:
+    """Lay an exported file into a model repository of Triton Inference Server; the folder NAME that was made.
+
+    `folder/NAME` gets `config.pbtxt` and, as version 1, a copy of the file: `1/model.plan`, `1/model.onnx`, or the
+    folder `1/model.onnx` for an ONNX model with its weights in a file beside it (FILE.data). The largest batch is the
+    profile's, requests are batched dynamically, the server runs batches of 1, OPT and MAX before it calls the model
+    ready, and the file's manifest is the parameter `s2wrap`.
+
+    Args:
+        file: an .onnx, .plan or .engine file with its manifest beside it.
+        folder: the repository (`tritonserver --model-repository=FOLDER`); made where it does not exist.
+        name: the model's name on the server; the file's own without its ending by default.
+        instances: copies of the model that run at the same time, on each GPU; 2 overlap copying with computing.
+        queue_delay_us: how long a request may wait for others to make a batch, in microseconds.
+        cuda_graphs: capture a CUDA graph for batches of 1, OPT and MAX (TensorRT engines only).
+
+    Raises:
+        MissingExtraError: tritonclient is not installed.
+        S2WrapError: a file that Triton cannot serve, a profile that does not start at 1, an impossible option, a
+            model folder that exists already, or a disk that cannot be written to.
+    """
+    file, folder = Path(file), Path(folder)
+    manifest = read_manifest(file)
+    name = file.stem if name is None else name
+    _check(file, manifest, name, instances, queue_delay_us, cuda_graphs)
+    config = _config(manifest, name, instances, queue_delay_us, cuda_graphs)
+    with _whole_folder(folder / name) as draft:
+        (draft / "config.pbtxt").write_text(config, encoding="utf-8")
+        _copy_model(file, draft / "1", "model.onnx" if manifest["kind"] == "onnx" else "model.plan")
+    return folder / name
+
+
+def _check(file: Path, manifest: dict[str, Any], name: str, instances: int, delay: int, cuda_graphs: bool) -> None:
+    """Raise S2WrapError for what Triton would refuse, or serve wrongly."""
+    kind, (smallest, _, largest) = manifest["kind"], manifest["batch"]
+    if kind == "tensorrt_rtx":
+        raise S2WrapError(
+            f"{file} is for TensorRT-RTX, and Triton has no backend for it; export a .plan on the GPU that serves, or "
+            f"an .onnx"
+        )
+    if smallest != 1:
+        raise S2WrapError(
+            f"{file} takes batches of {smallest} to {largest}, but Triton sends single requests too; export with a "
+            f"batch of 1:{manifest['batch'][1]}:{largest}"
+        )
+    tensors = [*manifest["inputs"], *manifest["outputs"]]
+    if kind == "onnx" and any(tensor["dtype"] == "bfloat16" for tensor in tensors):
+        raise S2WrapError(
+            f"{file} has bfloat16 inputs or outputs, which Triton's ONNX Runtime backend refuses; export with "
+            f"precision fp16 or fp32, or a .plan"
+        )
+    if cuda_graphs and kind != "tensorrt":
+        raise S2WrapError(f"cuda_graphs=True with {file}: only Triton's TensorRT backend has them; export a .plan")
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+        raise S2WrapError(f"name={name!r} makes no model name; use letters, digits and _ . - such as 'dinov2_s14'")
+    for option, value, least in (("instances", instances, 1), ("queue_delay_us", delay, 0)):
+        if value < least:
+            raise S2WrapError(f"{option}={value!r} is impossible; use a whole number from {least}")
+
+
+def _config(manifest: dict[str, Any], name: str, instances: int, delay: int, cuda_graphs: bool) -> str:
+    """The text of config.pbtxt, made of Triton's own message, so that it can be read back."""
+    try:
+        from google.protobuf import text_format
+        from tritonclient.grpc import model_config_pb2
+    except ImportError as error:
+        raise MissingExtraError("tritonclient[grpc]", "triton") from error
+    pb: Any = model_config_pb2  # its classes are made when it is imported
+    _, usual, largest = manifest["batch"]
+    sizes = sorted({1, usual, largest})
+    config = pb.ModelConfig(name=name, max_batch_size=largest)
+    if manifest["kind"] == "onnx":
+        config.backend = "onnxruntime"
+    else:
+        config.platform = "tensorrt_plan"
+    for tensor in manifest["inputs"]:
+        config.input.add(name=tensor["name"], data_type=DTYPES[tensor["dtype"]], dims=_dims(tensor))
+    for tensor in manifest["outputs"]:
+        config.output.add(name=tensor["name"], data_type=DTYPES[tensor["dtype"]], dims=_dims(tensor))
+    config.instance_group.add(count=instances, kind="KIND_AUTO" if manifest["kind"] == "onnx" else "KIND_GPU")
+    if largest > 1:
+        config.dynamic_batching.max_queue_delay_microseconds = delay
+        config.dynamic_batching.preferred_batch_size.extend(size for size in sizes if size > 1)
+    for size in sizes:
+        warm_up = config.model_warmup.add(name=f"a batch of {size}", batch_size=size)
+        for tensor in manifest["inputs"]:
+            given = warm_up.inputs[tensor["name"]]
+            given.data_type, given.random_data = pb.DataType.Value(DTYPES[tensor["dtype"]]), True
+            given.dims.extend(_dims(tensor))
+    if cuda_graphs:
+        config.optimization.cuda.graphs = True
+        for size in sizes:
+            spec = config.optimization.cuda.graph_spec.add(batch_size=size)
+            for tensor in manifest["inputs"]:
+                spec.input[tensor["name"]].dim.extend(_dims(tensor))
+    config.parameters["s2wrap"].string_value = json.dumps(manifest)
+    return text_format.MessageToString(config)
+
+
+def _dims(tensor: dict[str, Any]) -> list[int]:
+    """A tensor's shape without the batch, -1 for what varies."""
+    return [size if isinstance(size, int) else -1 for size in tensor["shape"][1:]]
+
+
+@contextmanager
+def _whole_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder beside `target`, which takes its name when the block ends well, and is removed otherwise."""
+    if target.exists():
+        raise S2WrapError(
+            f"{target} exists already, and its config.pbtxt would not fit both; give another name, or remove it first"
+        )
+    with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=".s2wrap-", dir=target.parent))
+    try:
+        with disk_errors(target):
+            yield draft
+            draft.chmod(target.parent.stat().st_mode & 0o777)  # a temporary folder is its owner's alone
+            draft.rename(target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _copy_model(file: Path, version: Path, name: str) -> None:
+    """Copy the file, and its weights where they lie beside it: several files go into a folder of the model's name."""
+    weights = file.with_name(f"{file.name}.data")
+    place = version / name if name == "model.onnx" and weights.exists() else version
+    place.mkdir(parents=True)
+    shutil.copyfile(file, place / name)
+    if place != version:
+        shutil.copyfile(weights, place / weights.name)  # the name that the graph knows it by

@@ -1,0 +1,210 @@
+"""`s2wrap bench`: how fast models and exported files are, by one rule for all."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Column, Table
+from torch import Tensor
+
+from s2wrap.cli import model as options
+from s2wrap.errors import S2WrapError
+from s2wrap.wrapper import load
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+RUNTIMES = {"onnx": "ONNX Runtime", "tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
+ENDINGS = (".onnx", ".plan", ".engine", ".rtx")
+FIGURES = {
+    "images/s": "images_per_second",
+    "min": "min_ms",
+    "mean": "mean_ms",
+    "median": "median_ms",
+    "p90": "p90_ms",
+    "p95": "p95_ms",
+    "p99": "p99_ms",
+    "max": "max_ms",
+}
+
+
+@dataclass(frozen=True)
+class Way:
+    """One row: a model, how it runs, the images on their device, and what makes the call to time."""
+
+    model: str
+    way: str
+    precision: str
+    images: Tensor
+    make: Callable[[], Callable[[], object]]
+
+
+def bench(
+    what: Annotated[list[str], typer.Argument(help=f"Models and exported files. {options.SPEC_HELP}")],
+    *,
+    batch: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 1,
+    image: Annotated[
+        str | None, typer.Option(help="Height and width of the images, as 480x640 (default: the model's own).")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="Of models: fp32, fp16 or bf16; a file has its own.")] = "fp32",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps (default: cuda if there is one).")] = None,
+    backend: Annotated[
+        str, typer.Option(help="How models run: some of eager, compile, max-autotune, cuda-graph.")
+    ] = "eager,compile,cuda-graph",
+    seconds: Annotated[float, typer.Option(help="Time each for so long, and ten runs at least.")] = 3.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Time models in PyTorch and exported files, one beside the other.
+
+    Each warms up for 200 ms, then runs for --seconds and ten times at least, in ten rounds by turns. Milliseconds a
+    batch: on a GPU its own time, else the clock's; images a second by the clock, counting pictures, not tiles. ÷ first:
+    the median over the rounds of its time over the first row's. The images are random and on the device already.
+    Weights are random: nothing is downloaded.
+    """
+    from s2wrap.export.timing import describe_device, time_calls
+
+    place = options.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    asked_hw = options.image_hw(image) if image else None
+    ways = [
+        way
+        for each in what
+        for way in (
+            _file_ways(Path(each), place, batch, asked_hw, backend.split(","))
+            if each.endswith(ENDINGS)
+            else _model_ways(each, place, batch, asked_hw, precision, backend.split(","))
+        )
+    ]
+    calls = {str(number): _when_first_called(way.make) for number, way in enumerate(ways)}
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with torch.inference_mode(), Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("timing", total=1)
+        timings = time_calls(
+            calls, seconds=seconds, device=place, progress=lambda done: progress.update(task, completed=done)
+        )
+        rows = [_row(way, timing, timings[0]) for way, timing in zip(ways, timings, strict=True)]
+        if place.type == "cuda":
+            for row, way, timing in zip(rows, ways, timings, strict=True):
+                row["warnings"] += _copying(way, calls[timing.name], timing)
+    facts = {**describe_device(place), "batch": str(batch), "seconds": f"{seconds:g}"}
+    if as_json:
+        print(json.dumps({**facts, "rows": rows}, indent=2))
+    else:
+        _print(facts, rows)
+
+
+def _model_ways(
+    spec: str, device: torch.device, batch: int, asked_hw: tuple[int, int] | None, precision: str, backends: list[str]
+) -> list[Way]:
+    """A wrapped model in PyTorch, in each of the ways asked for."""
+    from s2wrap.export.timing import BACKENDS, torch_call
+
+    if precision not in DTYPES:
+        raise S2WrapError(f"--precision {precision!r} is unknown; use {', '.join(DTYPES)}")
+    for backend in backends:
+        if backend not in BACKENDS:
+            raise S2WrapError(f"--backend {backend!r} is unknown; use some of {', '.join(BACKENDS)}")
+    model = load(spec, pretrained=False).to(device, DTYPES[precision])
+    image_hw = asked_hw or model.backbone.image_hw
+    images = torch.randn(batch, 3, *image_hw, device=device)
+    if device.type == "cuda":
+        model, images = model.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
+    return [Way(spec, each, precision, images, partial(torch_call, each, model, images)) for each in backends]
+
+
+def _file_ways(
+    file: Path, device: torch.device, batch: int, asked_hw: tuple[int, int] | None, backends: list[str]
+) -> list[Way]:
+    """An exported file in its runtime; on a GPU, an engine also as a CUDA graph where that was asked for."""
+    from s2wrap.export.manifest import read_manifest
+
+    manifest = read_manifest(file)
+    image_hw = asked_hw or (int(manifest["image_hw"][0]), int(manifest["image_hw"][1]))
+    images = _images_for(manifest, batch, image_hw, device)
+
+    def make(cuda_graph: bool) -> Callable[[], object]:
+        smallest, _, largest = manifest["batch"]
+        if manifest["part"] == "model" and not smallest <= batch <= largest:
+            raise S2WrapError(f"it takes batches of {smallest} to {largest}, not of {batch}")
+        engine = _engine(file, manifest, device, cuda_graph)
+        return lambda: engine(images)
+
+    graphs = device.type == "cuda" and manifest["kind"] != "onnx" and "cuda-graph" in backends
+    runtime = RUNTIMES[manifest["kind"]]
+    names = {runtime: False} | ({f"{runtime}, cuda-graph": True} if graphs else {})
+    return [Way(str(file), name, manifest["precision"], images, partial(make, graph)) for name, graph in names.items()]
+
+
+def _engine(file: Path, manifest: dict[str, Any], device: torch.device, cuda_graph: bool) -> Callable[[Tensor], object]:
+    """The file in its runtime; TensorRT-RTX compiles its fastest kernels at once."""
+    from s2wrap.export.engine import Engine, check_machine, load
+    from s2wrap.export.session import open_session
+
+    if manifest["kind"] != "tensorrt_rtx":
+        return load(file, device=device, cuda_graph=cuda_graph)
+    check_machine(file, manifest, device)
+    session = open_session(file, kind=manifest["kind"], device=device, cuda_graph=cuda_graph, eager=True)
+    return Engine(session, manifest)
+
+
+def _images_for(manifest: dict[str, Any], batch: int, image_hw: tuple[int, int], device: torch.device) -> Tensor:
+    """Random images as the file takes them."""
+    if manifest["pixels"] == "uint8":
+        return torch.randint(256, (batch, *image_hw, 3), dtype=torch.uint8, device=device)
+    return torch.randn(batch, 3, *image_hw, device=device)
+
+
+def _when_first_called(make: Callable[[], Callable[[], object]]) -> Callable[[], object]:
+    """A call that is made when it is first run, so that what cannot be made becomes its row's reason."""
+    made = cache(make)
+    return lambda: made()()
+
+
+def _copying(way: Way, call: Callable[[], object], timing: Any) -> list[str]:
+    """What to say where copying the images to the GPU and the features back takes longer than computing them."""
+    from s2wrap.export.timing import time_calls
+
+    if timing.reason is not None:
+        return []
+    host, device, maps = way.images.cpu().pin_memory(), way.images.device, getattr(call(), "maps", ())
+    calls = {"copy": lambda: (host.to(device, non_blocking=True), [each.cpu() for each in maps])}
+    (copy,) = time_calls(calls, seconds=0.1, device=device)
+    took, computed = copy.figures(1)["median_ms"], timing.figures(1)["median_ms"]
+    return [f"copying images and features takes {took:.3g} ms, longer than computing"] * (took >= computed)
+
+
+def _row(way: Way, timing: Any, first: Any) -> dict[str, Any]:
+    """What is known of one way: the settings and the figures, or the reason why there are none."""
+    image_hw = way.images.shape[1:3] if way.images.dtype == torch.uint8 else way.images.shape[2:]
+    row: dict[str, Any] = {"model": way.model, "way": way.way, "precision": way.precision, "image_hw": list(image_hw)}
+    if timing.reason is not None:
+        return {**row, "reason": timing.reason, "warnings": []}
+    ratio = timing.ratio(first) if first.reason is None else None
+    return {**row, **timing.figures(len(way.images)), "ratio": ratio, "warnings": timing.warnings()}
+
+
+def _print(facts: dict[str, str], rows: list[dict[str, Any]]) -> None:
+    """A table, and the warnings below it."""
+    where = ", ".join(value if name == "device" else f"{name} {value}" for name, value in facts.items())
+    names = [Column("model", overflow="fold"), Column("way", overflow="fold"), "precision", "image"]
+    table = Table(*names, *(Column(name, justify="right") for name in (*FIGURES, "÷ first")), title=where)
+    for row in rows:
+        way = f"{row['way']}: {row['reason']}" if "reason" in row else row["way"]
+        head = [escape(row["model"]), escape(way), row["precision"], "×".join(map(str, row["image_hw"]))]
+        if "reason" in row:
+            table.add_row(*head)
+            continue
+        ratio = "–" if row["ratio"] is None else f"{row['ratio']:.3f}"
+        table.add_row(*head, *(f"{row[key]:.4g}" for key in FIGURES.values()), ratio)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 160
+    console.print(table)
+    for row in rows:
+        for text in row["warnings"]:
+            console.print(f"{row['model']}, {row['way']}: {text}", style="yellow", markup=False, highlight=False)

@@ -1,0 +1,147 @@
+import pytest
+import timm
+import torch
+
+import s2wrap
+from s2wrap import S2WrapError
+from s2wrap.export.graph import ModelGraph, TilesGraph
+
+
+def wrapped(name="test_vit", scales=(1, 2), **options):
+    return s2wrap.wrap(timm.create_model(name, num_classes=0), scales, **options)
+
+
+def close(found, expected):
+    torch.testing.assert_close(found, expected, atol=3e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"scales": (1, 2, 3)},
+        {"scales": (1, 1.5)},
+        {"scales": (0.5, 1)},
+        {"scales": (0.5, 1), "whole": False},
+        {"scales": (2, 1)},
+        {"fit": "aspect"},
+        {"fit": "pad", "overlap": 3},
+        {"whole": True, "fit": "aspect"},
+        {"whole": True, "fit": "pad", "target_grid": "finest"},
+        {"overlap": 3, "blend": "gaussian", "target_grid": (13, 7)},
+        {"fuse": "detail"},
+        {"fuse": "detail", "overlap": 2, "fit": "pad", "scales": (1, 2, 3)},
+        {"fuse": "detail", "scales": (3, 1)},
+        {"fuse": "detail", "layers": (0, 3)},
+        {"fuse": "pyramid", "scales": (1, 1.5, 3)},
+        {"fuse": "mean"},
+        {"fuse": "max"},
+        {"fuse": "weighted", "weights": (0.3, 0.7)},
+        {"norm": "l2"},
+        {"norm": "layer"},
+        {"norm": "std"},
+        {"prefix": "base"},
+        {"prefix": "drop"},
+        {"layers": (0, 3)},
+        {"layers": (0, 3), "join_layers": False},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("image_hw", [(120, 190), (320, 320)])
+def test_the_products_compute_what_the_stream_computes(options, image_hw):
+    """The stream resizes by PyTorch's own call and merges scale after scale."""
+    model = wrapped(**options)
+    graph = ModelGraph(model, image_hw)
+    images = torch.randn(3, 3, *image_hw)
+    features = model(images)
+    found = dict(zip(graph.names, graph(images), strict=True))
+    numbers = [f"_{k}" for k in range(len(features.maps))] if len(features.maps) > 1 else [""]
+    for number, spatial, prefix in zip(numbers, features.maps, features.prefixes, strict=True):
+        close(found["spatial" + number], spatial)
+        if prefix.shape[1]:
+            close(found["prefix" + number], prefix)
+        else:
+            assert "prefix" + number not in found
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "swin_tiny_patch4_window7_224", "test_efficientnet"])
+def test_maps_in_any_layout(name):
+    model = wrapped(name, whole=False)
+    images = torch.randn(2, 3, 300, 200)
+    close(ModelGraph(model, (300, 200))(images)[0], model(images).spatial)
+
+
+def test_pixels_are_normalised_inside():
+    model = wrapped()
+    pixels = torch.randint(0, 256, (2, 200, 300, 3), dtype=torch.uint8)
+    graph = ModelGraph(model, (200, 300), pixels="uint8")
+    close(graph(pixels)[0], model(pixels.permute(0, 3, 1, 2)).spatial)
+
+
+def test_outputs_are_those_asked_for():
+    model = wrapped()
+    images = torch.randn(2, 3, 160, 160)
+    features = model(images)
+    graph = ModelGraph(model, (160, 160), outputs=("pooled", "prefix", "tokens"))
+    assert graph.names == ("pooled", "prefix", "tokens")
+    for found, expected in zip(graph(images), (features.pooled, features.prefix, features.tokens), strict=True):
+        close(found, expected)
+
+
+def test_half_precision_is_the_backbones_alone():
+    model = wrapped(scales=(1, 2, 3))
+    images = torch.randn(2, 3, 160, 160)
+    expected = model(images).spatial
+    graph = ModelGraph(model, (160, 160), precision="bf16", fp32_layers=("blocks.0", "norm"))
+    assert next(graph.backbone.model.blocks[0].parameters()).dtype == torch.float32
+    assert next(graph.backbone.model.blocks[1].parameters()).dtype == torch.bfloat16
+    assert {buffer.dtype for buffer in graph.cuts.buffers()} == {torch.float32}
+    found = graph(images)[0]
+    assert found.dtype == torch.bfloat16
+    assert (found - expected).norm() < 0.02 * expected.norm()
+    assert next(model.backbone.parameters()).dtype == torch.float32  # it is a copy
+
+
+def test_the_backbone_alone_sees_tiles():
+    model = wrapped(layers=(0, 3))
+    graph = TilesGraph(model)
+    tiles = torch.randn(4, 3, 160, 160)
+    seen = model.backbone(tiles)
+    assert graph.names == ("spatial_0", "spatial_1", "prefix_0", "prefix_1")
+    for found, expected in zip(graph(tiles), (*seen.maps, *seen.prefixes), strict=True):
+        close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "int8"}, "precision='int8' is unknown; use one of fp32, fp16, bf16"),
+        ({"pixels": "uint16"}, "pixels='uint16' is unknown"),
+        ({"outputs": ("spatial", "masks")}, "use some of spatial, tokens, prefix, pooled"),
+        ({"outputs": ()}, "use some of"),
+        ({"image_hw": (5000, 100)}, "5000×100 pixels are too large for one graph; use at most 4096 a side"),
+        ({"image_hw": (1, 1)}, "1×1 pixels"),
+        ({"precision": "fp16", "fp32_layers": ("heads.*",)}, "has no such module; it has patch_embed"),
+        ({"fp32_layers": ("norm",)}, "where all layers are float32 already"),
+    ],
+)
+def test_what_cannot_be_is_one_clear_error(options, message):
+    with pytest.raises(S2WrapError, match=message.replace("(", r"\(")):
+        ModelGraph(wrapped(), **({"image_hw": (160, 160)} | options))
+
+
+def test_what_a_model_does_not_have_cannot_be_asked_for():
+    pool = s2wrap.wrap(torch.nn.AvgPool2d(16), (1, 2), image_size=64, whole=False)
+    with pytest.raises(S2WrapError, match="AvgPool2d gives no prefix tokens here"):
+        ModelGraph(pool, (64, 64), outputs=("prefix",))
+    with pytest.raises(S2WrapError, match="needs the mean and std of AvgPool2d"):
+        ModelGraph(pool, (64, 64), pixels="uint8")
+    with pytest.raises(S2WrapError, match="scale 2 runs whole"):
+        TilesGraph(wrapped("test_resnet"))
+
+
+def test_the_work_around_the_backbone_is_counted():
+    graph = ModelGraph(wrapped(scales=(1, 2, 3)), (480, 480))
+    by_hand = 3 * (160 + 320) * 480 * 480 + 3 * 480 * (160 * 160 + 320 * 320)  # scale 3 is only cut
+    merging = 64 * 10 * 140 * (10 + 30)  # 14 tiles of 10 rows and 10 columns to 3 grids of 10×10
+    assert graph.multiply_adds == by_hand + merging

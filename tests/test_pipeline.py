@@ -1,0 +1,270 @@
+import hashlib
+import json
+import re
+import sys
+
+import numpy as np
+import open_clip
+import pytest
+import timm
+import torch
+
+import s2wrap
+from s2wrap import S2WrapError
+from s2wrap.cli import main
+from s2wrap.export import VerificationError, export, load, verify
+from s2wrap.export import pipeline as room
+from s2wrap.export.build import build_engine
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+
+def vit(name, **options):
+    return timm.create_model(name, num_classes=0, depth=2, embed_dim=64, num_heads=2, **options)
+
+
+def clip():
+    vision = open_clip.CLIPVisionCfg(layers=2, width=64, head_width=32, patch_size=16, image_size=96)
+    text = open_clip.CLIPTextCfg(context_length=8, vocab_size=32, width=32, heads=2, layers=1)
+    return open_clip.CLIP(32, vision, text)
+
+
+MODELS = {
+    "CLS": lambda: timm.create_model("test_vit", num_classes=0),
+    "registers": lambda: vit("vit_small_patch14_reg4_dinov2", img_size=98),
+    "SigLIP": lambda: vit("vit_base_patch16_siglip_224", img_size=96),
+    "DINOv2": lambda: vit("vit_small_patch14_dinov2", img_size=98),
+    "Swin": lambda: timm.create_model(
+        "swin_tiny_patch4_window7_224", num_classes=0, depths=(1, 2), num_heads=(1, 2), embed_dim=32, img_size=112
+    ),
+    "ConvNeXt": lambda: timm.create_model("convnext_tiny", num_classes=0, depths=(1,) * 4, dims=(16, 32, 48, 64)),
+    "ResNet": lambda: timm.create_model("test_resnet", num_classes=0),
+    "EfficientNet": lambda: timm.create_model("test_efficientnet", num_classes=0),
+    "open_clip": clip,
+}
+CASES = [
+    ("CLS", "fp16", {"scales": (1, 2, 3)}, None),
+    ("registers", "bf16", {"scales": (1, 2)}, None),
+    ("SigLIP", "fp16", {"scales": (1, 2), "fit": "aspect"}, (90, 210)),
+    ("DINOv2", "fp16", {"scales": (1, 2, 3), "fuse": "detail"}, (120, 120)),
+    ("Swin", "fp32", {"scales": (1, 2), "overlap": 2}, None),
+    ("ConvNeXt", "bf16", {"scales": (1, 2), "whole": False}, (200, 300)),
+    ("ResNet", "fp32", {"scales": (1, 2), "whole": False, "fuse": "mean"}, None),
+    ("EfficientNet", "fp16", {"scales": (1, 2)}, None),
+    ("open_clip", "fp16", {"scales": (1, 2), "fit": "pad", "overlap": 2, "fuse": "detail"}, (100, 150)),
+]
+TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 6e-2}
+
+
+@pytest.mark.parametrize(("name", "precision", "options", "image_hw"), CASES, ids=[case[0] for case in CASES])
+def test_every_kind_of_backbone_becomes_onnx_and_an_engine(tmp_path, name, precision, options, image_hw):
+    """The ONNX file runs in ONNX Runtime at batches of 1, 2 and 5; the engine is built for three generations."""
+    model = s2wrap.wrap(MODELS[name](), **options)
+    path = tmp_path / "model.onnx"
+    manifest = export(model, path, precision=precision, image_hw=image_hw, opset=23)
+    assert manifest["verification"]["passed"]
+    height, width = manifest["image_hw"]
+    if precision != "bf16":  # ONNX Runtime has none on CPUs: export() compared it with its values widened
+        engine = load(path)
+        for batch in (1, 2, 5):
+            images = torch.randn(batch, 3, height, width)
+            found, expected = engine(images), model(images)
+            scale = float(expected.spatial.abs().max())
+            np.testing.assert_allclose(found.spatial.float(), expected.spatial, atol=TOLERANCE[precision] * scale)
+            np.testing.assert_allclose(found.prefix.float(), expected.prefix, atol=TOLERANCE[precision] * 5)
+    pytest.importorskip("tensorrt_rtx")
+    targets, draft = ["sm80", "sm89", "sm120"], tmp_path / "draft.rtx"
+    facts = build_engine(path, draft, kind="tensorrt_rtx", batch=(1, 2, 5), name="test", targets=targets)
+    assert facts["targets"] == targets
+    weights = sum(parameter.numel() for parameter in model.backbone.parameters()) * (4 if precision == "fp32" else 2)
+    assert draft.stat().st_size > weights
+
+
+@pytest.fixture
+def model():
+    return s2wrap.load("timm:test_vit@1,2", pretrained=False)
+
+
+def test_an_engine_has_its_manifest_and_the_same_bytes_each_time(tmp_path, model):
+    pytest.importorskip("tensorrt_rtx")
+    options = {"precision": "fp16", "pixels": "uint8", "batch": (1, 2, 4), "targets": ["sm89"]}
+    options["outputs"] = ["spatial"]  # TensorRT-RTX lists several in an order of its own, another one each time
+    manifests = [export(model, tmp_path / name, **options) for name in ("a.rtx", "b.rtx")]
+    assert (tmp_path / "a.rtx").read_bytes() == (tmp_path / "b.rtx").read_bytes()
+    written = json.loads((tmp_path / "a.rtx.json").read_text())
+    assert written["sha256"] == manifests[1]["sha256"] == hashlib.sha256((tmp_path / "a.rtx").read_bytes()).hexdigest()
+    assert written["spec"] == "timm:test_vit@1,2"
+    assert written["build"]["targets"] == ["sm89"]
+    assert written["batch"] == [1, 2, 4]
+    assert written["inputs"] == [{"name": "images", "dtype": "uint8", "shape": ["batch", 160, 160, 3]}]
+    assert written["outputs"][0] == {"name": "spatial", "dtype": "float16", "shape": ["batch", 128, 10, 10]}
+    assert 1 < written["largest_value"] < 65504
+    assert "built and not run" in written["verification"]["note"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.rtx", "a.rtx.json", "b.rtx", "b.rtx.json"]
+    with pytest.raises(S2WrapError, match="a.rtx needs an NVIDIA GPU, and there is none here"):
+        load(tmp_path / "a.rtx")
+
+
+def test_an_onnx_file_carries_its_manifest(tmp_path, model):
+    manifest = export(model, tmp_path / "model.onnx", verify=False)
+    (note,) = onnx.load(tmp_path / "model.onnx").metadata_props
+    inside = json.loads(note.value)
+    assert inside["backbone"] == json.loads(json.dumps(manifest["backbone"]))
+    assert inside["plan"]["scales"][1]["rows"]["starts"] == [0, 160]
+    assert "verification" not in manifest
+
+
+def test_verify_repeats_the_comparison(tmp_path, model):
+    path = tmp_path / "model.onnx"
+    torch.manual_seed(0)
+    export(s2wrap.load("timm:test_vit@1,2", pretrained=False), path, verify=False)
+    torch.manual_seed(1)
+    assert verify(path).passed
+    with pytest.raises(S2WrapError, match="was made with other weights than test_vit has now"):
+        verify(path, model=s2wrap.load("timm:test_vit@1,2", pretrained=False))
+    nameless = s2wrap.wrap(timm.create_model("test_vit", num_classes=0), (1, 2))
+    export(nameless, path, verify=False)
+    assert verify(path, model=nameless).passed
+    with pytest.raises(S2WrapError, match="made from a model without a name; verify it in Python"):
+        verify(path)
+
+
+def test_what_computes_something_else_gets_no_name(tmp_path, model, monkeypatch):
+    path = tmp_path / "model.onnx"
+    trace = room.trace.trace
+
+    def spoiled(graph, opset):
+        proto = trace(graph, opset=opset)
+        weight = next(tensor for tensor in proto.graph.initializer if list(tensor.dims) == [192, 64])
+        values = 5 * np.roll(onnx.numpy_helper.to_array(weight), 1, axis=1)
+        weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+        return proto
+
+    monkeypatch.setattr(room.trace, "trace", spoiled)
+    with pytest.raises(VerificationError, match=r"does not compute what PyTorch computes: spatial: cosine 0\."):
+        export(model, path)
+    assert list(tmp_path.iterdir()) == []
+    command = ["s2wrap", "export", "timm:test_vit@1,2", str(path), "--random-weights"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_ready_onnx_file_is_taken_and_compared(tmp_path, model):
+    """As people who quantise bring it; here the weights of one layer, with Q/DQ."""
+    ready = tmp_path / "ready.onnx"
+    export(model, ready, verify=False)
+    proto = onnx.load(ready)
+    weight = next(t for t in proto.graph.initializer if list(t.dims) == [64, 192])
+    values = onnx.numpy_helper.to_array(weight)
+    scale = np.float32(np.abs(values).max() / 127)
+    quantised = onnx.numpy_helper.from_array(np.round(values / scale).astype(np.int8), "weight_q")
+    proto.graph.initializer.extend([quantised, onnx.numpy_helper.from_array(np.array(scale), "weight_scale")])
+    zero = onnx.numpy_helper.from_array(np.array(0, np.int8), "weight_zero")
+    proto.graph.initializer.append(zero)
+    name = weight.name
+    proto.graph.initializer.remove(weight)
+    inputs = ["weight_q", "weight_scale", "weight_zero"]
+    proto.graph.node.insert(0, onnx.helper.make_node("DequantizeLinear", inputs, [name]))
+    onnx.save(proto, ready)
+    manifest = export(model, tmp_path / "model.onnx", onnx=ready)
+    assert manifest["verification"]["gate"]["error"] == 0.2
+    assert 1e-4 < manifest["verification"]["outputs"][0]["relative_error"] < 0.1
+    with pytest.raises(S2WrapError, match="has inputs and outputs images, spatial, prefix; this export has tiles"):
+        export(model, tmp_path / "tiles.onnx", onnx=ready, tiles=True)
+    (tmp_path / "broken.onnx").write_bytes(b"no ONNX at all")
+    with pytest.raises(S2WrapError, match="broken.onnx is no ONNX file, or damaged"):
+        export(model, tmp_path / "other.onnx", onnx=tmp_path / "broken.onnx")
+
+
+def test_values_that_float16_cannot_hold_stop_the_export(tmp_path, model):
+    mlp = model.backbone.model.blocks[2].mlp
+    mlp.fc1.weight.mul_(1e7)
+    mlp.fc2.weight.mul_(1e-7)
+    path = tmp_path / "model.onnx"
+    with pytest.raises(S2WrapError, match=r"does not fit float16.*blocks\.2\.mlp\.fc1"):
+        export(model, path, precision="fp16")
+    assert list(tmp_path.iterdir()) == []
+    manifest = export(model, path, precision="fp16", fp32_layers=["blocks.2.mlp"])
+    assert manifest["fp32_layers"] == ["blocks.2.mlp"]
+
+
+def test_the_backbone_alone_is_exported_and_compared(tmp_path, model):
+    manifest = export(model, tmp_path / "tiles.onnx", tiles=True, batch=(1, 8, 16))
+    assert manifest["part"] == "tiles"
+    assert manifest["inputs"][0]["name"] == "tiles"
+    assert verify(tmp_path / "tiles.onnx", model=model).passed
+
+
+def test_a_full_disk_loses_nothing(tmp_path, model, monkeypatch):
+    path = tmp_path / "model.onnx"
+    path.write_text("of before")
+
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(room.trace, "save", full)
+    with pytest.raises(S2WrapError, match=r"cannot write .*model.onnx: No space left on device"):
+        export(model, path)
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["of before"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("model.onnx", {"batch": (4, 2, 8)}, "no profile; use (MIN, OPT, MAX)"),
+        ("model.onnx", {"batch": 8}, "no profile"),
+        ("model.pt", {}, "the ending must be .onnx, .plan, .engine, .rtx"),
+        ("model.onnx", {"targets": ["sm89"]}, "targets: these are for engines, and model.onnx is ONNX"),
+        ("model.onnx", {"tiles": True, "image_hw": (100, 100)}, "leave them out"),
+        ("model.onnx", {"onnx": "none.onnx"}, "there is no such ONNX file"),
+        ("model.onnx", {"opset": 19}, "use 20 to 23"),
+        ("model.onnx", {"pictures": ["none"]}, "there is no such file or folder"),
+        ("none/model.onnx", {}, "cannot write"),
+        ("", {}, "the ending must be"),
+    ],
+)
+def test_wrong_calls_are_one_clear_error_and_leave_nothing(tmp_path, model, name, options, message):
+    with pytest.raises(S2WrapError, match=re.escape(message)):
+        export(model, tmp_path / name, **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model.onnx", "--batch", "1:x"], "--batch '1:x' is no profile; write MIN:OPT:MAX as 1:8:32"),
+        (["model.onnx", "--image", "big"], "write height and width as 480x640"),
+        (["model.plan"], "write .onnx or .rtx, which need no GPU"),
+        (["model.onnx", "--precision", "int8"], "use one of fp32, fp16, bf16"),
+    ],
+)
+def test_wrong_commands_are_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["s2wrap", "export", "timm:test_vit@1,2", *arguments, "--random-weights"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_exports_and_verifies(tmp_path, monkeypatch, capsys):
+    path = str(tmp_path / "model.onnx")
+    words = ["export", "timm:test_vit@1,2", path, "--random-weights", "--image", "120x170", "--batch", "1:2:4"]
+    words += ["--fit", "pad", "--overlap", "2", "--outputs", "spatial,pooled", "--precision", "fp16"]
+    for command in (words, ["verify", path]):
+        monkeypatch.setattr(sys, "argv", ["s2wrap", *command])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 0
+        assert "passes" in capsys.readouterr().err
+    manifest = json.loads((tmp_path / "model.onnx.json").read_text())
+    assert manifest["image_hw"] == [120, 170]
+    assert [port["name"] for port in manifest["outputs"]] == ["spatial", "pooled"]
+    assert manifest["recipe"]["fit"] == "pad"

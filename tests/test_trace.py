@@ -1,0 +1,111 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+import s2wrap
+from s2wrap import S2WrapError
+from s2wrap.export import trace as room
+from s2wrap.export.graph import ModelGraph, TilesGraph
+from s2wrap.export.trace import is_quantised, save, trace, widened
+
+onnx = pytest.importorskip("onnx")
+runtime = pytest.importorskip("onnxruntime")
+
+
+def wrapped(scales=(1, 2), **options):
+    return s2wrap.wrap(timm.create_model("test_vit", num_classes=0), scales, **options)
+
+
+def nodes(proto):
+    return Counter(node.op_type for node in proto.graph.node)
+
+
+@pytest.fixture(scope="module")
+def backbone_nodes():
+    return sum(nodes(trace(TilesGraph(wrapped()), opset=20)).values())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"scales": (1, 2, 3)},
+        {"scales": tuple(range(1, 9))},
+        {"scales": (1, 2, 3), "fuse": "detail", "fit": "pad", "overlap": 2},
+    ],
+    ids=str,
+)
+def test_the_wrapper_adds_few_nodes_whatever_the_scales(backbone_nodes, options):
+    proto = trace(ModelGraph(wrapped(**options), (200, 300)), opset=20)
+    onnx.checker.check_model(proto)
+    assert sum(nodes(proto).values()) - backbone_nodes < 80
+    assert not set(nodes(proto)) & {"Resize", "Upsample", "AveragePool", "GlobalAveragePool", "Loop", "If"}
+    assert nodes(proto)["Softmax"] == 6  # the backbone stands once, for the tiles of all scales
+
+
+def test_the_graph_is_private_portable_and_the_same_each_time(tmp_path):
+    model = wrapped((1, 2, 3))
+    paths = [tmp_path / name for name in ("a.onnx", "b.onnx")]
+    for path in paths:
+        save(trace(ModelGraph(model, (200, 200)), opset=23), path, note="of a test")
+    content = paths[0].read_bytes()
+    assert content == paths[1].read_bytes()
+    assert b".py" not in content
+    graph = onnx.load(paths[0])
+    assert nodes(graph)["Attention"] == 6
+    assert [(prop.key, prop.value) for prop in graph.metadata_props] == [("s2wrap", "of a test")]
+    weights = sum(parameter.numel() for parameter in model.backbone.parameters()) * 4
+    matrices = (960 + 960) * 200 * 4
+    assert len(content) < weights + matrices + 200_000
+    first, *_ = graph.graph.input[0].type.tensor_type.shape.dim
+    assert first.dim_param == "batch"
+
+
+@pytest.mark.parametrize(("precision", "lowest"), [("fp32", 20), ("bf16", 22)])
+def test_opsets_that_cannot_be(precision, lowest):
+    graph = ModelGraph(wrapped(), (160, 160), precision=precision)
+    for opset in (lowest - 1, 24):
+        with pytest.raises(S2WrapError, match=rf"opset={opset} .*use {lowest} to 23"):
+            trace(graph, opset=opset)
+
+
+def test_a_model_that_cannot_be_exported_says_where():
+    class Data(torch.nn.Module):
+        def forward(self, images):
+            if images.sum() > 1e9:  # a branch on values
+                return images[:, :, ::32, ::32]
+            return torch.nn.functional.avg_pool2d(images, 16)
+
+    model = s2wrap.wrap(Data(), (1,), image_size=64, layout="bchw")
+    with pytest.raises(S2WrapError, match="Data cannot be exported to ONNX: .*data-dependent"):
+        trace(ModelGraph(model, (64, 64)), opset=20)
+
+
+def test_bfloat16_widened_has_the_same_values(tmp_path):
+    model = wrapped()
+    graph = ModelGraph(model, (160, 160), precision="bf16")
+    path = tmp_path / "model.onnx"
+    save(trace(graph, opset=23), path, note="")
+    images = torch.randn(2, 3, 160, 160)
+    session = runtime.InferenceSession(str(widened(path)), providers=["CPUExecutionProvider"])
+    found = session.run(["spatial"], {"images": images.numpy()})[0]
+    rounded = ModelGraph(model, (160, 160))  # weights rounded to bfloat16, values in float32
+    for parameter in rounded.backbone.parameters():
+        parameter.copy_(parameter.bfloat16().float())
+    np.testing.assert_allclose(found, rounded(images)[0].numpy(), atol=2e-3)
+    assert not is_quantised(onnx.load(path))
+
+
+def test_weights_that_no_file_holds_go_beside_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(room, "LARGEST_FILE", 100_000)
+    model = wrapped()
+    path = tmp_path / "model.onnx"
+    save(trace(ModelGraph(model, (160, 160)), opset=20), path, note="")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+    assert path.stat().st_size < 200_000
+    images = torch.randn(2, 3, 160, 160)
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    found = session.run(["spatial"], {"images": images.numpy()})[0]
+    np.testing.assert_allclose(found, model(images).spatial.numpy(), atol=2e-4)

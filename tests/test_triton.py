@@ -1,0 +1,324 @@
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from concurrent import futures
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.numpy import load_file
+from skimage import data
+
+import s2wrap
+from s2wrap import MissingExtraError, S2WrapError
+from s2wrap.export import export
+from s2wrap.export.manifest import file_sha256
+from s2wrap.export.triton import write_repository
+from s2wrap.images import load_image
+
+if importlib.util.find_spec("tritonclient") is None:
+    pytest.skip("needs the [triton] extra", allow_module_level=True)
+import grpc
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
+
+CLIENT = Path(__file__).parent.parent / "demos" / "triton_client.py"
+FLOATS = {"name": "images", "dtype": "float32", "shape": ["batch", 3, 160, 200]}
+PIXELS = {"name": "images", "dtype": "uint8", "shape": ["batch", 160, 200, 3]}
+SPATIAL = {"name": "spatial", "dtype": "float32", "shape": ["batch", 128, 10, 12]}
+PREFIX = {"name": "prefix", "dtype": "float32", "shape": ["batch", 1, 128]}
+
+
+def exported(folder, name="vit.plan", **changes):
+    """A file that only its manifest makes an engine."""
+    file = folder / name
+    file.write_bytes(b"an engine")
+    kind = {".onnx": "onnx", ".rtx": "tensorrt_rtx"}.get(file.suffix, "tensorrt")
+    manifest = {"format": 1, "kind": kind, "part": "model", "spec": "timm:test_vit@1,2", "precision": "fp32"}
+    manifest |= {"batch": [1, 8, 32], "image_hw": [160, 200], "inputs": [FLOATS], "outputs": [SPATIAL, PREFIX]}
+    write_manifest(file, manifest | changes)
+    return file
+
+
+def write_manifest(file, manifest):
+    file.with_name(f"{file.name}.json").write_text(json.dumps(manifest | {"sha256": file_sha256(file)}))
+
+
+def config_of(folder):
+    return text_format.Parse((folder / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+
+
+def names(values, numbers):
+    return [values.Name(number) for number in numbers]
+
+
+def test_a_plan_is_laid_with_a_config_that_fits_its_profile(tmp_path):
+    file = exported(tmp_path)
+    folder = write_repository(file, tmp_path / "models")
+    assert folder == tmp_path / "models" / "vit"
+    assert (folder / "1" / "model.plan").read_bytes() == b"an engine"
+    assert sorted(path.name for path in folder.rglob("*")) == ["1", "config.pbtxt", "model.plan"]
+    config = config_of(folder)
+    assert (config.name, config.platform, config.backend) == ("vit", "tensorrt_plan", "")
+    assert config.max_batch_size == 32
+    (images,), (spatial, prefix) = config.input, config.output
+    assert (images.name, list(images.dims)) == ("images", [3, 160, 200])
+    assert (spatial.name, list(spatial.dims)) == ("spatial", [128, 10, 12])
+    assert (prefix.name, list(prefix.dims)) == ("prefix", [1, 128])
+    assert names(model_config_pb2.DataType, [images.data_type, spatial.data_type]) == ["TYPE_FP32", "TYPE_FP32"]
+    assert list(config.dynamic_batching.preferred_batch_size) == [8, 32]
+    assert 0 < config.dynamic_batching.max_queue_delay_microseconds < 10_000
+    (group,) = config.instance_group
+    assert (group.count, names(type(group).Kind, [group.kind])) == (1, ["KIND_GPU"])
+    assert not config.optimization.HasField("cuda")
+    assert json.loads(config.parameters["s2wrap"].string_value) == json.loads((tmp_path / "vit.plan.json").read_text())
+
+
+def test_the_server_warms_up_with_every_batch_of_the_profile(tmp_path):
+    config = config_of(write_repository(exported(tmp_path, batch=[1, 4, 16]), tmp_path / "models"))
+    assert [warm_up.batch_size for warm_up in config.model_warmup] == [1, 4, 16]
+    for warm_up in config.model_warmup:
+        (given,) = warm_up.inputs.values()
+        assert (list(given.dims), given.random_data) == ([3, 160, 200], True)
+        assert given.data_type == config.input[0].data_type
+
+
+def test_options_reach_the_config(tmp_path):
+    options = {"name": "eye", "instances": 2, "queue_delay_us": 0, "cuda_graphs": True}
+    config = config_of(write_repository(exported(tmp_path), tmp_path / "models", **options))
+    assert config.name == "eye"
+    assert config.instance_group[0].count == 2
+    assert config.dynamic_batching.max_queue_delay_microseconds == 0
+    cuda = config.optimization.cuda
+    assert cuda.graphs
+    assert [spec.batch_size for spec in cuda.graph_spec] == [1, 8, 32]
+    for spec in cuda.graph_spec:
+        assert {name: list(shape.dim) for name, shape in spec.input.items()} == {"images": [3, 160, 200]}
+        assert not spec.HasField("graph_lower_bound")  # it would let the padding be uninitialised
+
+
+def test_one_picture_at_a_time_needs_no_batching(tmp_path):
+    config = config_of(write_repository(exported(tmp_path, batch=[1, 1, 1]), tmp_path / "models"))
+    assert config.max_batch_size == 1
+    assert not config.HasField("dynamic_batching")
+    assert [warm_up.batch_size for warm_up in config.model_warmup] == [1]
+
+
+def test_pixels_and_half_precision_have_their_types(tmp_path):
+    outputs = [SPATIAL | {"dtype": "float16"}, PREFIX | {"dtype": "bfloat16"}]
+    config = config_of(write_repository(exported(tmp_path, inputs=[PIXELS], outputs=outputs), tmp_path / "models"))
+    assert list(config.input[0].dims) == [160, 200, 3]
+    kinds = [config.input[0].data_type, *(output.data_type for output in config.output)]
+    assert names(model_config_pb2.DataType, kinds) == ["TYPE_UINT8", "TYPE_FP16", "TYPE_BF16"]
+    assert next(iter(config.model_warmup[0].inputs.values())).data_type == kinds[0]
+
+
+def test_an_onnx_file_runs_on_any_device(tmp_path):
+    folder = write_repository(exported(tmp_path, "vit.onnx"), tmp_path / "models")
+    config = config_of(folder)
+    assert (config.platform, config.backend) == ("", "onnxruntime")
+    assert names(type(config.instance_group[0]).Kind, [config.instance_group[0].kind]) == ["KIND_AUTO"]
+    assert (folder / "1" / "model.onnx").read_bytes() == b"an engine"
+
+
+def test_an_onnx_file_with_weights_beside_it_becomes_a_folder(tmp_path):
+    (tmp_path / "vit.onnx.data").write_bytes(b"weights")
+    folder = write_repository(exported(tmp_path, "vit.onnx"), tmp_path / "models")
+    assert (folder / "1" / "model.onnx" / "model.onnx").read_bytes() == b"an engine"
+    assert (folder / "1" / "model.onnx" / "vit.onnx.data").read_bytes() == b"weights"  # as the graph names it
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "options", "words"),
+    [
+        ("vit.rtx", {}, {}, "Triton has no backend for it; export a .plan on the GPU that serves, or an .onnx"),
+        ("vit.plan", {"batch": [2, 8, 32]}, {}, "batches of 2 to 32, but Triton sends single.*batch of 1:8:32"),
+        ("vit.onnx", {"outputs": [SPATIAL | {"dtype": "bfloat16"}]}, {}, "refuses; export with precision fp16 or fp32"),
+        ("vit.onnx", {}, {"cuda_graphs": True}, "cuda_graphs=True with .*vit.onnx: only Triton's TensorRT backend"),
+        ("vit.plan", {}, {"name": "../vit"}, r"name='../vit' makes no model name; use letters, digits"),
+        ("my vit.plan", {}, {}, "name='my vit' makes no model name"),
+        ("vit.plan", {}, {"instances": 0}, "instances=0 is impossible; use a whole number from 1"),
+        ("vit.plan", {}, {"queue_delay_us": -1}, "queue_delay_us=-1 is impossible; use a whole number from 0"),
+    ],
+)
+def test_what_triton_cannot_serve_is_refused_and_nothing_is_written(tmp_path, name, changes, options, words):
+    file = exported(tmp_path, name, **changes)
+    with pytest.raises(S2WrapError, match=words):
+        write_repository(file, tmp_path / "models", **options)
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_model_that_is_there_is_left_as_it_is(tmp_path):
+    file, other = exported(tmp_path), exported(tmp_path, "other.plan")
+    folder = write_repository(file, tmp_path / "models")
+    before = (folder / "config.pbtxt").read_bytes()
+    with pytest.raises(S2WrapError, match="models/vit exists already.*give another name, or remove it first"):
+        write_repository(file, tmp_path / "models")
+    assert (folder / "config.pbtxt").read_bytes() == before
+    write_repository(other, tmp_path / "models")
+    assert sorted(os.listdir(tmp_path / "models")) == ["other", "vit"]
+
+
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    file = exported(tmp_path)
+    monkeypatch.setattr("shutil.copyfile", full)
+    with pytest.raises(S2WrapError, match=r"cannot write .*models/vit: No space left on device"):
+        write_repository(file, tmp_path / "models")
+    assert os.listdir(tmp_path / "models") == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(S2WrapError, match="cannot write"):
+        write_repository(file, tmp_path / "file")
+
+
+def test_without_tritonclient_the_pip_line_is_told(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tritonclient.grpc", None)
+    with pytest.raises(MissingExtraError, match=r'pip install "s2wrap\[triton\]"'):
+        write_repository(exported(tmp_path), tmp_path / "models")
+
+
+class Server(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """As much of Triton as a client needs: one model of a repository, run by ONNX Runtime."""
+
+    def __init__(self, folder):
+        import onnxruntime
+
+        self.config = config_of(folder)
+        self.session = onnxruntime.InferenceSession(folder / "1" / "model.onnx", providers=["CPUExecutionProvider"])
+        self.batches = []
+
+    def ServerLive(self, request, context):  # noqa: N802 (the protocol's names)
+        return service_pb2.ServerLiveResponse(live=True)
+
+    def ModelConfig(self, request, context):  # noqa: N802
+        if request.name != self.config.name:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{request.name}' is not found")
+        return service_pb2.ModelConfigResponse(config=self.config)
+
+    def ModelInfer(self, request, context):  # noqa: N802
+        (given,), (taken,) = request.inputs, self.config.input
+        batch, *dims = given.shape
+        expected = model_config_pb2.DataType.Name(taken.data_type).removeprefix("TYPE_")
+        if dims != list(taken.dims) or given.datatype != expected or not 1 <= batch <= self.config.max_batch_size:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"unexpected {given.datatype} {list(given.shape)}")
+        self.batches.append(batch)
+        dtype = {"FP32": np.float32, "UINT8": np.uint8}[given.datatype]
+        images = np.frombuffer(request.raw_input_contents[0], dtype).reshape(given.shape)
+        answer = service_pb2.ModelInferResponse(model_name=request.model_name)
+        wanted = [output.name for output in self.config.output]
+        for name, array in zip(wanted, self.session.run(wanted, {taken.name: images}), strict=True):
+            answer.outputs.add(name=name, datatype="FP32", shape=array.shape)
+            answer.raw_output_contents.append(array.tobytes())
+        return answer
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    shots = (data.astronaut(), data.chelsea(), data.coffee(), data.astronaut()[:200])
+    for number, shot in enumerate(shots):
+        Image.fromarray(shot).save(folder / f"{number}.png")
+    Image.fromarray(data.rocket()).save(folder / "4.jpg")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """A model, and its repository of two: one that takes pixels, one that takes normalised images."""
+    torch.manual_seed(0)
+    folder, model = tmp_path_factory.mktemp("served"), s2wrap.load("timm:test_vit@1,2", pretrained=False)
+    for pixels in ("uint8", "float32"):
+        file = folder / f"{pixels}.onnx"
+        export(model, file, batch=(1, 2, 4), image_hw=(160, 200), pixels=pixels, verify=False)
+        write_repository(file, folder / "models")
+    return model, folder / "models"
+
+
+@pytest.fixture
+def serve(served):
+    """Start a server for a model of the repository: itself, and its address."""
+    running = []
+
+    def start(name):
+        server, servicer = grpc.server(futures.ThreadPoolExecutor(2)), Server(served[1] / name)
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        running.append(server)
+        return servicer, f"127.0.0.1:{port}"
+
+    yield start
+    for server in running:
+        server.stop(None)
+
+
+@pytest.fixture
+def demo(monkeypatch):
+    """The demo's module."""
+    monkeypatch.syspath_prepend(CLIENT.parent)
+    return importlib.import_module("triton_client")
+
+
+def expected_of(model, photo, name):
+    """PyTorch's features of a picture, prepared as the client prepares it."""
+    pixels = load_image(photo)[None].float()
+    pixels = torch.nn.functional.interpolate(pixels, (160, 200), mode="bicubic", antialias=True).clamp(0, 255)
+    return model(pixels.round().byte() if name == "uint8" else normalised(model, pixels))
+
+
+@pytest.mark.parametrize(("name", "batch", "sent"), [("uint8", None, [4, 1]), ("float32", 1, [1] * 5)])
+def test_a_client_gets_the_models_features(served, serve, demo, photos, tmp_path, capsys, name, batch, sent):
+    (servicer, url), output = serve(name), tmp_path / "out.safetensors"
+    demo.main([photos], model=name, url=url, batch=batch, output=output)
+    assert servicer.batches == sent
+    printed = capsys.readouterr().out
+    assert "spatial (5, 128, 10, 10)" in printed
+    assert "5 pictures" in printed
+    found = load_file(output)
+    for row, photo in enumerate(sorted(photos.iterdir())):
+        expected = expected_of(served[0], photo, name)
+        np.testing.assert_allclose(found["spatial"][row], expected.spatial[0], atol=1e-4)
+        np.testing.assert_allclose(found["prefix"][row], expected.prefix[0], atol=1e-4)
+
+
+def normalised(model, pixels):
+    mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (model.backbone.mean, model.backbone.std))
+    return (pixels / 255 - mean) / std
+
+
+def test_a_client_says_what_is_wrong(serve, demo, photos, monkeypatch):
+    servicer, url = serve("uint8")
+    asked = {"model": "uint8", "url": url, "batch": 2, "output": None}
+    with pytest.raises(S2WrapError, match="no server answers at 127.0.0.1:1 .*give the address of its gRPC port"):
+        demo.run([photos], **asked | {"url": "127.0.0.1:1"})
+    with pytest.raises(S2WrapError, match="has no model 'eye' that is ready: Request for unknown model"):
+        demo.run([photos], **asked | {"model": "eye"})
+    with pytest.raises(S2WrapError, match="the ending must be .safetensors"):
+        demo.run([photos], **asked | {"output": Path("out.npz")})
+    servicer.config.max_batch_size = 1
+    known = demo.connect(url, "uint8")
+    monkeypatch.setattr(demo, "connect", lambda url, model: known)
+    servicer.config.input[0].dims[1] = 7  # what the server takes has changed since
+    with pytest.raises(S2WrapError, match="uint8 failed on a batch of 1: .*unexpected UINT8"):
+        demo.run([photos], **asked)
+    (photos / "bad.png").write_bytes(b"no picture")
+    with pytest.raises(S2WrapError, match="bad.png: not a picture"):
+        demo.run([photos / "bad.png"], **asked)
+
+
+def test_the_client_refuses_a_model_of_others_in_one_line_and_ends_with_code_2(serve, photos):
+    servicer, url = serve("uint8")
+    del servicer.config.parameters["s2wrap"]
+    command = [sys.executable, CLIENT, photos, "--url", url, "--model", "uint8"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert ran.returncode == 2
+    assert ran.stderr.splitlines()[-1].startswith("triton_client: uint8 at 127.0.0.1")
+    assert "is no model of s2wrap; lay one there with s2wrap export --triton" in ran.stderr
+    assert "Traceback" not in ran.stderr
