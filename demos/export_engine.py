@@ -8,7 +8,7 @@ is an NVIDIA GPU that TensorRT-RTX knows; elsewhere the graph that it was built 
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import matplotlib
 
@@ -34,7 +34,7 @@ def main(
     output: Annotated[Path, typer.Option(help="The picture to write.")] = Path("export_engine.png"),
 ) -> None:
     """Export, compare and draw."""
-    console = Console()
+    console, name = Console(), model.partition(":")[2].partition("@")[0]
     wrapped = s2wrap.load(model)
     pixels = torch.from_numpy(photo("astronaut"))
     images = rearrange(pixels, "h w c -> 1 c h w")
@@ -42,22 +42,15 @@ def main(
     images = images.round().clamp(0, 255).to(torch.uint8)
     with torch.inference_mode():
         seen = {"PyTorch, float32": wrapped(images).spatial}
-    for precision in ("fp32", "fp16"):
-        path = folder / f"dinov2_s14_{precision}.onnx"
-        export(wrapped, path, image_hw=(side, side), precision=precision, pixels="uint8", console=console)
-        seen[f"ONNX Runtime, {precision}"] = load(path)(images).spatial
+    options: dict[str, Any] = {"image_hw": (side, side), "precision": "fp16", "pixels": "uint8", "console": console}
+    builds: dict[str, dict[str, Any]] = {".onnx": {}, ".rtx": {"targets": targets.split(",")}}
+    for ending, build in builds.items():
+        path = folder / (name + ending)
+        export(wrapped, path, **options, **build)
         console.print(f"{path}: {path.stat().st_size / 1e6:.1f} MB", highlight=False)
-    path = folder / "dinov2_s14_fp16.rtx"
-    export(
-        wrapped,
-        path,
-        image_hw=(side, side),
-        precision="fp16",
-        pixels="uint8",
-        console=console,
-        targets=targets.split(","),
-    )
-    console.print(f"{path}: {path.stat().st_size / 1e6:.1f} MB for {targets}", highlight=False)
+    seen["ONNX Runtime, float16"] = load(folder / f"{name}.onnx")(images).spatial
+    if torch.cuda.is_available():
+        seen["TensorRT-RTX, float16"] = load(folder / f"{name}.rtx")(images).spatial.cpu()
     draw(pixels.numpy(), seen, output, title=f"{model}: the same features from the exported graph")
     console.print(f"wrote {output}", highlight=False)
 

@@ -76,7 +76,9 @@ class Engine:
         self.plan = plan_from(manifest)
         self.model: MultiScale | None = None
         if manifest["part"] == "tiles":
-            given: dict[str, Any] = manifest["wrapper"] | options
+            given: dict[str, Any] = (manifest["wrapper"] or {}) | options
+            if "scales" not in given:
+                raise S2WrapError(f"{session.path.name} was exported with a policy of your own; give scales= and it")
             scales = [Scale(**scale) if isinstance(scale, dict) else scale for scale in given.pop("scales")]
             given |= {"tile_batch": options.get("tile_batch", manifest["batch"][2])}
             self.model = MultiScale(SessionBackbone(session, manifest), scales, **given).to(session.device)

@@ -22,7 +22,7 @@ from s2wrap.export.library import TITLES, load_library
 from s2wrap.export.manifest import describe, file_sha256, kind_of, manifest_path, read_manifest, weights_sha256
 from s2wrap.export.ranges import check_float16
 from s2wrap.export.session import open_session
-from s2wrap.export.verify import GATES, Report, Run, sample_images, verify_run
+from s2wrap.export.verify import GATES, Gate, Report, Run, parse_gate, sample_images, verify_run
 from s2wrap.files import disk_errors, umask
 from s2wrap.plan import Pair, whole_number
 from s2wrap.wrapper import MultiScale
@@ -49,6 +49,7 @@ def export(
     opset: int | None = None,
     onnx: str | Path | None = None,
     verify: bool = True,
+    gate: Any = None,
     pictures: Sequence[str | Path] | None = None,
     console: Console | None = None,
     **build: Any,
@@ -75,6 +76,8 @@ def export(
             library reads.
         onnx: a ready ONNX file of the same inputs and outputs to take instead, such as a quantised one with Q/DQ.
         verify: compare the file with PyTorch before it gets its name.
+        gate: what it must reach in place of `verify.GATES`: least mean cosine of a token, least 1st percentile,
+            largest relative error.
         pictures: what to compare on: files or folders; photographs of scikit-image by default.
         console: where progress and the comparison are shown; nowhere by default.
         **build: for engines, as for `build_engine`: workspace_mib, optimization_level, timing_cache,
@@ -127,10 +130,10 @@ def export(
             manifest["build"] = build_engine(source, folder / path.name, **options, **build)
         manifest |= {"file": path.name, "sha256": file_sha256(folder / path.name)}
         if verify:
-            gate = GATES["quantised" if trace.is_quantised(proto) else precision]
-            run, ran, note = _runner(folder / path.name, source, manifest)
+            limits = parse_gate(gate) if gate else GATES["quantised" if trace.is_quantised(proto) else precision]
+            run, ran, note = _runner(folder / path.name, source, manifest, graph, folder)
             reference = _reference(wide)
-            report = verify_run(run, reference, samples, batch=batch, gate=gate, ran=ran, note=note, console=console)
+            report = verify_run(run, reference, samples, batch=batch, gate=limits, ran=ran, note=note, console=console)
             _judge(report, path, console)
             manifest["verification"] = report.facts()
         _publish(folder, path, manifest)
@@ -162,17 +165,22 @@ def verify(
     model = model or _model_again(path, manifest)
     if weights_sha256(model.backbone) != manifest["backbone"]["weights_sha256"]:
         raise S2WrapError(f"{path} was made with other weights than {model.backbone.name} has now; give the model")
-    if manifest["part"] == "tiles":
-        wide: Graph = TilesGraph(model)
-    else:
-        names = dict.fromkeys(output["name"].partition("_")[0] for output in manifest["outputs"])
-        wide = ModelGraph(model, manifest["image_hw"], pixels=manifest["pixels"], outputs=tuple(names))
-    gate = GATES[manifest["precision"]]
+
+    def make(precision: str, fp32_layers: Sequence[str] = ()) -> Graph:
+        if manifest["part"] == "tiles":
+            return TilesGraph(model, precision=precision, fp32_layers=fp32_layers)
+        names = tuple(dict.fromkeys(output["name"].partition("_")[0] for output in manifest["outputs"]))
+        options: dict[str, Any] = {"pixels": manifest["pixels"], "outputs": names, "fp32_layers": fp32_layers}
+        return ModelGraph(model, manifest["image_hw"], precision=precision, **options)
+
+    gate, wide = GATES[manifest["precision"]], make("fp32")
     if "verification" in manifest:
-        gate = type(gate)(**manifest["verification"]["gate"])
-    run, ran, note = _runner(path, path, manifest)
+        gate = Gate(**manifest["verification"]["gate"])
     samples, batch = sample_images(wide, pictures), check_batch(manifest["batch"])
-    report = verify_run(run, _reference(wide), samples, batch=batch, gate=gate, ran=ran, note=note, console=console)
+    with tempfile.TemporaryDirectory() as folder:
+        graph = make(manifest["precision"], manifest["fp32_layers"]) if manifest["precision"] != "fp32" else wide
+        run, ran, note = _runner(path, path, manifest, graph, Path(folder))
+        report = verify_run(run, _reference(wide), samples, batch=batch, gate=gate, ran=ran, note=note, console=console)
     _judge(report, path, console)
     return report
 
@@ -214,22 +222,40 @@ def _ready(path: Path, graph: Graph) -> Any:
     return proto
 
 
-def _runner(path: Path, graph: Path, manifest: dict[str, Any]) -> tuple[Run, str, str]:
-    """What runs a file, in words too; the ONNX graph that it was built from where the file itself cannot run here."""
+def _runner(path: Path, source: Path, manifest: dict[str, Any], graph: Graph, folder: Path) -> tuple[Run, str, str]:
+    """What runs a file, in words too.
+
+    Args:
+        path: the file.
+        source: the ONNX file that it was built from, which runs where the file itself cannot.
+        manifest: of the file.
+        graph: what was traced: PyTorch runs it where ONNX Runtime has no such numbers.
+        folder: for files of a while.
+    """
     kind, notes = manifest["kind"], []
     if kind != "onnx" and not torch.cuda.is_available():
-        notes.append(f"The engine was built and not run: there is no GPU here. {graph.name} it was built from was run.")
-        path, kind = graph, "onnx"
-    if kind == "onnx" and manifest["precision"] == "bf16":
-        notes.append("ONNX Runtime has no bfloat16 on CPUs: weights are those of bfloat16, values were float32.")
-        path = trace.widened(path)
+        notes.append("The engine was built and not run: there is no GPU here. The graph it was built from was run.")
+        path, kind = source, "onnx"
+    rounds = kind == "onnx" and manifest["precision"] == "bf16"
+    if rounds:
+        notes.append(
+            "ONNX Runtime has no bfloat16 on CPUs: it ran the graph with weights of bfloat16 and values of float32. "
+            "PyTorch ran it in bfloat16."
+        )
+        trace.widen(path, folder / "float32.onnx")
+        path = folder / "float32.onnx"
     session = open_session(path, kind=kind)
     library = "onnxruntime" if kind == "onnx" else kind
     place = "the CPU" if session.device.type == "cpu" else torch.cuda.get_device_name(session.device)
     name = session.inputs[0].name
 
     def run(images: Tensor) -> dict[str, Tensor]:
-        return session.run({name: images.to(session.device)})
+        found = session.run({name: images.to(session.device)})
+        if rounds:
+            found |= {
+                f"{name} (PyTorch, bfloat16)": part for name, part in zip(graph.names, graph(images), strict=True)
+            }
+        return found
 
     return run, f"{TITLES.get(kind, 'ONNX Runtime')} {version(library)} on {place}", " ".join(notes)
 
@@ -261,7 +287,10 @@ def _judge(report: Report, path: Path, console: Console) -> None:
             f"{parity.relative_error:.1e}{'' if parity.finite else ', not finite'}"
             for parity in failed
         )
-        raise VerificationError(f"{path} does not compute what PyTorch computes: {said}")
+        raise VerificationError(
+            f"{path} does not compute what PyTorch computes: {said}. Another precision may, or parts of it "
+            f"in float32 (--fp32-layers); or set a gate of your own (--gate)"
+        )
 
 
 def _model_again(path: Path, manifest: dict[str, Any]) -> MultiScale:

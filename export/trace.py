@@ -73,32 +73,30 @@ def is_quantised(proto: Any) -> bool:
     return any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in proto.graph.node)
 
 
-def widened(path: Path) -> Path:
-    """A graph in bfloat16 with the same values in float32, in a file beside it: ONNX Runtime runs that on any CPU."""
+def widen(path: Path, target: Path) -> None:
+    """Write a graph in bfloat16 with the same values in float32: ONNX Runtime runs that on any CPU."""
     import onnx
     from onnx import numpy_helper
 
     narrow, wide = onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT
     proto = onnx.load(path)
 
-    def widen(tensor: Any) -> None:
+    def widen_values(tensor: Any) -> None:
         if tensor.data_type == narrow:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype("float32"), tensor.name))
 
     for tensor in proto.graph.initializer:
-        widen(tensor)
+        widen_values(tensor)
     for value in (*proto.graph.value_info, *proto.graph.output):
         if value.type.tensor_type.elem_type == narrow:
             value.type.tensor_type.elem_type = wide
     for node in proto.graph.node:
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.TENSOR:
-                widen(attribute.t)
+                widen_values(attribute.t)
             elif attribute.name in ("to", "dtype") and attribute.i == narrow:
                 attribute.i = wide
-    target = path.with_name(f"{path.name}.float32")
     save(proto, target, note="")
-    return target
 
 
 def _reason(error: BaseException) -> str:

@@ -58,6 +58,26 @@ def write_repository(
     return folder / name
 
 
+def check_repository(
+    file: Path,
+    folder: Path,
+    *,
+    kind: str,
+    batch: tuple[int, int, int],
+    dtype: str,
+    name: str | None = None,
+    instances: int = 1,
+    cuda_graphs: bool = False,
+) -> None:
+    """Raise what `write_repository` would, before there is a file: its kind, batch and type of output tell enough."""
+    name = file.stem if name is None else name
+    spatial = {"name": "spatial", "dtype": dtype, "shape": ["batch"]}
+    about = {"kind": kind, "batch": batch, "inputs": [], "outputs": [spatial]}
+    _check(file, about, name, instances, QUEUE_DELAY_US, cuda_graphs)
+    _config(about, name, instances, QUEUE_DELAY_US, cuda_graphs)
+    _check_free(folder / name)
+
+
 def _check(file: Path, manifest: dict[str, Any], name: str, instances: int, delay: int, cuda_graphs: bool) -> None:
     """Raise S2WrapError for what Triton would refuse, or serve wrongly."""
     kind, (smallest, _, largest) = manifest["kind"], manifest["batch"]
@@ -130,13 +150,17 @@ def _dims(tensor: dict[str, Any]) -> list[int]:
     return [size if isinstance(size, int) else -1 for size in tensor["shape"][1:]]
 
 
-@contextmanager
-def _whole_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder beside `target`, which takes its name when the block ends well, and is removed otherwise."""
+def _check_free(target: Path) -> None:
     if target.exists():
         raise S2WrapError(
             f"{target} exists already, and its config.pbtxt would not fit both; give another name, or remove it first"
         )
+
+
+@contextmanager
+def _whole_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder beside `target`, which takes its name when the block ends well, and is removed otherwise."""
+    _check_free(target)
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=".s2wrap-", dir=target.parent))

@@ -93,3 +93,24 @@ def test_defects_writes_a_line_for_each_way_to_look_and_a_picture_with_something
         for col in range(5):
             top, left = int((0.09 + 0.147 * row) * height), int((0.1 + 0.19 * col) * width)
             assert picture[top : top + height // 16, left : left + width // 12].std() > 5
+
+
+@pytest.mark.usefixtures("has_samples")
+def test_export_engine_writes_the_files_and_a_picture_of_the_same_features(tmp_path):
+    if importlib.util.find_spec("tensorrt_rtx") is None:
+        pytest.skip("needs the [tensorrt-rtx] extra")
+    output = tmp_path / "engine.png"
+    command = [sys.executable, DEMOS / "export_engine.py", "--model", "sample:dinov2_s14@1", "--side", "224"]
+    command += ["--targets", "sm89", "--folder", tmp_path, "--output", output]
+    ran = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert ran.stdout.count("passes") == 4  # two outputs of two files
+    names = {path.name for path in tmp_path.iterdir() if path.suffix != ".png"}
+    assert names == {"dinov2_s14.onnx", "dinov2_s14.onnx.json", "dinov2_s14.rtx", "dinov2_s14.rtx.json"}
+    picture = np.asarray(Image.open(output).convert("RGB")).astype(float)
+    height, width = picture.shape[:2]
+    panels = []
+    for col in range(3):
+        left = int((0.03 + 0.333 * col) * width)
+        panels.append(picture[int(0.4 * height) : int(0.85 * height), left : left + int(0.25 * width)])
+        assert panels[-1].std() > 5
+    assert abs(panels[1] - panels[2]).mean() < 5  # the same colours

@@ -105,6 +105,17 @@ def test_the_backbone_alone_selects_tiles(tiles_file, model):
     assert found.saved == expected.saved
 
 
+def test_a_policy_of_ones_own_must_be_given_again(model, tmp_path):
+    def row(image_hw, tile_hw, least, most):
+        return 1, 2
+
+    scales = (1, s2wrap.Scale(2, fit="aspect", policy=row))
+    export(s2wrap.wrap(model.backbone, scales), tmp_path / "tiles.onnx", tiles=True, verify=False)
+    with pytest.raises(S2WrapError, match="was exported with a policy of your own; give scales="):
+        load(tmp_path / "tiles.onnx")
+    assert load(tmp_path / "tiles.onnx", scales=(1,))(torch.randn(1, 3, 50, 50)).spatial.shape == (1, 64, 10, 10)
+
+
 def test_tokens_alone_and_pooled_alone_are_features(model, tmp_path):
     pixels = torch.randint(0, 256, (2, 3, 160, 160), dtype=torch.uint8)
     for outputs in (("tokens",), ("pooled",)):

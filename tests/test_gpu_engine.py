@@ -6,7 +6,9 @@ import pytest
 import tiny_graphs
 import torch
 
+import s2wrap
 from s2wrap.errors import S2WrapError
+from s2wrap.export import export, load
 from s2wrap.export.build import build_engine
 from s2wrap.export.session import open_session
 
@@ -116,6 +118,22 @@ def test_onnx_runtime_reads_cuda_tensors_in_place(tmp_path):
     model = tiny_graphs.net(tmp_path / "net.onnx", opset=20).cuda()
     images = torch.randn(3, 3, 32, 32, device="cuda")
     assert_same(open_session(tmp_path / "net.onnx", kind="onnx", device="cuda").run({"images": images}), model, images)
+
+
+@pytest.mark.parametrize("options", [{}, {"pixels": "uint8"}, {"tiles": True}], ids=str)
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_an_exported_model_gives_the_wrappers_features(tmp_path, options, cuda_graph):
+    pytest.importorskip("tensorrt", reason="needs TensorRT")
+    model = s2wrap.load("timm:test_vit@1,2,3", pretrained=False)
+    manifest = export(model, tmp_path / "model.plan", precision="fp16", batch=(1, 4, 16), **options)
+    assert manifest["verification"]["ran"].startswith("TensorRT")
+    pixels = torch.randint(0, 256, (3, 3, 160, 160), dtype=torch.uint8)
+    engine = load(tmp_path / "model.plan", cuda_graph=cuda_graph)
+    for _ in range(3):
+        found = engine(pixels.cuda())
+        assert found.spatial.is_cuda
+        cosine = torch.cosine_similarity(found.tokens.float().cpu(), model(pixels).tokens, dim=-1)
+        assert cosine.min() > 0.99
 
 
 def test_whether_tensorrt_rtx_runs_on_this_gpu(tmp_path):

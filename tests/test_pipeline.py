@@ -254,6 +254,26 @@ def test_wrong_commands_are_one_line_and_exit_code_2(tmp_path, monkeypatch, caps
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_triton_would_refuse_is_told_before_the_work(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("tritonclient")
+    (tmp_path / "models" / "model").mkdir(parents=True)
+    command = ["s2wrap", "export", "timm:test_vit@1,2", str(tmp_path / "model.onnx"), "--random-weights"]
+    command += ["--triton", str(tmp_path / "models")]
+    for options, message in (
+        ([], "models/model exists already"),
+        (["--triton-name", "a/b"], "makes no model name"),
+        (["--triton-name", "b", "--batch", "2:4:8"], "Triton sends single requests too"),
+        (["--triton-name", "b", "--cuda-graphs"], "only Triton's TensorRT backend has them"),
+        (["--triton-name", "b", "--precision", "bf16"], "Triton's ONNX Runtime backend refuses"),
+    ):
+        monkeypatch.setattr(sys, "argv", [*command, *options])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2
+        assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["models"]
+
+
 def test_the_command_exports_and_verifies(tmp_path, monkeypatch, capsys):
     path = str(tmp_path / "model.onnx")
     words = ["export", "timm:test_vit@1,2", path, "--random-weights", "--image", "120x170", "--batch", "1:2:4"]

@@ -69,6 +69,10 @@ def export_model(
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Compare the file with PyTorch before it gets its name.")
     ] = True,
+    gate: Annotated[
+        str | None,
+        typer.Option(help="Mean cosine, 1st percentile and relative error to reach, as 0.999,0.995,0.01."),
+    ] = None,
     pictures: Pictures = None,
     fit: options.Fit = "stretch",
     whole: options.Whole = None,
@@ -89,9 +93,10 @@ def export_model(
     exit code is 1. A manifest, OUTPUT.json, is written beside it.
     """
     from s2wrap.export.manifest import kind_of
-    from s2wrap.export.pipeline import export
+    from s2wrap.export.pipeline import check_batch, export
+    from s2wrap.export.triton import check_repository, write_repository
 
-    kind, profile = kind_of(output), _batch(batch)
+    kind, profile = kind_of(output), check_batch(_batch(batch))
     build: dict[str, Any] = {
         "targets": _words(targets),
         "workspace_mib": workspace,
@@ -100,6 +105,10 @@ def export_model(
         "version_compatible": version_compatible,
         "hardware_compatible": hardware_compatible,
     }
+    served: dict[str, Any] = {"name": triton_name, "instances": instances, "cuda_graphs": cuda_graphs}
+    if triton is not None:
+        dtype = {"fp16": "float16", "bf16": "bfloat16"}.get(precision, "float32")
+        check_repository(output, triton, kind=kind, batch=profile, dtype=dtype, **served)
     if random_weights:
         torch.manual_seed(0)  # so that `s2wrap verify` draws them again
     model = load(
@@ -132,6 +141,7 @@ def export_model(
             opset=opset,
             onnx=onnx,
             verify=verify,
+            gate=_numbers(gate),
             pictures=pictures,
             console=console,
             **{name: value for name, value in build.items() if value},
@@ -140,9 +150,7 @@ def export_model(
     shapes = ", ".join(f"{port['name']} {'×'.join(map(str, port['shape']))}" for port in manifest["outputs"])
     console.print(f"{output} ({kind}, {precision}, {size:.1f} MB): {shapes}", highlight=False, soft_wrap=True)
     if triton is not None:
-        from s2wrap.export.triton import write_repository
-
-        folder = write_repository(output, triton, name=triton_name, instances=instances, cuda_graphs=cuda_graphs)
+        folder = write_repository(output, triton, **served)
         console.print(f"{folder}: a model of a Triton repository", highlight=False, soft_wrap=True)
 
 
@@ -177,6 +185,13 @@ def _batch(text: str) -> tuple[int, ...]:
         raise S2WrapError(f"--batch {text!r} is no profile; write MIN:OPT:MAX as 1:8:32, or one number")
     numbers = tuple(int(part) for part in parts)
     return numbers * 3 if len(numbers) == 1 else numbers
+
+
+def _numbers(text: str | None) -> tuple[float, ...] | None:
+    try:
+        return tuple(float(word) for word in text.split(",")) if text else None
+    except ValueError as error:
+        raise S2WrapError(f"--gate {text!r} are no numbers; write three, such as 0.999,0.995,0.01") from error
 
 
 def _words(text: str | None) -> tuple[str, ...]:
