@@ -364,3 +364,12 @@ def test_hubs_that_give_nothing_are_told_of(spec, monkeypatch):
     monkeypatch.setattr("transformers.AutoConfig.from_pretrained", refuse)
     with pytest.raises(S2WrapError, match=r"could not be had \(OSError: no route to host\)"):
         s2wrap.load(spec)
+
+
+def test_a_text_tower_that_needs_a_hub_is_told_of(monkeypatch):
+    def offline(*args, **options):
+        raise OSError("We couldn't connect")
+
+    monkeypatch.setattr("open_clip.create_model", offline)
+    with pytest.raises(S2WrapError, match="roberta-ViT-B-32 has a text tower .* on the Hugging Face hub"):
+        s2wrap.load("open_clip:roberta-ViT-B-32", pretrained=False)
