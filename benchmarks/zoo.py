@@ -309,9 +309,11 @@ def timm_features(model: Any, image: Tensor, grid_hw: tuple[int, int]) -> tuple[
 
 @cache
 def timm_grid(model: Any, shape: tuple[int, ...]) -> tuple[int, int]:
-    """Rows and columns of timm's last intermediate map for an image of this shape."""
+    """Rows and columns of timm's last intermediate map for such an image; Qwen3's tokens are merged after it."""
     maps = model.forward_intermediates(torch.zeros(shape), indices=1, intermediates_only=True, output_fmt="NCHW")
-    return maps[-1].shape[-2], maps[-1].shape[-1]
+    merger = getattr(getattr(model, "encoder", None), "merger", None)
+    side = 1 if merger is None else merger.merge_size
+    return maps[-1].shape[-2] // side, maps[-1].shape[-1] // side
 
 
 def open_clip_features(model: Any, image: Tensor, grid_hw: tuple[int, int]) -> tuple[Tensor, int | None]:
