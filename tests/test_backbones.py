@@ -98,6 +98,47 @@ def test_images_are_normalised_as_the_processor_of_the_kind_does(clip_vision):
     assert backbone.std == pytest.approx(processor.image_std)
 
 
+def test_a_model_with_a_head_is_wrapped_without_it():
+    config = transformers.ViTConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
+    )
+    model = transformers.ViTForImageClassification(config).eval()
+    images = torch.randn(1, 3, 32, 32)
+    tokens = model.vit(images).last_hidden_state
+    torch.testing.assert_close(s2wrap.wrap(model, scales=(1,))(images).tokens, tokens[:, 1:])
+
+
+def test_kinds_that_take_blue_first_get_it():
+    model = transformers.MobileViTModel(transformers.MobileViTConfig()).eval()
+    images = torch.randint(256, (1, 3, 256, 256), dtype=torch.uint8)
+    processor = transformers.MobileViTImageProcessor(do_resize=False, do_center_crop=False)
+    pixels = processor(images, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(pixels, images.flip(1) / 255)
+    expected = model(pixels).last_hidden_state
+    torch.testing.assert_close(s2wrap.wrap(model, scales=(1,))(images).spatial, expected)
+
+
+def test_radio_of_transformers_has_its_registers_first_and_normalises_for_itself():
+    config = transformers.RadioConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=64)
+    model = transformers.RadioModel(config).eval()
+    images = torch.randint(256, (1, 3, 64, 64), dtype=torch.uint8)
+    features = s2wrap.wrap(model, scales=(1,))(images)
+    expected = model(images / 255)
+    torch.testing.assert_close(features.tokens, expected.features)
+    assert features.prefix.shape == (1, 10, 32)
+
+
+def test_all_cls_tokens_are_prefix_tokens():
+    config = transformers.PixioConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=64)
+    features = s2wrap.wrap(transformers.PixioModel(config).eval(), scales=(1,))(torch.randn(1, 3, 64, 64))
+    assert (features.prefix.shape, features.spatial.shape) == ((1, 8, 32), (1, 32, 4, 4))
+
+
+def test_a_configuration_that_makes_no_model_says_why():
+    with pytest.raises(S2WrapError, match="cannot make siglip_vision_model .*1152 and `num_heads`: 14"):
+        s2wrap.load("transformers:aya_vision", pretrained=False)
+
+
 @pytest.fixture
 def llava(clip_vision):
     torch.manual_seed(0)
@@ -323,3 +364,12 @@ def test_hubs_that_give_nothing_are_told_of(spec, monkeypatch):
     monkeypatch.setattr("transformers.AutoConfig.from_pretrained", refuse)
     with pytest.raises(S2WrapError, match=r"could not be had \(OSError: no route to host\)"):
         s2wrap.load(spec)
+
+
+def test_a_text_tower_that_needs_a_hub_is_told_of(monkeypatch):
+    def offline(*args, **options):
+        raise OSError("We couldn't connect")
+
+    monkeypatch.setattr("open_clip.create_model", offline)
+    with pytest.raises(S2WrapError, match="roberta-ViT-B-32 has a text tower .* on the Hugging Face hub"):
+        s2wrap.load("open_clip:roberta-ViT-B-32", pretrained=False)

@@ -17,10 +17,8 @@ TIMM = [
     "convnext_atto",
     "convnextv2_atto",
     "crossvit_9_240",
-    "cspresnet50",
     "davit_tiny",
     "deit_tiny_distilled_patch16_224",
-    "deit3_small_patch16_224",
     "densenet121",
     "edgenext_xx_small",
     "efficientformer_l1",
@@ -54,7 +52,6 @@ TIMM = [
     "shvit_s1",
     "starnet_s1",
     "swin_tiny_patch4_window7_224",
-    "swinv2_cr_tiny_ns_224",
     "swinv2_tiny_window8_256",
     "test_vit",
     "test_vit2",
@@ -62,7 +59,6 @@ TIMM = [
     "tiny_vit_5m_224",
     "tnt_s_legacy_patch16_224",
     "vit_base_patch16_siglip_224",
-    "vit_small_patch14_reg4_dinov2",
     "vit_small_patch16_dinov3",
     "vit_tiny_patch16_224",
     "volo_d1_224",
@@ -90,6 +86,9 @@ TRANSFORMERS = [
     "dinov3_vit",
     "hiera",
     "ijepa",
+    "maskformer-swin",
+    "mobilevitv2",
+    "pp_ocrv6_tiny_rec",
     "pvt",
     "pvt_v2",
     "resnet",
@@ -105,7 +104,6 @@ TORCHVISION = [
     "densenet121",
     "googlenet",
     "inception_v3",
-    "maxvit_t",
     "mnasnet0_5",
     "regnet_y_400mf",
     "squeezenet1_0",
@@ -134,6 +132,9 @@ def test_features_are_the_librarys_own(library, name):
         ("detr", "returns what its decoder makes of an image"),
         ("videomae", "takes videos"),
         ("qwen2_5_vl_vision", "its forward needs hidden_states, grid_thw too"),
+        ("minicpmv4_7_vision", "its forward needs target_sizes too"),
+        ("lw_detr", "returns what its decoder makes of an image"),
+        ("lightglue", "takes pairs of images"),
     ],
 )
 def test_what_has_no_map_of_an_image_is_refused_with_the_reason(name, reason):
@@ -146,6 +147,21 @@ def test_what_has_no_map_of_an_image_is_refused_with_the_reason(name, reason):
 def test_a_wrong_answer_would_be_seen(monkeypatch):
     monkeypatch.setitem(zoo.OWN, "timm", lambda *given: (zoo.timm_features(*given)[0].flip(3), None))
     assert zoo.look("timm", "test_vit", reduce_above=60).result == "wrong"
+
+
+def test_tokens_that_leave_a_rest_of_the_tile_unseen_are_compared_on_even_cells():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.SiglipVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=64, patch_size=14
+    )  # 4 patches of 14 pixels
+    found = zoo.compare("transformers", transformers.SiglipVisionModel(config).eval())
+    assert (found["result"], found["grid_hw"]) == ("equal", "4x4")
+    assert "unseen" in found["reason"]
+
+
+def test_small_models_come_first():
+    models = [("timm", "vit_base_patch16_224"), ("timm", "test_vit"), ("open_clip", "RN50"), ("timm", "resnet18")]
+    assert sorted(models, key=lambda pair: zoo.work(*pair)) == [models[1], models[3], models[2], models[0]]
 
 
 def test_shortened_models_keep_the_ends_of_rows_of_equal_blocks_and_all_stages():

@@ -117,7 +117,13 @@ def load(
     options |= {"pretrained": tag} if pretrained and checkpoint is None else {"pretrained_hf": False}
     options |= {"load_weights": bool(options.get("pretrained"))}
     make = partial(open_clip.create_model, architecture, **options)
-    model = from_hub(make, f"open_clip:{name}") if options["load_weights"] else make()
+    try:
+        model = from_hub(make, f"open_clip:{name}") if options["load_weights"] else make()
+    except OSError as error:
+        raise S2WrapError(
+            f"open_clip:{name} has a text tower whose configuration is on the Hugging Face hub, which gave none "
+            f"({str(error).partition(chr(10))[0]}); make the model where there is a network, and wrap its vision tower"
+        ) from error
     if checkpoint is not None:
         load_exactly(model, checkpoint, f"open_clip:{architecture}")
     return adapt(model, **known_first({"name": architecture}, known))

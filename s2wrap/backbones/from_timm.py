@@ -25,6 +25,7 @@ class TimmBackbone(Backbone):
         told = {
             "name": cfg.get("architecture"),
             "image_size": _image_size(model),
+            "layout": "bnc" if _is_levit(model) and not model.use_conv else None,
             "num_prefix_tokens": _prefix_tokens(model),
             "mean": cfg.get("mean"),
             "std": cfg.get("std"),
@@ -87,8 +88,12 @@ def interpolate_positions(model: Any, allow: bool) -> bool:
 
 
 def _prefix_tokens(model: Any) -> int | None:
-    """What timm says; its LeViT has tokens, none of them a prefix, and does not say so."""
-    return 0 if type(model).__name__ in ("Levit", "LevitDistilled") else getattr(model, "num_prefix_tokens", None)
+    """What timm says; its LeViT has none, and does not say so."""
+    return 0 if _is_levit(model) else getattr(model, "num_prefix_tokens", None)
+
+
+def _is_levit(model: Any) -> bool:
+    return type(model).__name__ in ("Levit", "LevitDistilled")
 
 
 def is_timm(model: Any) -> bool:

@@ -1,6 +1,7 @@
 """transformers models: the vision tower's `last_hidden_state`, or its feature map."""
 
 import inspect
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,34 @@ from s2wrap.backbones.family import Family, known_first, made_by
 from s2wrap.errors import MissingExtraError, S2WrapError
 from s2wrap.features import Features
 
-OUTPUTS = ("last_hidden_state", "feature_maps")
-UNTOLD_STRIDES = dict.fromkeys(["swin", "swinv2", "donut-swin", "maskformer-swin", "focalnet", "dinov3_convnext"], 32)
-UNTOLD_STRIDES["levit"] = 64
-"""Pixels between the tokens of kinds whose answer can be read in several ways, and whose embeddings tell no prefix."""
-PREFIX_TOKENS = {"cls_token": 1, "class_embedding": 1, "distillation_token": 1, "register_tokens": None}
-"""Parameters that are prefix tokens, and how many each is; None: as many as it has rows."""
+OUTPUTS = ("last_hidden_state", "feature_maps", "encoder_last_hidden_state")
+UNTOLD_STRIDES: dict[str, tuple[int, int]] = dict.fromkeys(
+    ["swin", "swinv2", "donut-swin", "maskformer-swin", "focalnet", "dinov3_convnext"], (32, 32)
+)
+UNTOLD_STRIDES["levit"] = (64, 64)
+LINE_STRIDES = dict.fromkeys(
+    ["pp_ocrv5_mobile_rec", "pp_ocrv5_server_rec", "pp_ocrv6_small_rec", "pp_ocrv6_tiny_rec"], (48, 8)
+)
+"""Pixels between the tokens, down and across, of kinds whose answer can be read in several ways, and whose embeddings
+tell no prefix; and of those that read a line of text, whose map has one row."""
+PREFIX_TOKENS = ("cls_token", "class_embedding", "distillation_token", "register_tokens", "cls_register_token")
+"""Parameters that are prefix tokens: as many as they have rows."""
+BGR = (
+    "mobilevit",
+    "mobilevitv2",
+    "pp_ocrv6_medium_det",
+    "pp_ocrv6_small_det",
+    "pp_ocrv6_small_rec",
+    "pp_ocrv6_tiny_rec",
+    "uvdoc",
+)
+"""Kinds whose image processor gives them blue first."""
+OTHER_INPUT = {
+    "depth_pro": "looks at patches of an image at several scales itself",
+    "efficientloftr": "takes pairs of images",
+    "lightglue": "takes pairs of images",
+    "seggpt": "takes an image with a prompt: another image and its mask",
+}
 
 
 class TransformersBackbone(Backbone):
@@ -39,11 +62,13 @@ class TransformersBackbone(Backbone):
         }
         size = _image_size(tower.config) or (self.patches and round(tower.config.num_patches**0.5) * self.patches)
         told["image_size"] = size or told.get("image_size") or 224
-        if self.kind in UNTOLD_STRIDES:
+        if hasattr(getattr(tower, "input_conditioner", None), "norm_mean"):  # RADIO normalises for itself
+            told |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+        if stride_hw := (UNTOLD_STRIDES | LINE_STRIDES).get(self.kind):
             sides = known.get("image_size") or told["image_size"]
-            rows, cols = sides if isinstance(sides, tuple | list) else (sides, sides)
-            told["layout"] = "bnc"
-            told["grid"] = (-(-rows // UNTOLD_STRIDES[self.kind]), -(-cols // UNTOLD_STRIDES[self.kind]))
+            height, width = sides if isinstance(sides, tuple | list) else (sides, sides)
+            told["layout"] = "bnc" if self.kind in UNTOLD_STRIDES else "bchw"
+            told["grid"] = (-(-height // stride_hw[0]), -(-width // stride_hw[1]))
         super().__init__(tower, **known_first(told, known))
 
     def call(self, tiles: Tensor) -> Any:
@@ -89,6 +114,8 @@ class TransformersBackbone(Backbone):
     def _run(self, tiles: Tensor, **options: Any) -> Any:
         if self.interpolate:
             options["interpolate_pos_encoding"] = True
+        if self.kind in BGR:
+            tiles = tiles.flip(1)
         if self.patches is not None:  # NaFlex: patches instead of pixels, rows and columns beside them
             grid = torch.tensor([[side // self.patches for side in tiles.shape[-2:]]] * len(tiles), device=tiles.device)
             tiles = rearrange(tiles, "b c (h p) (w q) -> b (h w) (p q c)", p=self.patches, q=self.patches)
@@ -102,19 +129,21 @@ class TransformersBackbone(Backbone):
 
 def vision_tower(model: Any) -> Any:
     """The part of a model that takes images alone. Raises S2WrapError where there is none, with the reason."""
-    needed = _needed(model)
-    if model.config.model_type == "depth_pro":
-        raise S2WrapError("DepthPro of transformers looks at patches of an image at several scales itself")
+    body = model.base_model
+    if "pixel_values" in _parameters(body) and not _needed(body):
+        model = body  # without the head
+    if model.config.model_type in OTHER_INPUT:
+        raise S2WrapError(f"{type(model).__name__} of transformers {OTHER_INPUT[model.config.model_type]}")
     if getattr(model.config, "num_frames", None) or getattr(model.config, "frames_per_clip", None):
         raise S2WrapError(f"{type(model).__name__} of transformers takes videos")
     takes = _parameters(model)
-    if "pixel_values" in takes and "input_ids" not in takes and not needed and not model.config.is_encoder_decoder:
+    if "pixel_values" in takes and "input_ids" not in takes and not _needed(model) and not _decodes(model):
         return model
     tower = model.get_encoder(modality="image") if hasattr(model, "get_encoder") else model
     if tower is not model and "pixel_values" in _parameters(tower) and not _needed(tower):
         return tower
     kind = type(tower).__name__
-    if tower.config.is_encoder_decoder:
+    if _decodes(tower):
         reason = "returns what its decoder makes of an image, no map of it; wrap the backbone inside"
     elif needed := _needed(tower):
         reason = f"takes no images alone: its forward needs {', '.join(needed)} too"
@@ -123,13 +152,18 @@ def vision_tower(model: Any) -> Any:
     raise S2WrapError(f"{kind} of transformers {reason}")
 
 
+def _decodes(model: Any) -> bool:
+    """Whether the answer is that of a decoder: a translation, or object queries."""
+    return model.config.is_encoder_decoder or (hasattr(model, "decoder") and hasattr(model.config, "num_queries"))
+
+
 def _needed(model: Any) -> list[str]:
-    """What a forward needs besides pixels."""
+    """What a forward needs besides pixels; MiniCPM's `target_sizes` have a default, and no forward goes without."""
     known = {"self", "pixel_values", "pixel_attention_mask", "spatial_shapes"}  # NaFlex's two are made here
     return [
         name
         for name, parameter in _parameters(model).items()
-        if parameter.default is parameter.empty
+        if (parameter.default is parameter.empty or name == "target_sizes")
         and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
         and name not in known
     ]
@@ -142,7 +176,7 @@ def _parameters(model: Any) -> Any:
 def _prefix_tokens(tower: Any) -> int | None:
     """CLS, distillation and register tokens among the embeddings' parameters; None if the probe must look."""
     found = {name.rpartition(".")[2]: part for name, part in tower.named_parameters() if "embeddings" in name}
-    counts = [PREFIX_TOKENS[name] or part.shape[-2] for name, part in found.items() if name in PREFIX_TOKENS]
+    counts = [part.shape[-2] if part.ndim > 1 else 1 for name, part in found.items() if name in PREFIX_TOKENS]
     has_positions = any("position_embedding" in name for name, _ in tower.named_parameters())
     return sum(counts) if counts or has_positions else None
 
@@ -221,8 +255,7 @@ def load(
                 f"{spec} is a kind of model and has no weights; name a repository of the hub, such as "
                 f"transformers:facebook/dinov2-small, draw random ones (pretrained=False), or give a file (checkpoint=)"
             )
-        config = transformers.CONFIG_MAPPING[name]()
-        config = getattr(config, "vision_config", config)  # of a model for images and text, the tower alone
+        config = default_config(name)
     else:
         config = from_hub(lambda: transformers.AutoConfig.from_pretrained(name), spec)
     if pretrained and checkpoint is None:
@@ -234,10 +267,32 @@ def load(
         processor = from_hub(lambda: transformers.AutoImageProcessor.from_pretrained(name), spec)
         known = known_first(processed_by(processor) | {"image_size": _image_size(config)}, known)
     else:
-        model = transformers.AutoModel.from_config(config)
+        model = make(config)
         if checkpoint is not None:
             load_exactly(model, checkpoint, spec)
     return TransformersBackbone(model, **known_first({"name": name, "image_size": image_size}, known))
+
+
+def default_config(kind: str) -> Any:
+    """The default configuration of a kind; of a model for images and text, that of the vision tower."""
+    config = _library().CONFIG_MAPPING[kind]()
+    return getattr(config, "vision_config", config)
+
+
+def make(config: Any) -> Any:
+    """The model of a configuration, with random weights; a tower that `AutoModel` does not know, by its own module."""
+    transformers = _library()
+    try:
+        if type(config) in transformers.MODEL_MAPPING:
+            return transformers.AutoModel.from_config(config)
+        module = import_module(type(config).__module__.replace("configuration_", "modeling_"))
+        classes = [part for part in vars(module).values() if getattr(part, "config_class", None) is type(config)]
+        return next(part for part in classes if part.main_input_name == "pixel_values")(config)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        raise S2WrapError(
+            f"transformers cannot make {config.model_type} as its configuration says: {reason}"
+        ) from error
 
 
 def _library() -> Any:
