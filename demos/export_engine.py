@@ -58,13 +58,13 @@ def main(
 def draw(pixels, seen: dict[str, torch.Tensor], output: Path, *, title: str) -> None:
     """The photograph beside the principal components of each map, with its cosine to the first."""
     expected, *_ = maps = list(seen.values())
-    figure, axes = plt.subplots(1, 1 + len(seen), figsize=(3 * (1 + len(seen)), 3.6), layout="constrained")
+    figure, axes = plt.subplots(1, 1 + len(seen), figsize=(3.2 * (1 + len(seen)), 4.1), layout="constrained")
     figure.suptitle(title, fontsize=13)
     pictures = [pixels, *pca_pictures(maps)]
-    titles = ["photograph"]
+    titles = ["photograph\n"]
     for name, found in seen.items():
         cosine = torch.cosine_similarity(found.float(), expected, dim=1)
-        titles.append(name if found is expected else f"{name}\nleast cosine {cosine.min():.6f}")
+        titles.append(f"{name}\n" + ("" if found is expected else f"least cosine {cosine.min():.6f}"))
     for axis, picture, text in zip(axes, pictures, titles, strict=True):
         axis.imshow(picture, interpolation="nearest")
         axis.set_axis_off()
