@@ -119,6 +119,9 @@ def connect(url: str, model: str) -> Served:
         raise S2WrapError(
             f"{model} takes normalised images, but its mean and std are unknown; give them to wrap(), and export again"
         )
+    fits = {scale["fit"] for scale in (manifest["wrapper"] or {"scales": [{"fit": "aspect"}]})["scales"]}
+    if manifest["part"] != "model" or fits != {"stretch"}:
+        raise S2WrapError(f"{model} does not take stretched pictures; export the whole model with --fit stretch")
     (taken,) = config.input
     dims = list(taken.dims)
     dtype = {2: "UINT8", 11: "FP32"}[taken.data_type]

@@ -37,6 +37,7 @@ def build_engine(
     version_compatible: bool = False,
     hardware_compatible: bool = False,
     targets: Sequence[str] = (),
+    shown: str | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Write the engine of an ONNX file, and return the facts of the build for a manifest.
@@ -56,6 +57,7 @@ def build_engine(
         version_compatible: the engine loads in later TensorRT versions too, TensorRT only.
         hardware_compatible: the engine runs on every GPU since Ampere, not only on this one, TensorRT only.
         targets: GPU generations such as "sm89", TensorRT-RTX only; the library's own choice by default.
+        shown: what messages call the file.
         console: where progress is shown, when it is a terminal; stderr by default.
 
     Returns:
@@ -83,7 +85,7 @@ def build_engine(
         targets=targets,
     )
     bar = BuildBar(f"Building with {TITLES[kind]}", console)
-    job = _Job(trt, kind, onnx_path, bar)
+    job = _Job(trt, kind, onnx_path, shown or str(onnx_path), bar)
     device = torch.cuda.current_device() if kind == "tensorrt" else None
 
     def work() -> Any:
@@ -161,8 +163,8 @@ def check_build(
 class _Job:
     """One build: the library's objects, which must live and go together."""
 
-    def __init__(self, trt: ModuleType, kind: str, path: Path, bar: BuildBar):
-        self.trt, self.kind, self.path = trt, kind, path
+    def __init__(self, trt: ModuleType, kind: str, path: Path, shown: str, bar: BuildBar):
+        self.trt, self.kind, self.path, self.shown = trt, kind, path, shown
         self.logger = make_logger(trt)
         self.monitor = make_monitor(trt, bar)
         try:
@@ -261,7 +263,7 @@ class _Job:
         for sign, remedy in REMEDIES.items():
             if sign in why:
                 why = f"{remedy}. It said: {why}"
-        raise S2WrapError(f"{TITLES[self.kind]} {self.trt.__version__} {what} {self.path}: {why}")
+        raise S2WrapError(f"{TITLES[self.kind]} {self.trt.__version__} {what} {self.shown}: {why}")
 
 
 def _find_targets_rtx(trt: ModuleType, targets: Sequence[str]) -> list[Any]:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from s2wrap.backbones import Backbone
 from s2wrap.backbones.probe import Layout
 from s2wrap.errors import S2WrapError
+from s2wrap.export.engine_session import cuda_device
 from s2wrap.export.library import TITLES, load_library
-from s2wrap.export.manifest import features_from, plan_from, read_manifest
+from s2wrap.export.manifest import features_from, plan_from, read_manifest, real_path
 from s2wrap.export.session import Session, open_session
 from s2wrap.features import Features
 from s2wrap.images import as_image
@@ -46,7 +47,7 @@ def load(
         MissingExtraError: the library that runs such files is not installed.
         S2WrapError: a file without its manifest, damaged, or for another version or GPU.
     """
-    path = Path(path)
+    path = real_path(path)
     manifest = read_manifest(path)
     check_machine(path, manifest, device)
     special: dict[str, Any] = {"cuda_graph": cuda_graph}
@@ -136,7 +137,8 @@ class Engine:
         if self.model is not None:
             with torch.no_grad():
                 return self.model.encode(images, **options)
-        fits = {scale["fit"] for scale in self.manifest["wrapper"]["scales"]}
+        wrapper = self.manifest["wrapper"]  # None where a policy of one's own chose the tiles
+        fits = {scale["fit"] for scale in wrapper["scales"]} if wrapper else {"aspect"}
         if fits != {"stretch"}:
             raise S2WrapError(
                 f"{self.session.path.name} is for images of {self.image_hw[0]}×{self.image_hw[1]} pixels and "
@@ -160,6 +162,8 @@ class Engine:
 
     def _checked(self, images: Tensor) -> Tensor:
         """Normalised images, or pixels for a graph that normalises itself."""
+        if images.dtype != torch.uint8 and not images.is_floating_point():
+            raise S2WrapError(f"images are {images.dtype}; give uint8 RGB in 0…255 or normalised floating values")
         if self.manifest["pixels"] == "uint8":
             if images.dtype != torch.uint8:
                 raise S2WrapError(
@@ -177,7 +181,7 @@ class SessionBackbone(Backbone):
     def __init__(self, session: Session, manifest: dict[str, Any]):
         nn.Module.__init__(self)
         about = manifest["backbone"]
-        self.session, self.name = session, about["name"]
+        self.session, self.manifest, self.name = session, manifest, about["name"]
         self.image_hw = about["image_hw"]
         self.mean, self.std, self.interpolation = manifest["mean"], manifest["std"], about["interpolation"]
         self.layouts = tuple(Layout(**layout) for layout in about["layouts"])
@@ -186,11 +190,7 @@ class SessionBackbone(Backbone):
 
     def forward(self, tiles: Tensor) -> Features:
         """As `Backbone.forward`."""
-        tensors = run_in_batches(self.session, tiles.float())
-        maps = [tensor for name, tensor in tensors.items() if name.startswith("spatial")]
-        prefixes = [tensor for name, tensor in tensors.items() if name.startswith("prefix")]
-        prefixes = prefixes or [spatial.new_zeros(len(spatial), 0, spatial.shape[1]) for spatial in maps]
-        return Features(tuple(maps), tuple(prefixes))
+        return features_from(self.manifest, run_in_batches(self.session, tiles.float()), None)
 
     @property
     def convolutional(self) -> bool:
@@ -229,10 +229,7 @@ def check_machine(path: Path, manifest: dict[str, Any], device: str | torch.devi
             f"{path} was built by {TITLES[kind]} {built}, but {installed} is installed, which cannot run it; install "
             f"{kind}=={built}, or export again"
         )
-    if not torch.cuda.is_available():
-        raise S2WrapError(
-            f"{path} needs an NVIDIA GPU, and there is none here; the .onnx export of the same model runs on a CPU"
-        )
+    device = cuda_device(path, device)
     major, minor = torch.cuda.get_device_capability(device)
     here, gpu = f"{major}.{minor}", torch.cuda.get_device_name(device)
     wanted = build.get("compute_capability")

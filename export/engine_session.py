@@ -69,7 +69,7 @@ class EngineSession(Session):
     ):
         self.path, self.kind, self.note = path, kind, ""
         self.trt = trt = load_library(kind)
-        self.device = _gpu(path, device)
+        self.device = cuda_device(path, device)
         self.cuda_graph, self.cache_path, self.cache, self.config = cuda_graph, runtime_cache, None, None
         self.logger = make_logger(trt)
         self.local, self.lock = threading.local(), threading.Lock()
@@ -212,15 +212,16 @@ class EngineSession(Session):
 
     def _record(self, inputs: dict[str, Tensor], batch: int) -> _Recording:
         """Run once to let TensorRT prepare, then record; a recording keeps its context, whose memory it uses."""
-        context, outputs = self._new_context(), self._new_outputs(batch)
-        static = {name: tensor.clone() for name, tensor in inputs.items()}
+        context = self._new_context()
+        with torch.inference_mode(False):  # tensors of inference mode could not be written to outside of it
+            outputs, static = self._new_outputs(batch), {name: tensor.clone() for name, tensor in inputs.items()}
         current, side = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
         side.wait_stream(current)
         with torch.cuda.stream(side):
             self._enqueue(context, static, outputs)
         current.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with _recording, torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with _recording, torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
             self._enqueue(context, static, outputs)
         return _Recording(graph, context, static, outputs)
 
@@ -230,7 +231,7 @@ class EngineSession(Session):
         raise S2WrapError(f"{title} {what} {self.path}: {plain}It said: {self.logger.tail()}")
 
 
-def _gpu(path: Path, device: str | torch.device | None) -> torch.device:
+def cuda_device(path: Path, device: str | torch.device | None) -> torch.device:
     """The CUDA device to run on, with its number."""
     chosen = torch.device(device or "cuda")
     if chosen.type != "cuda":

@@ -205,6 +205,7 @@ def _in_precision(model: MultiScale, precision: str, fp32_layers: Sequence[str])
             known = ", ".join(list(modules)[1:6])
             raise S2WrapError(f"fp32_layers={pattern!r}: {copied.backbone.name} has no such module; it has {known}, …")
         wide += found
+    wide = [name for name in dict.fromkeys(wide) if not any(name.startswith(f"{other}.") for other in wide if other)]
     exact = {name: copy.deepcopy(modules[name].state_dict()) for name in wide}
     copied.backbone.to(dtype)
     for name in wide:
@@ -215,7 +216,11 @@ def _in_precision(model: MultiScale, precision: str, fp32_layers: Sequence[str])
 
 def _keep_wide(module: nn.Module, dtype: torch.dtype) -> None:
     """Let a module of float32 weights work between neighbours of another type."""
-    module.register_forward_pre_hook(lambda _, inputs: _cast(inputs, torch.float32))
+
+    def widen(_module: Any, inputs: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return _cast(inputs, torch.float32), {name: _cast(value, torch.float32) for name, value in named.items()}
+
+    module.register_forward_pre_hook(widen, with_kwargs=True)
     module.register_forward_hook(lambda _, inputs, answer: _cast(answer, dtype))
 
 

@@ -29,6 +29,16 @@ def kind_of(path: Path) -> str:
     return KINDS[path.suffix]
 
 
+NEEDED = ("kind", "part", "sha256", "precision", "batch", "image_hw", "inputs", "outputs")
+"""What every manifest says."""
+
+
+def real_path(path: str | Path) -> Path:
+    """A path, or the file that it links to: the manifest lies beside that."""
+    path = Path(path)
+    return path.resolve() if path.is_symlink() else path
+
+
 def manifest_path(path: Path) -> Path:
     """Where the manifest of a file lies."""
     return path.with_name(path.name + ".json")
@@ -49,7 +59,6 @@ def describe(graph: ModelGraph | TilesGraph, model: MultiScale, proto: Any, *, p
         "format": FORMAT,
         "part": "model" if whole else "tiles",
         "spec": (model.recipe or {}).get("spec"),
-        "recipe": _plain(model.recipe),
         "backbone": {
             "name": backbone.name,
             "image_hw": backbone.image_hw,
@@ -63,8 +72,8 @@ def describe(graph: ModelGraph | TilesGraph, model: MultiScale, proto: Any, *, p
         "precision": precision,
         "pixels": graph.pixels,
         "image_hw": graph.image_hw,
-        "inputs": [_port(value) for value in proto.graph.input],
-        "outputs": [_port(value) for value in proto.graph.output],
+        "inputs": [port_of(value) for value in proto.graph.input],
+        "outputs": [port_of(value) for value in proto.graph.output],
         "plan": plan,
         "grids": graph.grids if isinstance(graph, ModelGraph) else None,
         "opset": next(entry.version for entry in proto.opset_import if not entry.domain),
@@ -78,7 +87,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     Raises:
         S2WrapError: there is no such file, no manifest, one of another format, or the file is not the one it names.
     """
-    path, beside = Path(path), manifest_path(Path(path))
+    path = real_path(path)
+    beside = manifest_path(path)
     if not path.is_file():
         raise S2WrapError(f"{path}: there is no such file")
     if not beside.is_file():
@@ -86,8 +96,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = _with_tuples(json.loads(beside.read_text()))
         known = manifest["format"] == FORMAT
+        missing = [name for name in NEEDED if name not in manifest]
     except (ValueError, KeyError, TypeError) as error:
         raise S2WrapError(f"{beside} is damaged, or no manifest of s2wrap") from error
+    if known and missing:
+        raise S2WrapError(f"{beside} is damaged: it does not say {', '.join(missing)}")
     if not known:
         raise S2WrapError(f"{beside} has format {manifest['format']}; this s2wrap reads format {FORMAT}: export again")
     found = file_sha256(path)
@@ -122,6 +135,11 @@ def weights_sha256(backbone: Backbone) -> str:
     return digest.hexdigest()
 
 
+def recipe_of(model: MultiScale) -> dict[str, Any] | None:
+    """What makes the model again, as `load` was given; None where that does not say it all."""
+    return _plain(model.recipe) if model.backbone.dtype == torch.float32 else None
+
+
 def wrapper_options(model: MultiScale) -> dict[str, Any]:
     """What `MultiScale` was made with, every option of every scale decided; defaults of other options are None."""
     scales = [asdict(look) | {"policy": look.policy if look.chooses_tiles else None} for look in model.looks]
@@ -133,7 +151,7 @@ def wrapper_options(model: MultiScale) -> dict[str, Any]:
 
 def plan_from(manifest: dict[str, Any]) -> Plan | None:
     """The plan that a manifest describes."""
-    if manifest["plan"] is None:
+    if manifest.get("plan") is None:
         return None
     scales = (ScalePlan(Axis(**scale["rows"]), Axis(**scale["cols"])) for scale in manifest["plan"]["scales"])
     return Plan(manifest["plan"]["image_hw"], tuple(scales))
@@ -146,8 +164,8 @@ def features_from(manifest: dict[str, Any], tensors: dict[str, Tensor], plan: Pl
     "prefix" there are no prefix tokens.
     """
     kinds: dict[str, list[Tensor]] = {kind: [] for kind in OUTPUTS}
-    for name, tensor in tensors.items():
-        kinds[name.partition("_")[0]].append(tensor)
+    for port in manifest["outputs"]:  # an engine may list its outputs in another order
+        kinds[port["name"].partition("_")[0]].append(tensors[port["name"]])
     maps = kinds["spatial"]
     if not maps and kinds["tokens"]:
         grids = manifest["grids"]
@@ -157,7 +175,7 @@ def features_from(manifest: dict[str, Any], tensors: dict[str, Tensor], plan: Pl
     return Features(tuple(maps), tuple(prefixes), plan=plan)
 
 
-def _port(value: Any) -> dict[str, Any]:
+def port_of(value: Any) -> dict[str, Any]:
     """An input or output of an ONNX graph."""
     from onnx.helper import tensor_dtype_to_np_dtype
 

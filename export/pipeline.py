@@ -5,7 +5,8 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
+from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,20 @@ from s2wrap.export.build import build_engine, check_build
 from s2wrap.export.engine import check_machine
 from s2wrap.export.graph import ModelGraph, TilesGraph, tensors_of
 from s2wrap.export.library import TITLES, load_library
-from s2wrap.export.manifest import describe, file_sha256, kind_of, manifest_path, read_manifest, weights_sha256
+from s2wrap.export.manifest import (
+    describe,
+    file_sha256,
+    kind_of,
+    manifest_path,
+    port_of,
+    read_manifest,
+    real_path,
+    recipe_of,
+    weights_sha256,
+)
 from s2wrap.export.ranges import check_float16
 from s2wrap.export.session import open_session
-from s2wrap.export.verify import GATES, Gate, Report, Run, parse_gate, sample_images, verify_run
+from s2wrap.export.verify import GATES, Gate, Report, batch_sizes, parse_gate, sample_images, verify_run
 from s2wrap.files import disk_errors, umask
 from s2wrap.plan import Pair, whole_number
 from s2wrap.wrapper import MultiScale
@@ -66,7 +77,8 @@ def export(
         image_hw: height and width of the images in pixels; the backbone's own size by default. What `fit` makes of that
             shape is fixed in the file.
         batch: the smallest, most frequent and largest number of images (of tiles, with `tiles`) in a call.
-        precision: "fp32", "fp16" or "bf16", of the backbone; resizing and merging stay float32.
+        precision: "fp32", "fp16" or "bf16", of the backbone; resizing and merging stay float32 (fp16 and bf16 engines
+            may round their factors to TF32).
         pixels: "float32": the file takes normalised images (b, 3, height, width); "uint8": RGB pixels (b, height,
             width, 3) in 0…255.
         outputs: some of spatial, tokens, prefix, pooled; by default spatial and, where there are any, prefix.
@@ -92,17 +104,20 @@ def export(
         S2WrapError: an option that cannot be, a model that cannot be exported, values that float16 cannot hold, what
             the builder refused, a full disk.
     """
-    path, console = Path(path), console or Console(quiet=True)
+    path, console = real_path(path), console or Console(quiet=True)
     kind, batch = kind_of(path), check_batch(batch)
+    limits = None if gate is None else parse_gate(gate)
     if kind != "onnx":
         check_build(kind, **build)
     elif build:
         raise S2WrapError(f"{', '.join(build)}: these are for engines, and {path.name} is ONNX")
     if tiles and (image_hw is not None or outputs is not None or pixels != "float32"):
         raise S2WrapError(
-            "tiles=True exports the backbone alone, on its own tiles: image_hw, outputs and pixels are chosen when it "
-            "is loaded; leave them out"
+            "tiles (--tiles) exports the backbone alone, on its own tiles: image size, outputs and pixels are chosen "
+            "when it is loaded; leave them out"
         )
+    if onnx is not None and (opset is not None or fp32_layers):
+        raise S2WrapError("opset and fp32_layers are for a graph that is traced; a ready ONNX file has its own")
 
     def make(precision: str, fp32_layers: Sequence[str] = ()) -> Graph:
         if tiles:
@@ -114,10 +129,10 @@ def export(
     wide = graph if precision == "fp32" else make("fp32")
     samples = sample_images(wide, pictures) if verify or precision == "fp16" else []
     about: dict[str, Any] = {"kind": kind, "batch": batch, "fp32_layers": list(fp32_layers)}
-    if precision == "fp16":
-        with console.status("Looking for values that float16 cannot hold"):
-            about["largest_value"] = check_float16(wide, torch.stack(samples[:2]), fp32_layers)
     with _staged(path) as folder:
+        if precision == "fp16" and onnx is None:
+            with console.status("Looking for values that float16 cannot hold"):
+                about["largest_value"] = check_float16(wide, torch.stack(samples[:2]), fp32_layers)
         with console.status(f"Tracing {graph.backbone.name}"):
             opset = opset or _newest_opset(kind, precision)
             proto = trace.trace(graph, opset=opset) if onnx is None else _ready(Path(onnx), graph)
@@ -126,14 +141,14 @@ def export(
             trace.save(proto, source, note=json.dumps(manifest, sort_keys=True))
         if kind != "onnx":
             name = f"{graph.backbone.name} {graph.image_hw[0]}x{graph.image_hw[1]}"
-            options = {"kind": kind, "batch": batch, "name": name, "tf32": precision != "fp32", "console": console}
-            manifest["build"] = build_engine(source, folder / path.name, **options, **build)
+            options = {"kind": kind, "batch": batch, "name": name, "tf32": precision != "fp32", "shown": path.name}
+            manifest["build"] = build_engine(source, folder / path.name, console=console, **options, **build)
+        limits = limits or GATES["quantised" if trace.is_quantised(proto) else precision]
+        manifest |= {"recipe": recipe_of(model), "gate": asdict(limits)}
         manifest |= {"file": path.name, "sha256": file_sha256(folder / path.name)}
         if verify:
-            limits = parse_gate(gate) if gate else GATES["quantised" if trace.is_quantised(proto) else precision]
-            run, ran, note = _runner(folder / path.name, source, manifest, graph, folder)
-            reference = _reference(wide)
-            report = verify_run(run, reference, samples, batch=batch, gate=limits, ran=ran, note=note, console=console)
+            file = folder / path.name
+            report = _compare(file, source, manifest, None if onnx else graph, wide, samples, limits, folder, console)
             _judge(report, path, console)
             manifest["verification"] = report.facts()
         _publish(folder, path, manifest)
@@ -144,6 +159,7 @@ def verify(
     path: str | Path,
     *,
     model: MultiScale | None = None,
+    gate: Any = None,
     pictures: Sequence[str | Path] | None = None,
     console: Console | None = None,
 ) -> Report:
@@ -152,6 +168,7 @@ def verify(
     Args:
         path: the file; its manifest lies beside it.
         model: the wrapped model that it was made from; by default it is loaded as the manifest says.
+        gate: as for `export`; by default that of the export.
         pictures: files or folders; photographs of scikit-image by default.
         console: where progress and the comparison are shown; nowhere by default.
 
@@ -159,8 +176,9 @@ def verify(
         VerificationError: the file computes something else.
         S2WrapError: it cannot run here, or the model is not at hand, or its weights are others.
     """
-    path, console = Path(path), console or Console(quiet=True)
+    path, console = real_path(path), console or Console(quiet=True)
     manifest = read_manifest(path)
+    limits = Gate(**manifest["gate"]) if gate is None else parse_gate(gate)
     check_machine(path, manifest, None)
     model = model or _model_again(path, manifest)
     if weights_sha256(model.backbone) != manifest["backbone"]["weights_sha256"]:
@@ -173,14 +191,11 @@ def verify(
         options: dict[str, Any] = {"pixels": manifest["pixels"], "outputs": names, "fp32_layers": fp32_layers}
         return ModelGraph(model, manifest["image_hw"], precision=precision, **options)
 
-    gate, wide = GATES[manifest["precision"]], make("fp32")
-    if "verification" in manifest:
-        gate = Gate(**manifest["verification"]["gate"])
-    samples, batch = sample_images(wide, pictures), check_batch(manifest["batch"])
+    wide = make("fp32")
+    graph = make("bf16", manifest["fp32_layers"]) if manifest["precision"] == "bf16" else None
     with tempfile.TemporaryDirectory() as folder:
-        graph = make(manifest["precision"], manifest["fp32_layers"]) if manifest["precision"] != "fp32" else wide
-        run, ran, note = _runner(path, path, manifest, graph, Path(folder))
-        report = verify_run(run, _reference(wide), samples, batch=batch, gate=gate, ran=ran, note=note, console=console)
+        samples = sample_images(wide, pictures)
+        report = _compare(path, path, manifest, graph, wide, samples, limits, Path(folder), console)
     _judge(report, path, console)
     return report
 
@@ -206,58 +221,85 @@ def _newest_opset(kind: str, precision: str) -> int:
 
 
 def _ready(path: Path, graph: Graph) -> Any:
-    """A ready ONNX file, once it has the inputs and outputs of the graph."""
+    """A ready ONNX file, once it takes and gives what the graph does."""
     import onnx
 
     if not path.is_file():
         raise S2WrapError(f"{path}: there is no such ONNX file")
     try:
         proto = onnx.load(path)
+        found = [value.name for value in (*proto.graph.input, *proto.graph.output)]
+        taken = port_of(proto.graph.input[0])
     except Exception as error:  # protobuf's errors have no common class
         raise S2WrapError(f"{path} is no ONNX file, or damaged") from error
-    found = [value.name for value in (*proto.graph.input, *proto.graph.output)]
-    wanted = [graph.input, *graph.names]
+    wanted, example = [graph.input, *graph.names], graph.example(1)
     if found != wanted:
         raise S2WrapError(f"{path} has inputs and outputs {', '.join(found)}; this export has {', '.join(wanted)}")
+    shape, dtype = ["batch", *example.shape[1:]], str(example.dtype).removeprefix("torch.")
+    if [*taken["shape"][1:], taken["dtype"]] != [*shape[1:], dtype]:
+        raise S2WrapError(f"{path} takes {taken['shape']} of {taken['dtype']}; this export takes {shape} of {dtype}")
     return proto
 
 
-def _runner(path: Path, source: Path, manifest: dict[str, Any], graph: Graph, folder: Path) -> tuple[Run, str, str]:
-    """What runs a file, in words too.
+def _compare(
+    file: Path,
+    source: Path,
+    manifest: dict[str, Any],
+    graph: Graph | None,
+    wide: Graph,
+    samples: list[Tensor],
+    gate: Gate,
+    folder: Path,
+    console: Console,
+) -> Report:
+    """The comparison of a file with PyTorch.
 
     Args:
-        path: the file.
+        file: what is compared.
         source: the ONNX file that it was built from, which runs where the file itself cannot.
         manifest: of the file.
-        graph: what was traced: PyTorch runs it where ONNX Runtime has no such numbers.
+        graph: what was traced: in bfloat16 PyTorch runs it where ONNX Runtime cannot; None for a ready file.
+        wide: the same in float32.
+        samples: what to compare on.
+        gate: what to reach.
         folder: for files of a while.
+        console: for progress.
     """
     kind, notes = manifest["kind"], []
-    if kind != "onnx" and not torch.cuda.is_available():
+    session = None
+    if kind != "onnx" and torch.cuda.is_available():
+        try:
+            session = open_session(file, kind=kind)
+        except S2WrapError as error:
+            if kind == "tensorrt":  # it was built on this very GPU
+                raise
+            notes.append(f"The engine was built, but does not run on this GPU: {error}. Its graph was run.")
+    elif kind != "onnx":
         notes.append("The engine was built and not run: there is no GPU here. The graph it was built from was run.")
-        path, kind = source, "onnx"
-    rounds = kind == "onnx" and manifest["precision"] == "bf16"
-    if rounds:
-        notes.append(
-            "ONNX Runtime has no bfloat16 on CPUs: it ran the graph with weights of bfloat16 and values of float32. "
-            "PyTorch ran it in bfloat16."
-        )
-        trace.widen(path, folder / "float32.onnx")
-        path = folder / "float32.onnx"
-    session = open_session(path, kind=kind)
-    library = "onnxruntime" if kind == "onnx" else kind
-    place = "the CPU" if session.device.type == "cpu" else torch.cuda.get_device_name(session.device)
-    name = session.inputs[0].name
+    narrow = session is None and manifest["precision"] == "bf16"
+    if session is None:
+        if narrow:
+            notes.append(
+                "ONNX Runtime has no bfloat16 on CPUs: it ran the graph with weights of bfloat16 and values of float32."
+            )
+            trace.widen(source, folder / "float32.onnx")
+            source = folder / "float32.onnx"
+        session, kind = open_session(source, kind="onnx"), "onnx"
+    (port,) = session.inputs
 
     def run(images: Tensor) -> dict[str, Tensor]:
-        found = session.run({name: images.to(session.device)})
-        if rounds:
-            found |= {
-                f"{name} (PyTorch, bfloat16)": part for name, part in zip(graph.names, graph(images), strict=True)
-            }
+        found = session.run({port.name: images.to(session.device)})
+        if narrow and graph is not None:
+            rounded = zip(graph.names, graph(images), strict=True)
+            found |= {f"{output} (PyTorch, bfloat16)": values for output, values in rounded}
         return found
 
-    return run, f"{TITLES.get(kind, 'ONNX Runtime')} {version(library)} on {place}", " ".join(notes)
+    library = import_module("onnxruntime" if kind == "onnx" else kind)
+    place = "the CPU" if session.device.type == "cpu" else torch.cuda.get_device_name(session.device)
+    ran = f"{TITLES.get(kind, 'ONNX Runtime')} {library.__version__} on {place}"
+    sizes = batch_sizes(check_batch(manifest["batch"]), session.device)
+    note, reference = " ".join(notes), _reference(wide)
+    return verify_run(run, reference, samples, sizes=sizes, gate=gate, ran=ran, note=note, console=console)
 
 
 def _reference(graph: Graph) -> Callable[[Tensor], dict[str, Tensor]]:
@@ -295,7 +337,7 @@ def _judge(report: Report, path: Path, console: Console) -> None:
 
 def _model_again(path: Path, manifest: dict[str, Any]) -> MultiScale:
     """The model that a manifest names."""
-    recipe = manifest["recipe"]
+    recipe = manifest.get("recipe")
     if recipe is None:
         raise S2WrapError(
             f"{path} was made from a model without a name; verify it in Python: verify({path.name!r}, model=model)"
@@ -321,10 +363,11 @@ def _staged(path: Path) -> Iterator[Path]:
 
 def _publish(folder: Path, path: Path, manifest: dict[str, Any]) -> None:
     """Give the file, weights beside it, and the manifest their names."""
-    path = path.resolve()
     draft = folder / manifest_path(path).name
     draft.write_text(json.dumps(manifest, indent=2))
-    for part in (folder / f"{path.name}.data", folder / path.name, draft):
-        if part.is_file():
-            part.chmod(0o666 & ~umask())
-            part.replace(path.with_name(part.name))
+    weights = folder / f"{path.name}.data"
+    if path.suffix == ".onnx" and not weights.is_file():
+        path.with_name(weights.name).unlink(missing_ok=True)  # of an earlier export, which this one replaces
+    for part in (*([weights] if weights.is_file() else []), folder / path.name, draft):
+        part.chmod(0o666 & ~umask())
+        part.replace(path.with_name(part.name))

@@ -101,7 +101,7 @@ def interruptible(work: Callable[[], Result], bar: BuildBar) -> Result:
         try:
             while not wait([future], timeout=0.5).done:
                 pass
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):  # SystemExit: the command line's way to end on SIGTERM
             bar.cancel()
             wait([future])
             raise

@@ -99,10 +99,11 @@ def check_float16(graph: ModelGraph | TilesGraph, images: Tensor, fp32_layers: S
     if beyond:
         said = ", ".join(f"{name or 'the model itself'} ({found[name]:.3g})" for name in beyond[:5])
         more = f" and {len(beyond) - 5} more" if len(beyond) > 5 else ""
+        names = ",".join(name for name in beyond[:3] if name)
+        wide = f", or fp32 for the modules that these values pass through: --fp32-layers {names} (fp32_layers=)"
         raise S2WrapError(
             f"{graph.backbone.name} does not fit float16, which ends at 65,504: values were larger in {said}{more}; "
-            f"use precision bf16, or fp32 for the modules that these values pass through: --fp32-layers "
-            f"{','.join(beyond[:3])} (fp32_layers=)"
+            f"use precision bf16{wide if names else ''}"
         )
     return max(found.values(), default=0.0)
 

@@ -170,7 +170,7 @@ def _recorded(model: Callable[[Tensor], object], images: Tensor) -> Callable[[],
             model(images)
     torch.cuda.current_stream(images.device).wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=aside):
         result = model(images)
 
     def replay(kept: object = (model, images)) -> object:  # what the graph reads lives as long as it

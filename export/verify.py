@@ -174,7 +174,7 @@ def verify_run(
     reference: Run,
     samples: Sequence[Tensor],
     *,
-    batch: tuple[int, int, int],
+    sizes: Sequence[int],
     gate: Gate,
     ran: str,
     note: str = "",
@@ -186,14 +186,12 @@ def verify_run(
         run: images as the graph takes them → outputs by name; words may follow a name: "spatial (in bfloat16)".
         reference: the same, in float32 by PyTorch.
         samples: photographs and noise in turn, one image each, see `sample_images`.
-        batch: MIN, OPT and MAX of the file; batches of MIN, MIN + 1 and MIN + 2 images run, as far as MAX allows.
+        sizes: of the batches.
         gate: what every output must reach.
         ran: what `run` is, in words.
         note: what it does not show.
         console: for progress.
     """
-    low, _, high = batch
-    sizes = sorted({min(low + more, high) for more in range(3)})
     pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress, torch.no_grad():
@@ -211,12 +209,18 @@ def verify_run(
     return Report(ran, note, gate, ((seen + 1) // 2, seen // 2), tuple(sizes), tuple(outputs))
 
 
+def batch_sizes(batch: tuple[int, int, int], device: torch.device) -> list[int]:
+    """MIN, MIN + 1 and MIN + 2 images, as far as MAX allows; on a GPU OPT as well."""
+    low, best, high = batch
+    return sorted({min(low + more, high) for more in range(3)} | ({best} if device.type == "cuda" else set()))
+
+
 def sample_images(graph: Graph, pictures: Sequence[str | Path] | None, count: int = 6) -> list[Tensor]:
     """Photographs and noise in turn, of the shape and type that a graph takes; the same each time.
 
     Args:
         graph: in any precision.
-        pictures: files or folders; photographs of scikit-image if None.
+        pictures: files or folders, of which the first are taken; photographs of scikit-image if None.
         count: how many.
 
     Raises:

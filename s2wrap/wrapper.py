@@ -555,6 +555,10 @@ def load(
         raise S2WrapError(f"{spec!r} names scales, and scales={options['scales']!r} too; use one of them")
     backbone = load_backbone(parsed, pretrained=pretrained, image_size=image_size, checkpoint=checkpoint, **known)
     model = MultiScale(backbone, of_model.pop("scales", parsed.scales), **of_model)
-    given = {"pretrained": pretrained, "image_size": image_size, "checkpoint": checkpoint and str(checkpoint)}
+    given = {
+        "pretrained": pretrained,
+        "image_size": image_size,
+        "checkpoint": checkpoint and str(Path(checkpoint).resolve()),
+    }
     model.recipe = {"spec": spec} | given | options
     return model

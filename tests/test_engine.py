@@ -13,6 +13,7 @@ from s2wrap import S2WrapError
 from s2wrap.export import Engine, export, load
 from s2wrap.export import engine as room
 from s2wrap.export.engine import check_machine, run_in_batches
+from s2wrap.export.engine_session import cuda_device
 from s2wrap.export.manifest import manifest_path, read_manifest
 from s2wrap.export.ports import Port, Session
 
@@ -60,9 +61,20 @@ def test_one_graph_has_the_face_of_the_model(graph_file, model):
     assert engine.manifest["spec"] is None
 
 
-def test_more_images_than_the_profile_takes_go_in_batches(graph_file, model):
-    images = torch.randn(9, 3, 160, 200)
-    close(load(graph_file)(images).spatial, model(images).spatial)
+def test_maps_are_told_by_name_whatever_the_order(model, tmp_path):
+    """TensorRT-RTX lists outputs in an order of its own."""
+    pyramid = s2wrap.wrap(model.backbone, (1, 2), fuse="pyramid")
+    layered = s2wrap.wrap(timm.create_model("test_vit", num_classes=0), (1, 2), layers=(0, 3), join_layers=False)
+    images = torch.randn(2, 3, 160, 160)
+    for wrapped, tiles in ((pyramid, False), (layered, False), (layered, True)):
+        path = tmp_path / "model.onnx"
+        export(wrapped, path, tiles=tiles, verify=False)
+        engine = load(path)
+        run = engine.session.run
+        engine.session.run = lambda inputs, run=run: dict(reversed(run(inputs).items()))
+        found, expected = engine(images), wrapped(images)
+        for ours, theirs in zip((*found.maps, *found.prefixes), (*expected.maps, *expected.prefixes), strict=True):
+            close(ours, theirs)
 
 
 def test_pictures_of_any_size_are_stretched_to_a_graphs(graph_file, model, tmp_path):
@@ -105,6 +117,11 @@ def test_the_backbone_alone_selects_tiles(tiles_file, model):
     assert found.saved == expected.saved
 
 
+def test_a_link_leads_to_the_file_and_its_manifest(graph_file, tmp_path):
+    (tmp_path / "link.onnx").symlink_to(graph_file)
+    assert load(tmp_path / "link.onnx").manifest == read_manifest(graph_file)
+
+
 def test_a_policy_of_ones_own_must_be_given_again(model, tmp_path):
     def row(image_hw, tile_hw, least, most):
         return 1, 2
@@ -114,6 +131,9 @@ def test_a_policy_of_ones_own_must_be_given_again(model, tmp_path):
     with pytest.raises(S2WrapError, match="was exported with a policy of your own; give scales="):
         load(tmp_path / "tiles.onnx")
     assert load(tmp_path / "tiles.onnx", scales=(1,))(torch.randn(1, 3, 50, 50)).spatial.shape == (1, 64, 10, 10)
+    export(s2wrap.wrap(model.backbone, scales), tmp_path / "whole.onnx", verify=False)
+    with pytest.raises(S2WrapError, match="fit=aspect: stretching pictures would undo that"):
+        load(tmp_path / "whole.onnx").encode([torch.randn(3, 50, 50)])
 
 
 def test_tokens_alone_and_pooled_alone_are_features(model, tmp_path):
@@ -174,6 +194,7 @@ def test_batches_are_cut_and_filled_to_the_profile(count, sizes):
         (torch.randn(1, 3, 160, 160), r"takes \(batch, 3, 160, 200\): use encode\(\)"),
         (torch.randn(3, 160, 200), r"images are \(3, 160, 200\)"),
         ([1, 2], "images are a list"),
+        (torch.zeros(1, 3, 160, 200, dtype=torch.int64), "images are torch.int64; give uint8"),
         (torch.randn(0, 3, 160, 200), r"images have shape \(0, 3, 160, 200\)"),
     ],
 )
@@ -204,6 +225,9 @@ def test_a_file_and_its_manifest_belong_together(graph_file, tmp_path):
     assert load(path).manifest == read_manifest(graph_file)
     path.write_bytes(graph_file.read_bytes()[:-100])
     with pytest.raises(S2WrapError, match="is not the file that model.onnx.json describes"):
+        load(path)
+    manifest_path(path).write_text(json.dumps({"format": 1, "kind": "onnx"}))
+    with pytest.raises(S2WrapError, match="is damaged: it does not say part, sha256"):
         load(path)
     manifest_path(path).write_text("{")
     with pytest.raises(S2WrapError, match="is damaged, or no manifest"):
@@ -238,6 +262,7 @@ def test_the_machine_is_checked_before_the_engine_is_opened(monkeypatch, kind, b
     library = type("Library", (), {"__version__": installed})
     monkeypatch.setattr(room, "load_library", lambda kind: library)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
+    monkeypatch.setattr(room, "cuda_device", cuda_device if gpu is None else lambda path, device: device)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: gpu)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
     manifest = {"kind": kind} | ({} if build is None else {"build": build})

@@ -102,6 +102,35 @@ def test_half_precision_is_the_backbones_alone():
     assert next(model.backbone.parameters()).dtype == torch.float32  # it is a copy
 
 
+@pytest.mark.parametrize("pattern", ["blocks.0", "blocks.0.attn", "blocks.0.*", "blocks.0*"])
+def test_what_stays_float32_is_float32_inside(monkeypatch, pattern):
+    """A pattern may name a module and its parts: what passes between them must not be rounded."""
+    graph = ModelGraph(wrapped(), (160, 160), precision="bf16", fp32_layers=(pattern,))
+    seen, attention = [], torch.nn.functional.scaled_dot_product_attention
+
+    def spy(query, *arguments, **options):
+        seen.append(query.dtype)
+        return attention(query, *arguments, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+    graph(torch.randn(1, 3, 160, 160))
+    assert seen == [torch.float32] + [torch.bfloat16] * 5
+
+
+def test_float32_modules_take_what_is_given_by_name():
+    class Named(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patches, self.inner = torch.nn.Conv2d(3, 8, 16, 16), torch.nn.Conv2d(8, 8, 1)
+
+        def forward(self, images):
+            return self.inner(input=self.patches(images))
+
+    model = s2wrap.wrap(Named(), (1,), image_size=64, layout="bchw")
+    found = ModelGraph(model, (64, 64), precision="bf16", fp32_layers=("inner",))(torch.randn(1, 3, 64, 64))
+    assert found[0].dtype == torch.bfloat16
+
+
 def test_the_backbone_alone_sees_tiles():
     model = wrapped(layers=(0, 3))
     graph = TilesGraph(model)

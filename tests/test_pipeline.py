@@ -78,7 +78,7 @@ def test_every_kind_of_backbone_becomes_onnx_and_an_engine(tmp_path, name, preci
     facts = build_engine(path, draft, kind="tensorrt_rtx", batch=(1, 2, 5), name="test", targets=targets)
     assert facts["targets"] == targets
     weights = sum(parameter.numel() for parameter in model.backbone.parameters()) * (4 if precision == "fp32" else 2)
-    assert draft.stat().st_size > weights
+    assert weights < draft.stat().st_size < 1.1 * path.stat().st_size + 5e6  # weights and matrices once, and 4.6 MB
 
 
 @pytest.fixture
@@ -100,9 +100,10 @@ def test_an_engine_has_its_manifest_and_the_same_bytes_each_time(tmp_path, model
     assert written["inputs"] == [{"name": "images", "dtype": "uint8", "shape": ["batch", 160, 160, 3]}]
     assert written["outputs"][0] == {"name": "spatial", "dtype": "float16", "shape": ["batch", 128, 10, 10]}
     assert 1 < written["largest_value"] < 65504
+    assert written["recipe"]["spec"] == "timm:test_vit@1,2"
     assert "built and not run" in written["verification"]["note"]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.rtx", "a.rtx.json", "b.rtx", "b.rtx.json"]
-    with pytest.raises(S2WrapError, match="a.rtx needs an NVIDIA GPU, and there is none here"):
+    with pytest.raises(S2WrapError, match="a.rtx needs an NVIDIA GPU, and this machine shows none"):
         load(tmp_path / "a.rtx")
 
 
@@ -113,6 +114,62 @@ def test_an_onnx_file_carries_its_manifest(tmp_path, model):
     assert inside["backbone"] == json.loads(json.dumps(manifest["backbone"]))
     assert inside["plan"]["scales"][1]["rows"]["starts"] == [0, 160]
     assert "verification" not in manifest
+    assert "recipe" not in inside  # it may name a checkpoint's folder
+
+
+def test_a_link_stays_and_what_it_names_is_written(tmp_path, model):
+    (tmp_path / "real.onnx").write_text("of before")
+    (tmp_path / "link.onnx").symlink_to("real.onnx")
+    export(model, tmp_path / "link.onnx", verify=False)
+    assert (tmp_path / "link.onnx").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.onnx", "real.onnx", "real.onnx.json"]
+    assert load(tmp_path / "link.onnx").manifest["file"] == "real.onnx"
+
+
+def test_weights_beside_an_earlier_file_go_with_it(tmp_path, model, monkeypatch):
+    path = tmp_path / "model.onnx"
+    monkeypatch.setattr(room.trace, "LARGEST_FILE", 100_000)
+    export(model, path)
+    images = torch.randn(1, 3, 160, 160)
+    np.testing.assert_allclose(load(path)(images).spatial, model(images).spatial, atol=3e-4)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data", "model.onnx.json"]
+    monkeypatch.undo()
+    export(model, path, verify=False)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "model.onnx.json"]
+    load(path)
+
+
+def test_an_engine_that_this_gpu_cannot_run_is_compared_by_its_graph(tmp_path, model, monkeypatch):
+    pytest.importorskip("tensorrt_rtx")
+    opened = room.open_session
+
+    def refusing(path, kind):
+        if kind == "tensorrt_rtx":
+            raise S2WrapError("compute capability 9.0 is not supported")
+        return opened(path, kind=kind)
+
+    compare = room._compare
+
+    def with_a_gpu(*arguments):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        return compare(*arguments)
+
+    monkeypatch.setattr(room, "_compare", with_a_gpu)
+    monkeypatch.setattr(room, "open_session", refusing)
+    manifest = export(model, tmp_path / "model.rtx", targets=["sm120"], outputs=["spatial"])
+    assert "does not run on this GPU: compute capability 9.0" in manifest["verification"]["note"]
+    assert manifest["verification"]["ran"].startswith("ONNX Runtime")
+
+
+def test_options_reach_the_builder(tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(room, "check_build", lambda kind, **options: seen.update(options))
+    monkeypatch.setattr(room, "build_engine", lambda *files, **options: (_ for _ in ()).throw(S2WrapError("enough")))
+    command = ["s2wrap", "export", "timm:test_vit@1", str(tmp_path / "model.rtx"), "--random-weights", "--no-verify"]
+    monkeypatch.setattr(sys, "argv", [*command, "--optimization-level", "0", "--targets", "sm80,sm89"])
+    with pytest.raises(SystemExit):
+        main()
+    assert seen == {"optimization_level": 0, "targets": ("sm80", "sm89")}
 
 
 def test_verify_repeats_the_comparison(tmp_path, model):
@@ -171,10 +228,17 @@ def test_a_ready_onnx_file_is_taken_and_compared(tmp_path, model):
     proto.graph.node.insert(0, onnx.helper.make_node("DequantizeLinear", inputs, [name]))
     onnx.save(proto, ready)
     manifest = export(model, tmp_path / "model.onnx", onnx=ready)
-    assert manifest["verification"]["gate"]["error"] == 0.2
+    assert manifest["gate"]["error"] == 0.2
+    assert verify(tmp_path / "model.onnx", model=model).passed
+    with pytest.raises(VerificationError):
+        verify(tmp_path / "model.onnx", model=model, gate=(0.9999, 0.9999, 1e-5))
     assert 1e-4 < manifest["verification"]["outputs"][0]["relative_error"] < 0.1
     with pytest.raises(S2WrapError, match="has inputs and outputs images, spatial, prefix; this export has tiles"):
         export(model, tmp_path / "tiles.onnx", onnx=ready, tiles=True)
+    with pytest.raises(S2WrapError, match="160, 160.* of float32; this export takes"):
+        export(model, tmp_path / "large.onnx", onnx=ready, image_hw=(320, 320), verify=False)
+    with pytest.raises(S2WrapError, match="a ready ONNX file has its own"):
+        export(model, tmp_path / "other.onnx", onnx=ready, opset=23)
     (tmp_path / "broken.onnx").write_bytes(b"no ONNX at all")
     with pytest.raises(S2WrapError, match="broken.onnx is no ONNX file, or damaged"):
         export(model, tmp_path / "other.onnx", onnx=tmp_path / "broken.onnx")
@@ -221,6 +285,7 @@ def test_a_full_disk_loses_nothing(tmp_path, model, monkeypatch):
         ("model.onnx", {"targets": ["sm89"]}, "targets: these are for engines, and model.onnx is ONNX"),
         ("model.onnx", {"tiles": True, "image_hw": (100, 100)}, "leave them out"),
         ("model.onnx", {"onnx": "none.onnx"}, "there is no such ONNX file"),
+        ("model.onnx", {"gate": "strict"}, "is no gate"),
         ("model.onnx", {"opset": 19}, "use 20 to 23"),
         ("model.onnx", {"pictures": ["none"]}, "there is no such file or folder"),
         ("none/model.onnx", {}, "cannot write"),
@@ -238,6 +303,8 @@ def test_wrong_calls_are_one_clear_error_and_leave_nothing(tmp_path, model, name
     [
         (["model.onnx", "--batch", "1:x"], "--batch '1:x' is no profile; write MIN:OPT:MAX as 1:8:32"),
         (["model.onnx", "--image", "big"], "write height and width as 480x640"),
+        (["model.onnx", "--instances", "2"], "are for --triton DIR, which is not given"),
+        (["model.onnx", "--gate", "strict"], "--gate 'strict' are no numbers"),
         (["model.plan"], "write .onnx or .rtx, which need no GPU"),
         (["model.onnx", "--precision", "int8"], "use one of fp32, fp16, bf16"),
     ],

@@ -11,7 +11,7 @@ from rich.console import Console
 import s2wrap
 from s2wrap import S2WrapError
 from s2wrap.export.graph import ModelGraph
-from s2wrap.export.verify import GATES, compare, sample_images, verify_run
+from s2wrap.export.verify import GATES, batch_sizes, compare, parse_gate, sample_images, verify_run
 
 
 def quiet():
@@ -71,9 +71,15 @@ def test_what_cannot_be_compared_is_an_error():
 
 
 @pytest.mark.parametrize(
-    ("batch", "sizes"), [((1, 8, 32), (1, 2, 3)), ((1, 1, 1), (1,)), ((4, 4, 5), (4, 5)), ((2, 2, 2), (2,))]
+    ("batch", "sizes"), [((1, 8, 32), [1, 2, 3]), ((1, 1, 1), [1]), ((4, 4, 5), [4, 5]), ((2, 2, 2), [2])]
 )
 def test_batches_are_those_of_the_profile(batch, sizes):
+    assert batch_sizes(batch, torch.device("cpu")) == sizes
+    assert batch_sizes(batch, torch.device("cuda")) == sorted({*sizes, batch[1]})
+
+
+@pytest.mark.parametrize("sizes", [(1, 2, 3), (4, 5), (1,)])
+def test_photographs_and_noise_run_in_batches(sizes):
     samples = [torch.randn(3, 8, 8) for _ in range(6)]
     seen = []
 
@@ -82,7 +88,7 @@ def test_batches_are_those_of_the_profile(batch, sizes):
         return {"spatial": images}
 
     report = verify_run(
-        run, lambda images: {"spatial": images}, samples, batch=batch, gate=GATES["fp32"], ran="a test", console=quiet()
+        run, lambda images: {"spatial": images}, samples, sizes=sizes, gate=GATES["fp32"], ran="a test", console=quiet()
     )
     assert report.batches == sizes
     assert [shape[0] for shape in seen] == list(sizes)
@@ -91,13 +97,19 @@ def test_batches_are_those_of_the_profile(batch, sizes):
     assert report.facts()["outputs"][0]["output"] == "spatial"
 
 
+@pytest.mark.parametrize("gate", ["strict", (0.9, 0.9), (0.9, 0.9, 2), 0.9])
+def test_a_gate_is_three_numbers(gate):
+    with pytest.raises(S2WrapError, match="is no gate; give the least mean cosine"):
+        parse_gate(gate)
+
+
 def test_the_table_says_what_fails():
     samples = [torch.randn(3, 8, 8)]
     report = verify_run(
         lambda images: {"spatial": images + 1},
         lambda images: {"spatial": images},
         samples,
-        batch=(1, 1, 1),
+        sizes=[1],
         gate=GATES["fp16"],
         ran="ONNX Runtime",
         console=quiet(),

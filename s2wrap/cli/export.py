@@ -15,7 +15,11 @@ from s2wrap.wrapper import load
 
 Pictures = Annotated[
     list[Path] | None,
-    typer.Option(help="Compare on these pictures, or folders of them (default: photographs of scikit-image)."),
+    typer.Option(help="Compare on the first three of these pictures or folders (default: of scikit-image)."),
+]
+
+Gate = Annotated[
+    str | None, typer.Option(help="Mean cosine, 1st percentile and relative error to reach, as 0.999,0.995,0.01.")
 ]
 
 
@@ -69,10 +73,7 @@ def export_model(
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Compare the file with PyTorch before it gets its name.")
     ] = True,
-    gate: Annotated[
-        str | None,
-        typer.Option(help="Mean cosine, 1st percentile and relative error to reach, as 0.999,0.995,0.01."),
-    ] = None,
+    gate: Gate = None,
     pictures: Pictures = None,
     fit: options.Fit = "stretch",
     whole: options.Whole = None,
@@ -98,13 +99,15 @@ def export_model(
 
     kind, profile = kind_of(output), check_batch(_batch(batch))
     build: dict[str, Any] = {
-        "targets": _words(targets),
+        "targets": _words(targets) or None,
         "workspace_mib": workspace,
         "optimization_level": optimization_level,
         "timing_cache": timing_cache,
-        "version_compatible": version_compatible,
-        "hardware_compatible": hardware_compatible,
+        "version_compatible": version_compatible or None,
+        "hardware_compatible": hardware_compatible or None,
     }
+    if triton is None and (triton_name is not None or instances != 1 or cuda_graphs):
+        raise S2WrapError("--triton-name, --instances and --cuda-graphs are for --triton DIR, which is not given")
     served: dict[str, Any] = {"name": triton_name, "instances": instances, "cuda_graphs": cuda_graphs}
     if triton is not None:
         dtype = {"fp16": "float16", "bf16": "bfloat16"}.get(precision, "float32")
@@ -144,7 +147,7 @@ def export_model(
             gate=_numbers(gate),
             pictures=pictures,
             console=console,
-            **{name: value for name, value in build.items() if value},
+            **{name: value for name, value in build.items() if value is not None},
         )
     size = output.stat().st_size / 1e6
     shapes = ", ".join(f"{port['name']} {'×'.join(map(str, port['shape']))}" for port in manifest["outputs"])
@@ -157,6 +160,7 @@ def export_model(
 def verify_file(
     file: Annotated[Path, typer.Argument(help="An exported file; its manifest lies beside it.")],
     *,
+    gate: Gate = None,
     pictures: Pictures = None,
 ) -> None:
     """Compare an exported file with PyTorch once more; exit code 1 if it computes something else."""
@@ -164,7 +168,7 @@ def verify_file(
 
     console = Console(stderr=True)
     with _exit_1_where_it_fails(console):
-        verify(file, pictures=pictures, console=console)
+        verify(file, gate=_numbers(gate), pictures=pictures, console=console)
 
 
 @contextmanager
