@@ -2,6 +2,7 @@
 
 from s2wrap.export.engine import Engine, load
 from s2wrap.export.manifest import read_manifest
-from s2wrap.export.pipeline import VerificationError, export, verify
+from s2wrap.export.pipeline import export
+from s2wrap.export.proof import VerificationError, verify
 
 __all__ = ["Engine", "VerificationError", "export", "load", "read_manifest", "verify"]

@@ -3,47 +3,30 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor
 
 from s2wrap.errors import S2WrapError
 from s2wrap.export import trace
 from s2wrap.export.build import build_engine, check_build
-from s2wrap.export.engine import check_machine
-from s2wrap.export.graph import ModelGraph, TilesGraph, tensors_of
-from s2wrap.export.library import TITLES, load_library
-from s2wrap.export.manifest import (
-    describe,
-    file_sha256,
-    kind_of,
-    manifest_path,
-    port_of,
-    read_manifest,
-    real_path,
-    recipe_of,
-    weights_sha256,
-)
+from s2wrap.export.graph import ModelGraph, TilesGraph
+from s2wrap.export.library import load_library
+from s2wrap.export.manifest import describe, file_sha256, kind_of, manifest_path, port_of, real_path, recipe_of
+from s2wrap.export.parity import GATES, parse_gate, sample_images
+from s2wrap.export.ports import check_batch
+from s2wrap.export.proof import compare_file, judge
 from s2wrap.export.ranges import check_float16
-from s2wrap.export.session import open_session
-from s2wrap.export.verify import GATES, Gate, Report, batch_sizes, parse_gate, sample_images, verify_run
 from s2wrap.files import disk_errors, umask
-from s2wrap.plan import Pair, whole_number
+from s2wrap.plan import Pair
 from s2wrap.wrapper import MultiScale
-from s2wrap.wrapper import load as load_model
 
 Graph = ModelGraph | TilesGraph
-
-
-class VerificationError(S2WrapError):
-    """An exported file does not compute what PyTorch computes; it was not kept."""
 
 
 def export(
@@ -88,7 +71,7 @@ def export(
             library reads.
         onnx: a ready ONNX file of the same inputs and outputs to take instead, such as a quantised one with Q/DQ.
         verify: compare the file with PyTorch before it gets its name.
-        gate: what it must reach in place of `verify.GATES`: least mean cosine of a token, least 1st percentile,
+        gate: what it must reach in place of `parity.GATES`: least mean cosine of a token, least 1st percentile,
             largest relative error.
         pictures: what to compare on: files or folders; photographs of scikit-image by default.
         console: where progress and the comparison are shown; nowhere by default.
@@ -148,66 +131,13 @@ def export(
         manifest |= {"file": path.name, "sha256": file_sha256(folder / path.name)}
         if verify:
             file = folder / path.name
-            report = _compare(file, source, manifest, None if onnx else graph, wide, samples, limits, folder, console)
-            _judge(report, path, console)
+            report = compare_file(
+                file, source, manifest, None if onnx else graph, wide, samples, limits, folder, console
+            )
+            judge(report, path, console)
             manifest["verification"] = report.facts()
         _publish(folder, path, manifest)
     return manifest
-
-
-def verify(
-    path: str | Path,
-    *,
-    model: MultiScale | None = None,
-    gate: Any = None,
-    pictures: Sequence[str | Path] | None = None,
-    console: Console | None = None,
-) -> Report:
-    """Compare an exported file with PyTorch once more.
-
-    Args:
-        path: the file; its manifest lies beside it.
-        model: the wrapped model that it was made from; by default it is loaded as the manifest says.
-        gate: as for `export`; by default that of the export.
-        pictures: files or folders; photographs of scikit-image by default.
-        console: where progress and the comparison are shown; nowhere by default.
-
-    Raises:
-        VerificationError: the file computes something else.
-        S2WrapError: it cannot run here, or the model is not at hand, or its weights are others.
-    """
-    path, console = real_path(path), console or Console(quiet=True)
-    manifest = read_manifest(path)
-    limits = Gate(**manifest["gate"]) if gate is None else parse_gate(gate)
-    check_machine(path, manifest, None)
-    model = model or _model_again(path, manifest)
-    if weights_sha256(model.backbone) != manifest["backbone"]["weights_sha256"]:
-        raise S2WrapError(f"{path} was made with other weights than {model.backbone.name} has now; give the model")
-
-    def make(precision: str, fp32_layers: Sequence[str] = ()) -> Graph:
-        if manifest["part"] == "tiles":
-            return TilesGraph(model, precision=precision, fp32_layers=fp32_layers)
-        names = tuple(dict.fromkeys(output["name"].partition("_")[0] for output in manifest["outputs"]))
-        options: dict[str, Any] = {"pixels": manifest["pixels"], "outputs": names, "fp32_layers": fp32_layers}
-        return ModelGraph(model, manifest["image_hw"], precision=precision, **options)
-
-    wide = make("fp32")
-    graph = make("bf16", manifest["fp32_layers"]) if manifest["precision"] == "bf16" else None
-    with tempfile.TemporaryDirectory() as folder:
-        samples = sample_images(wide, pictures)
-        report = _compare(path, path, manifest, graph, wide, samples, limits, Path(folder), console)
-    _judge(report, path, console)
-    return report
-
-
-def check_batch(batch: Any) -> tuple[int, int, int]:
-    """MIN, OPT and MAX as three whole numbers in order."""
-    numbers = [whole_number(part) for part in batch] if isinstance(batch, tuple | list) else []
-    if len(numbers) == 3:
-        low, best, high = (number or 0 for number in numbers)
-        if 1 <= low <= best <= high:
-            return low, best, high
-    raise S2WrapError(f"batch={batch!r} is no profile; use (MIN, OPT, MAX), 1 ≤ MIN ≤ OPT ≤ MAX, such as (1, 8, 32)")
 
 
 def _newest_opset(kind: str, precision: str) -> int:
@@ -239,112 +169,6 @@ def _ready(path: Path, graph: Graph) -> Any:
     if [*taken["shape"][1:], taken["dtype"]] != [*shape[1:], dtype]:
         raise S2WrapError(f"{path} takes {taken['shape']} of {taken['dtype']}; this export takes {shape} of {dtype}")
     return proto
-
-
-def _compare(
-    file: Path,
-    source: Path,
-    manifest: dict[str, Any],
-    graph: Graph | None,
-    wide: Graph,
-    samples: list[Tensor],
-    gate: Gate,
-    folder: Path,
-    console: Console,
-) -> Report:
-    """The comparison of a file with PyTorch.
-
-    Args:
-        file: what is compared.
-        source: the ONNX file that it was built from, which runs where the file itself cannot.
-        manifest: of the file.
-        graph: what was traced: in bfloat16 PyTorch runs it where ONNX Runtime cannot; None for a ready file.
-        wide: the same in float32.
-        samples: what to compare on.
-        gate: what to reach.
-        folder: for files of a while.
-        console: for progress.
-    """
-    kind, notes = manifest["kind"], []
-    session = None
-    if kind != "onnx" and torch.cuda.is_available():
-        try:
-            session = open_session(file, kind=kind)
-        except S2WrapError as error:
-            if kind == "tensorrt":  # it was built on this very GPU
-                raise
-            notes.append(f"The engine was built, but does not run on this GPU: {error}. Its graph was run.")
-    elif kind != "onnx":
-        notes.append("The engine was built and not run: there is no GPU here. The graph it was built from was run.")
-    narrow = session is None and manifest["precision"] == "bf16"
-    if session is None:
-        if narrow:
-            notes.append(
-                "ONNX Runtime has no bfloat16 on CPUs: it ran the graph with weights of bfloat16 and values of float32."
-            )
-            trace.widen(source, folder / "float32.onnx")
-            source = folder / "float32.onnx"
-        session, kind = open_session(source, kind="onnx"), "onnx"
-    (port,) = session.inputs
-
-    def run(images: Tensor) -> dict[str, Tensor]:
-        found = session.run({port.name: images.to(session.device)})
-        if narrow and graph is not None:
-            rounded = zip(graph.names, graph(images), strict=True)
-            found |= {f"{output} (PyTorch, bfloat16)": values for output, values in rounded}
-        return found
-
-    library = import_module("onnxruntime" if kind == "onnx" else kind)
-    place = "the CPU" if session.device.type == "cpu" else torch.cuda.get_device_name(session.device)
-    ran = f"{TITLES.get(kind, 'ONNX Runtime')} {library.__version__} on {place}"
-    sizes = batch_sizes(check_batch(manifest["batch"]), session.device)
-    note, reference = " ".join(notes), _reference(wide)
-    return verify_run(run, reference, samples, sizes=sizes, gate=gate, ran=ran, note=note, console=console)
-
-
-def _reference(graph: Graph) -> Callable[[Tensor], dict[str, Tensor]]:
-    """The model itself in float32: its eager call, not the graph's products."""
-
-    def of_model(images: Tensor) -> dict[str, Tensor]:
-        assert isinstance(graph, ModelGraph)
-        images = images.permute(0, 3, 1, 2) if graph.pixels == "uint8" else images
-        features = graph.model(images)
-        tensors = [tensor for kind in graph.outputs for tensor in tensors_of(features, kind)]
-        return dict(zip(graph.names, tensors, strict=True))
-
-    def of_tiles(images: Tensor) -> dict[str, Tensor]:
-        return dict(zip(graph.names, graph(images), strict=True))
-
-    return of_model if isinstance(graph, ModelGraph) else of_tiles
-
-
-def _judge(report: Report, path: Path, console: Console) -> None:
-    console.print(report.table())
-    if report.note:
-        console.print(report.note, highlight=False)
-    if not report.passed:
-        failed = [parity for parity in report.outputs if not parity.passes(report.gate)]
-        said = "; ".join(
-            f"{parity.output}: cosine {parity.cosine_mean:.6f}, 1st percentile {parity.cosine_p1:.6f}, relative error "
-            f"{parity.relative_error:.1e}{'' if parity.finite else ', not finite'}"
-            for parity in failed
-        )
-        raise VerificationError(
-            f"{path} does not compute what PyTorch computes: {said}. Another precision may, or parts of it "
-            f"in float32 (--fp32-layers); or set a gate of your own (--gate)"
-        )
-
-
-def _model_again(path: Path, manifest: dict[str, Any]) -> MultiScale:
-    """The model that a manifest names."""
-    recipe = manifest.get("recipe")
-    if recipe is None:
-        raise S2WrapError(
-            f"{path} was made from a model without a name; verify it in Python: verify({path.name!r}, model=model)"
-        )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)  # as `s2wrap export --random-weights` draws them
-        return load_model(**recipe)
 
 
 @contextmanager

@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from s2wrap.errors import S2WrapError
+from s2wrap.plan import whole_number
 
 
 @dataclass(frozen=True)
@@ -90,3 +92,13 @@ def _in_place(tensor: Tensor) -> Tensor:
     """The tensor itself where an engine can read it, else a copy."""
     tensor = tensor.detach().contiguous()
     return tensor if tensor.device.type == "cpu" or tensor.data_ptr() % 256 == 0 else tensor.clone()
+
+
+def check_batch(batch: Any) -> tuple[int, int, int]:
+    """MIN, OPT and MAX as three whole numbers in order."""
+    numbers = [whole_number(part) for part in batch] if isinstance(batch, tuple | list) else []
+    if len(numbers) == 3:
+        low, best, high = (number or 0 for number in numbers)
+        if 1 <= low <= best <= high:
+            return low, best, high
+    raise S2WrapError(f"batch={batch!r} is no profile; use (MIN, OPT, MAX), 1 ≤ MIN ≤ OPT ≤ MAX, such as (1, 8, 32)")

@@ -14,6 +14,7 @@ from s2wrap import S2WrapError
 from s2wrap.cli import main
 from s2wrap.export import VerificationError, export, load, verify
 from s2wrap.export import pipeline as room
+from s2wrap.export import proof as comparing
 from s2wrap.export.build import build_engine
 
 onnx = pytest.importorskip("onnx")
@@ -141,21 +142,21 @@ def test_weights_beside_an_earlier_file_go_with_it(tmp_path, model, monkeypatch)
 
 def test_an_engine_that_this_gpu_cannot_run_is_compared_by_its_graph(tmp_path, model, monkeypatch):
     pytest.importorskip("tensorrt_rtx")
-    opened = room.open_session
+    opened = comparing.open_session
 
     def refusing(path, kind):
         if kind == "tensorrt_rtx":
             raise S2WrapError("compute capability 9.0 is not supported")
         return opened(path, kind=kind)
 
-    compare = room._compare
+    compare = room.compare_file
 
     def with_a_gpu(*arguments):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         return compare(*arguments)
 
-    monkeypatch.setattr(room, "_compare", with_a_gpu)
-    monkeypatch.setattr(room, "open_session", refusing)
+    monkeypatch.setattr(room, "compare_file", with_a_gpu)
+    monkeypatch.setattr(comparing, "open_session", refusing)
     manifest = export(model, tmp_path / "model.rtx", targets=["sm120"], outputs=["spatial"])
     assert "does not run on this GPU: compute capability 9.0" in manifest["verification"]["note"]
     assert manifest["verification"]["ran"].startswith("ONNX Runtime")

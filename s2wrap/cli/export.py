@@ -94,7 +94,8 @@ def export_model(
     exit code is 1. A manifest, OUTPUT.json, is written beside it.
     """
     from s2wrap.export.manifest import kind_of
-    from s2wrap.export.pipeline import check_batch, export
+    from s2wrap.export.pipeline import export
+    from s2wrap.export.ports import check_batch
     from s2wrap.export.triton import check_repository, write_repository
 
     kind, profile = kind_of(output), check_batch(_batch(batch))
@@ -164,7 +165,7 @@ def verify_file(
     pictures: Pictures = None,
 ) -> None:
     """Compare an exported file with PyTorch once more; exit code 1 if it computes something else."""
-    from s2wrap.export.pipeline import verify
+    from s2wrap.export.proof import verify
 
     console = Console(stderr=True)
     with _exit_1_where_it_fails(console):
@@ -174,7 +175,7 @@ def verify_file(
 @contextmanager
 def _exit_1_where_it_fails(console: Console) -> Iterator[None]:
     """A file that computes something else is no wrong call (2): say so, and end with 1."""
-    from s2wrap.export.pipeline import VerificationError
+    from s2wrap.export.proof import VerificationError
 
     try:
         yield

@@ -11,7 +11,7 @@ from rich.console import Console
 import s2wrap
 from s2wrap import S2WrapError
 from s2wrap.export.graph import ModelGraph
-from s2wrap.export.verify import GATES, batch_sizes, compare, parse_gate, sample_images, verify_run
+from s2wrap.export.parity import GATES, batch_sizes, compare, parse_gate, sample_images, verify_run
 
 
 def quiet():
