@@ -74,7 +74,7 @@ def test_the_same_graph_and_name_give_the_same_bytes(onnx_path, tmp_path):
 def test_attention_may_run_as_several_kernels(tmp_path):
     path = tmp_path / "net.onnx"
     tiny_graphs.net(path, torch.float16)
-    job = room._Job(rtx, "tensorrt_rtx", path, BuildBar("", Console(file=io.StringIO())))
+    job = room._Job(rtx, "tensorrt_rtx", path, "a graph", BuildBar("", Console(file=io.StringIO())))
     job.parse("net")
     layers = [job.network.get_layer(index) for index in range(job.network.num_layers)]
     inputs = [layer for layer in layers if layer.type == rtx.LayerType.ATTENTION_INPUT]
@@ -86,7 +86,7 @@ def test_attention_may_run_as_several_kernels(tmp_path):
 
 @pytest.mark.parametrize("tf32", [False, True])
 def test_tf32_is_off_unless_asked_for(onnx_path, tf32):
-    job = room._Job(rtx, "tensorrt_rtx", onnx_path, BuildBar("", Console(file=io.StringIO())))
+    job = room._Job(rtx, "tensorrt_rtx", onnx_path, "a graph", BuildBar("", Console(file=io.StringIO())))
     job.configure(tf32, 64, 5)
     assert job.config.get_flag(rtx.BuilderFlag.TF32) == tf32
     assert job.config.get_memory_pool_limit(rtx.MemoryPoolType.WORKSPACE) == 64 * 2**20

@@ -305,7 +305,7 @@ def fake(monkeypatch):
     trt = Fake()
     trt.stream = Stream(77)
     monkeypatch.setattr(engine_session, "load_library", lambda kind: trt)
-    monkeypatch.setattr(engine_session, "_gpu", lambda path, device: torch.device("cpu"))
+    monkeypatch.setattr(engine_session, "cuda_device", lambda path, device: torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: trt.stream)
     return trt
@@ -470,7 +470,7 @@ class Graph:
 
 def test_a_cuda_graph_is_recorded_once_a_batch_size(fake, plan, monkeypatch):
     class Recorder(nullcontext):
-        def __init__(self, graph, capture_error_mode):
+        def __init__(self, graph, stream, capture_error_mode):
             super().__init__()
             self.graph, self.before = graph, len(fake.contexts[-1].streams)
             assert capture_error_mode == "thread_local"
@@ -515,7 +515,7 @@ def test_the_real_library_refuses_plainly_without_a_driver(tmp_path, monkeypatch
     path = tmp_path / "model.rtx"
     graph = tiny_graphs.products(tmp_path / "tiny.onnx")
     build_engine(graph, path, kind="tensorrt_rtx", batch=(1, 2, 4), name="tiny")
-    monkeypatch.setattr(engine_session, "_gpu", lambda path, device: torch.device("cpu"))
+    monkeypatch.setattr(engine_session, "cuda_device", lambda path, device: torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     with pytest.raises(S2WrapError, match="TensorRT-RTX .*cannot run .*model.rtx.*It said: .*driver"):
         open_session(path, kind="tensorrt_rtx")
