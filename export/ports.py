@@ -1,5 +1,6 @@
 """What an exported file takes and gives, and the face that everything that runs one has."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ class Port:
         return tuple(batch if isinstance(size, str) else size for size in self.shape)
 
 
-class Session:
+class Session(ABC):
     """A file that is ready to run. Safe to call from several threads at once.
 
     Attributes:
@@ -57,8 +58,9 @@ class Session:
         held = {port.name: _in_place(inputs[port.name]) for port in self.inputs}
         return self._run(held, batch)
 
+    @abstractmethod
     def _run(self, inputs: dict[str, Tensor], batch: int) -> dict[str, Tensor]:
-        raise NotImplementedError
+        """The outputs for checked inputs; what each runtime does in its own way."""
 
     def _check(self, inputs: Mapping[str, Tensor]) -> int:
         """The batch size that all inputs share."""
