@@ -22,7 +22,7 @@ from torch import Tensor
 
 from s2wrap import MultiScale, load
 from s2wrap.errors import S2WrapError, first_line
-from s2wrap.export.timing import Timing, describe_device, time_calls, torch_call
+from s2wrap.timing import Timing, describe_device, time_calls, torch_call
 
 MODELS = "vit_small_patch16_224,vit_base_patch16_224,vit_large_patch16_224"
 SCALES = "1,2 1,2,3"

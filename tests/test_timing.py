@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 import s2wrap
 from s2wrap import S2WrapError
 from s2wrap.cli import bench as bench_module
-from s2wrap.export import timing
-from s2wrap.export.timing import ROUNDS, Timing, time_calls, torch_call
+from s2wrap import timing
+from s2wrap.timing import ROUNDS, Timing, time_calls, torch_call
 
 
 class Clock:

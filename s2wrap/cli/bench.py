@@ -67,7 +67,7 @@ def bench(
     the median over the rounds of its time over the first row's. The images are random and on the device already.
     Weights are random: nothing is downloaded.
     """
-    from s2wrap.export.timing import describe_device, time_calls
+    from s2wrap.timing import describe_device, time_calls
 
     place = options.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     asked_hw = options.image_hw(image) if image else None
@@ -102,7 +102,7 @@ def _model_ways(
     spec: str, device: torch.device, batch: int, asked_hw: tuple[int, int] | None, precision: str, backends: list[str]
 ) -> list[Way]:
     """A wrapped model in PyTorch, in each of the ways asked for."""
-    from s2wrap.export.timing import BACKENDS, torch_call
+    from s2wrap.timing import BACKENDS, torch_call
 
     if precision not in DTYPES:
         raise S2WrapError(f"--precision {precision!r} is unknown; use {', '.join(DTYPES)}")
@@ -167,7 +167,7 @@ def _when_first_called(make: Callable[[], Callable[[], object]]) -> Callable[[],
 
 def _copying(way: Way, call: Callable[[], object], timing: Any) -> list[str]:
     """What to say where copying the images to the GPU and the features back takes longer than computing them."""
-    from s2wrap.export.timing import time_calls
+    from s2wrap.timing import time_calls
 
     if timing.reason is not None:
         return []
