@@ -10,9 +10,8 @@ import typer
 from typer.testing import CliRunner
 
 import s2wrap
-from s2wrap import S2WrapError
+from s2wrap import S2WrapError, timing
 from s2wrap.cli import bench as bench_module
-from s2wrap import timing
 from s2wrap.timing import ROUNDS, Timing, time_calls, torch_call
 
 
