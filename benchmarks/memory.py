@@ -16,10 +16,10 @@ from restated import original_forward
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch.profiler import ProfilerActivity, profile
 
 from s2wrap import MultiScale, load
 from s2wrap.backbones import load_backbone, parse_spec
+from s2wrap.compare.memory import peak_bytes
 
 MIB = 2**20
 
@@ -60,22 +60,8 @@ def main(
 
 @torch.inference_mode()
 def peak_mib(run: Callable[[], object]) -> float:
-    """The most MiB that were allocated at once while it ran."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run()
-    recorded = profiler.profiler
-    if recorded is None or recorded.kineto_results is None:
-        raise RuntimeError("the profiler recorded nothing")
-    changes = [
-        (event.start_ns(), event.nbytes())  # pyright: ignore[reportAttributeAccessIssue] (the stub lacks it)
-        for event in recorded.kineto_results.events()
-        if event.name() == "[memory]"
-    ]
-    total = peak = 0
-    for _, change in sorted(changes, key=lambda item: item[0]):
-        total += change
-        peak = max(peak, total)
-    return peak / MIB
+    """The most MiB that were allocated at once while it ran, on the CPU."""
+    return (peak_bytes(run, torch.device("cpu")) or 0) / MIB
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from s2wrap.backbones import Backbone
+from s2wrap.backbones.checkpoint import weights_sha256
 from s2wrap.errors import S2WrapError
 from s2wrap.export.graph import OUTPUTS, ModelGraph, TilesGraph
 from s2wrap.features import Features
@@ -120,18 +120,6 @@ def file_sha256(path: Path) -> str:
             with part.open("rb") as stream:
                 while block := stream.read(2**20):
                     digest.update(block)
-    return digest.hexdigest()
-
-
-def weights_sha256(backbone: Backbone) -> str:
-    """The SHA-256 of a backbone's weights by name, in float32."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(backbone.state_dict().items()):
-        if isinstance(tensor, Tensor):
-            values = tensor.detach().cpu()
-            values = values.float() if values.is_floating_point() else values
-            digest.update(f"{name} {tuple(values.shape)} {values.dtype}".encode())
-            digest.update(values.contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -10,12 +10,13 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from s2wrap.backbones.checkpoint import weights_sha256
 from s2wrap.errors import S2WrapError
 from s2wrap.export import trace
 from s2wrap.export.engine import check_machine
 from s2wrap.export.graph import ModelGraph, TilesGraph, tensors_of
 from s2wrap.export.library import TITLES
-from s2wrap.export.manifest import read_manifest, real_path, weights_sha256
+from s2wrap.export.manifest import read_manifest, real_path
 from s2wrap.export.parity import Gate, Report, batch_sizes, parse_gate, sample_images, verify_run
 from s2wrap.export.ports import check_batch
 from s2wrap.export.session import open_session

@@ -26,6 +26,9 @@ def test_a_spec_names_the_model_that_wrap_makes():
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
+        ("sample:dinov2_s14:foo=8@1", "'foo=8' is not understood; after the name write size=PIXELS"),
+        ("sample:dinov2_s14:patch=8:patch=7", "'patch=7' is not understood"),
+        ("sample:dinov2_s14:size=0", "'size=0' is not understood"),
         ("", "write FAMILY:NAME@SCALES"),
         ("resnet50", "write FAMILY:NAME@SCALES"),
         ("timm:@1,2", "write FAMILY:NAME@SCALES"),

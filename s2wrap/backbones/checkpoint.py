@@ -1,5 +1,6 @@
 """Weights from files and hubs, without running any code that a file holds."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -72,3 +73,15 @@ def from_hub(get: Callable[[], Answer], name: str) -> Answer:
 
 def _first_line(error: Any) -> str:
     return str(error).strip().partition("\n")[0]
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """The SHA-256 of a module's weights by name, in float32."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        if isinstance(tensor, Tensor):
+            values = tensor.detach().cpu()
+            values = values.float() if values.is_floating_point() else values
+            digest.update(f"{name} {tuple(values.shape)} {values.dtype}".encode())
+            digest.update(values.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -21,6 +21,7 @@ class Family:
         names: the names that `load` knows; or that it knows by heart, where a hub has more.
         load: `load(name, pretrained=, image_size=, checkpoint=, **known)` makes a `Backbone` of a name.
         open_ended: `load` takes other names too: those of a hub.
+        resamples_patches: `load` takes `patch=`, the side of patches in pixels, and resamples weights to it.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Family:
     names: Callable[[], Iterable[str]] = tuple
     load: Callable[..., Backbone] | None = None
     open_ended: bool = False
+    resamples_patches: bool = False
 
 
 def made_by(model: object, package: str) -> bool:

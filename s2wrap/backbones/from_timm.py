@@ -123,18 +123,19 @@ def load(
     pretrained: bool = True,
     image_size: int | tuple[int, int] | None = None,
     checkpoint: str | Path | None = None,
+    patch: int | None = None,
     **known: Any,
 ) -> TimmBackbone:
     """A timm model by name, with weights from the hub, from a file, or none."""
-    if not pretrained:
-        return create(name, image_size=image_size, **known)
-    return create(name, image_size=image_size, **known, weights={"file": str(checkpoint or _hub_file(name))})
+    weights = {"file": str(checkpoint or _hub_file(name))} if pretrained else None
+    return create(name, image_size=image_size, patch=patch, weights=weights, **known)
 
 
 def create(
     name: str,
     *,
     image_size: int | tuple[int, int] | None = None,
+    patch: int | None = None,
     weights: dict[str, Any] | None = None,
     **known: Any,
 ) -> TimmBackbone:
@@ -143,6 +144,8 @@ def create(
     Args:
         name: as timm knows it.
         image_size: build the model for this size, where its architecture depends on one.
+        patch: build it with patches of this side in pixels; the weights of its patch embedding are resampled to it
+            (FlexiViT, Beyer et al. 2023, section 3.4), and its position embeddings to the finer or coarser grid.
         weights: where timm takes the weights from: {"file": path} or {"state_dict": tensors}. Position embeddings
             are resampled to the image size; all keys must match. Random weights if None.
         **known: as for `Backbone`.
@@ -150,6 +153,7 @@ def create(
     import timm
 
     options: dict[str, Any] = {"num_classes": 0, "pretrained": weights is not None}
+    options |= {} if patch is None else {"patch_size": patch}
     if weights is not None:
         options["pretrained_cfg_overlay"] = weights
     source = f" from {weights['file']}" if weights and "file" in weights else ""
@@ -163,6 +167,8 @@ def create(
                     raise
                 model = timm.create_model(name, **options)  # a convolutional network: built for no size
     except Exception as error:
+        if patch is not None and "patch_size" in str(error):
+            raise S2WrapError(f"{name} has no patches to resample, as patch={patch} asks; use a transformer") from error
         if "weights_only" in str(error):
             raise S2WrapError(f"the weights{source} hold more than tensors, and nothing is unpickled here") from error
         first_line = str(error).partition("\n")[0]
@@ -225,4 +231,4 @@ def _hub_file(name: str) -> str:
         ) from error
 
 
-FAMILY = Family("timm", TimmBackbone, is_timm, names, load)
+FAMILY = Family("timm", TimmBackbone, is_timm, names, load, resamples_patches=True)

@@ -1,6 +1,7 @@
 """From a model, or from the name of one, to a `Backbone`."""
 
 import difflib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,28 @@ ROOMS = (sample, from_timm, from_open_clip, from_transformers, from_torchvision,
 FAMILIES: dict[str, Family] = {room.FAMILY.name: room.FAMILY for room in ROOMS}
 
 
+BUILT = ("size", "patch")
+"""What a spec can say of how a backbone is built: its input size, and the side of its patches, in pixels."""
+
+
 @dataclass(frozen=True)
 class Spec:
-    """The name of a wrapped model: `FAMILY:NAME[.TAG]@SCALES`."""
+    """The name of a wrapped model: `FAMILY:NAME[.TAG][:size=PIXELS][:patch=PIXELS]@SCALES`."""
 
     family: str
     name: str
     scales: tuple[str, ...]
+    size: int | None = None
+    patch: int | None = None
+
+    @property
+    def backbone(self) -> str:
+        """What stands before the scales."""
+        built = [f":{key}={value}" for key in BUILT if (value := getattr(self, key)) is not None]
+        return f"{self.family}:{self.name}{''.join(built)}"
 
     def __str__(self) -> str:
-        return f"{self.family}:{self.name}@{','.join(self.scales)}"
+        return f"{self.backbone}@{','.join(self.scales)}"
 
 
 def parse_spec(text: Any) -> Spec:
@@ -40,12 +53,15 @@ def parse_spec(text: Any) -> Spec:
 
     >>> parse_spec("timm:vit_base_patch14_dinov2.lvd142m@1,448px").scales
     ('1', '448px')
+    >>> parse_spec("sample:dinov2_s14:size=224:patch=7@1").patch
+    7
     """
     if not isinstance(text, str):
         raise S2WrapError(f"{text!r} is no model; write FAMILY:NAME@SCALES, or use wrap() for a model that you have")
     model, _, scales = text.partition("@")
-    family, colon, name = model.partition(":")
-    if not (colon and name):
+    family, _, rest = model.partition(":")
+    name, *words = re.split(r":(?=\w+=)", rest)
+    if not name:
         raise S2WrapError(f"{text!r} is no model; write FAMILY:NAME@SCALES, such as sample:dinov2_s14@1,2")
     if family not in FAMILIES or FAMILIES[family].load is None:
         known = ", ".join(name for name, room in FAMILIES.items() if room.load)
@@ -53,7 +69,21 @@ def parse_spec(text: Any) -> Spec:
     parts = tuple(part.strip() for part in (scales or "1").split(","))
     for part in parts:
         parse_scale(part)
-    return Spec(family, name, parts)
+    return Spec(family, name, parts, **_built(text, words))
+
+
+def _built(text: str, words: list[str]) -> dict[str, int]:
+    """How a backbone is to be built, from the words of a spec such as "patch=8"."""
+    found = {}
+    for word in words:
+        key, _, value = word.partition("=")
+        if key not in BUILT or key in found or not (value.isdecimal() and 0 < int(value) <= 2**15):
+            raise S2WrapError(
+                f"{text!r}: {word!r} is not understood; after the name write size=PIXELS (build the backbone for this "
+                f"input size) or patch=PIXELS (resample its patches), once each, such as sample:dinov2_s14:patch=7@1"
+            )
+        found[key] = int(value)
+    return found
 
 
 def load_backbone(
@@ -88,7 +118,14 @@ def load_backbone(
         raise S2WrapError(f"random weights and the checkpoint {str(checkpoint)!r} are asked for; choose one")
     if checkpoint is not None and not Path(checkpoint).is_file():
         raise S2WrapError(f"there is no checkpoint file {str(checkpoint)!r}")
-    return room.load(spec.name, pretrained=pretrained, image_size=image_size, checkpoint=checkpoint, **known)
+    if spec.size is not None and image_size is not None:
+        raise S2WrapError(f"{spec} names an input size, and image_size={image_size} another; use one of them")
+    if spec.patch is not None and not room.resamples_patches:
+        able = ", ".join(name for name, each in FAMILIES.items() if each.resamples_patches)
+        raise S2WrapError(f"{spec}: patches can be resampled in models of {able}, not of {spec.family}")
+    known |= {} if spec.patch is None else {"patch": spec.patch}
+    size = image_size if spec.size is None else spec.size
+    return room.load(spec.name, pretrained=pretrained, image_size=size, checkpoint=checkpoint, **known)
 
 
 def as_backbone(model: Any, **known: Any) -> Backbone:

@@ -72,6 +72,7 @@ def load(
     pretrained: bool = True,
     image_size: int | tuple[int, int] | None = None,
     checkpoint: str | Path | None = None,
+    patch: int | None = None,
     **known: Any,
 ) -> TimmBackbone:
     """A packaged model. Raises MissingExtraError without its package, S2WrapError if the file is not the known one."""
@@ -80,10 +81,10 @@ def load(
         raise S2WrapError(f"sample:{name} brings its weights; for a checkpoint use timm:{sample.architecture}")
     size = sample.image_size if image_size is None else image_size
     if not pretrained:
-        return create(sample.architecture, image_size=size, **known)
+        return create(sample.architecture, image_size=size, patch=patch, **known)
     path = _checked_file(sample)
     tensors = _from_onnx(path) if path.suffix == ".onnx" else _from_pth(path, sample.architecture)
-    return create(sample.architecture, image_size=size, **known, weights={"state_dict": tensors})
+    return create(sample.architecture, image_size=size, patch=patch, **known, weights={"state_dict": tensors})
 
 
 def _checked_file(sample: Sample) -> Path:
@@ -169,4 +170,4 @@ def _from_onnx(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-FAMILY = Family("sample", TimmBackbone, names=names, load=load)
+FAMILY = Family("sample", TimmBackbone, names=names, load=load, resamples_patches=True)

@@ -7,7 +7,7 @@ from io import TextIOWrapper
 import torch
 import typer
 
-from s2wrap.cli import bench, export, features, inspect, models
+from s2wrap.cli import bench, compare, export, features, inspect, models
 from s2wrap.errors import S2WrapError
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command("compare")(compare.compare_models)
 app.command("features")(features.extract)
 app.command("inspect")(inspect.describe)
 app.command("export")(export.export_model)

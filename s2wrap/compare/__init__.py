@@ -1,1 +1,8 @@
 """Which should I scale? Models beside each other: what they cost, what they know, and which difference is noise."""
+
+from s2wrap.compare.budget import propose
+from s2wrap.compare.comparison import Comparison, Row
+from s2wrap.compare.run import compare
+from s2wrap.compare.score import Score
+
+__all__ = ["Comparison", "Row", "Score", "compare", "propose"]

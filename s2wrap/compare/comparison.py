@@ -1,10 +1,14 @@
 """`Comparison`: what `compare` returns, one `Row` a model."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from s2wrap.compare.score import Score
 from s2wrap.cost import Cost
+
+INFORMATION = "information"
+"""The measure of a reconstruction, in nats: the one that is no share, 0…1."""
 
 
 @dataclass
@@ -50,3 +54,33 @@ class Comparison:
     curves: dict[str, Any] = field(default_factory=dict)
     verdict: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame, one row a model."""
+        from s2wrap.compare import report
+
+        return report.to_frame(self)
+
+    def to_csv(self) -> str:
+        """The frame as CSV."""
+        from s2wrap.compare import report
+
+        return report.to_csv(self)
+
+    def to_json(self) -> str:
+        """Everything as JSON."""
+        from s2wrap.compare import report
+
+        return report.to_json(self)
+
+    def to_html(self) -> str:
+        """One page that needs nothing else: verdict, plots, table, and how it was measured."""
+        from s2wrap.compare import page
+
+        return page.to_html(self)
+
+    def write(self, path: str | Path) -> None:
+        """Write a file by its ending: .html, .csv, .json, .png or .svg; whole or not at all."""
+        from s2wrap.compare import report
+
+        report.write_report(self, path)

@@ -53,7 +53,7 @@ def deal(labels: Any, contents: Sequence[str], count: int = FOLDS) -> list[Fold]
 def inner_folds(fold: Fold, labels: Any, contents: Sequence[str]) -> list[Fold]:
     """The training pictures of a fold dealt again, to choose regularisation: indices into `fold.train`."""
     known = None if labels is None else np.asarray(labels)[fold.train]
-    return deal(known, [contents[index] for index in fold.train], INNER_FOLDS)
+    return deal(known, [contents[int(index)] for index in fold.train], INNER_FOLDS)
 
 
 def check_folds(folds: Sequence[Fold], contents: Sequence[str]) -> None:

@@ -1,0 +1,112 @@
+"""`s2wrap compare`: a larger model, a larger image, smaller patches or several scales?"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import track
+
+from s2wrap.cli import model as options
+
+SPEC_HELP = (
+    "Models: FAMILY:NAME@SCALES; …@2:whole is a larger input in one pass, NAME:patch=7@1 has smaller patches "
+    "(ViTs of timm), NAME:size=448@1 is built for another input size."
+)
+
+
+def compare_models(
+    specs: Annotated[list[str], typer.Argument(help=SPEC_HELP)],
+    *,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder: CLASS/…, or images/ and masks/, or pictures without labels; any of them also in train/ and "
+            "val/."
+        ),
+    ] = None,
+    report: Annotated[
+        list[Path] | None, typer.Option(help="Write it too: .html (one page), .csv, .json, .png or .svg. Repeatable.")
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Propose models that cost no more, such as 20GMAC or 15ms, and compare those."),
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="The larger model whose features the others are to reconstruct (paper, §4).")
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="A model larger than the target: its information is I*, that of the others I.")
+    ] = None,
+    pool: Annotated[str, typer.Option(help="What a picture's vector is: some of mean, max, cls.")] = "mean",
+    backend: Annotated[
+        str,
+        typer.Option(
+            help="Timed, with commas: eager, compile, max-autotune, cuda-graph, onnx, tensorrt, tensorrt-rtx; or none."
+        ),
+    ] = "eager",
+    seconds: Annotated[float, typer.Option(help="Time each for so long, and ten runs at least.")] = 2.0,
+    batch: Annotated[int, typer.Option(min=1, help="Images in a call that is timed.")] = 1,
+    image: options.Image = None,
+    fuse: options.Fuse = "concat",
+    fit: options.Fit = "stretch",
+    norm: options.Norm = "none",
+    device: options.Device = "cpu",
+    cache: Annotated[
+        Path | None, typer.Option(help="Where features are kept (default: the user's cache folder).")
+    ] = None,
+    random_weights: options.RandomWeights = False,
+    skip_errors: Annotated[bool, typer.Option("--skip-errors", help="Leave out pictures that cannot be read.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Compare models: what an image costs, and with --data what they know of your pictures; say which wins.
+
+    With classes: accuracy of logistic regression, k-NN and few shots. With masks: mIoU of linear segmentation.
+    Without labels, or with --target: how much of the largest model's features a linear map recovers. Without --data:
+    costs only, with random weights. Features are kept on disk; an interrupted comparison goes on where it stopped.
+    """
+    from s2wrap.compare import compare, propose
+    from s2wrap.compare.report import check_ending, to_json, write_report
+    from s2wrap.compare.table import print_table
+
+    for path in report or []:
+        check_ending(path)
+    place = options.device(device)
+    backends = () if backend == "none" else tuple(backend.split(","))
+    of_models: dict[str, Any] = {"fuse": fuse, "fit": fit, "norm": norm}
+    console = Console(stderr=True)
+    if budget is not None:
+        found = propose(
+            specs,
+            budget,
+            backend=(backends or ("eager",))[0],
+            device=place,
+            progress=lambda names: track(names, "proposing", console=console),
+            **of_models,
+        )
+        specs = [candidate.spec for candidate in found]
+    if random_weights:
+        of_models["pretrained"] = False
+    found = compare(
+        specs,
+        data=data,
+        target=target,
+        reference=reference,
+        pool=pool,
+        backends=backends,
+        seconds=seconds,
+        batch=batch,
+        image_hw=options.image_hw(image) if image else None,
+        device=place,
+        skip_errors=skip_errors,
+        console=console,
+        cache=True if cache is None else cache,
+        **of_models,
+    )
+    if as_json:
+        print(to_json(found))
+    else:
+        print_table(found, Console())
+    for path in report or []:
+        write_report(found, path)
+        console.print(f"wrote {path}", markup=False, highlight=False)

@@ -1,0 +1,83 @@
+"""How long models take on each backend, all interleaved, so that what disturbs the machine hits all alike."""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from s2wrap import timing
+from s2wrap.errors import S2WrapError
+from s2wrap.timing import time_calls, torch_call
+from s2wrap.wrapper import MultiScale
+
+ENDINGS = {"onnx": ".onnx", "tensorrt": ".plan", "tensorrt-rtx": ".rtx"}
+"""What is exported for a backend that runs files."""
+BACKENDS = (*timing.BACKENDS, *ENDINGS)
+
+
+def check_backends(backends: Sequence[str]) -> None:
+    """Raise S2WrapError for a backend that does not exist. One that is not installed becomes a reason later."""
+    for backend in backends:
+        if backend not in BACKENDS:
+            raise S2WrapError(f"backend {backend!r} is unknown; use some of {', '.join(BACKENDS)}")
+
+
+def time_models(
+    models: Mapping[str, MultiScale],
+    backends: Sequence[str],
+    image_hw: Mapping[str, tuple[int, int]],
+    *,
+    batch: int,
+    seconds: float,
+    progress: Callable[[float], object],
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """The figures of `Timing.figures` by model and backend; where it cannot run, {"reason": why}.
+
+    Args:
+        models: by name, all on one device.
+        backends: some of `BACKENDS`. For those that run files the model is exported (in float32, and proved) to a
+            temporary folder before it is timed.
+        image_hw: height and width of the images of each model.
+        batch: images in a call.
+        seconds: for each call, and ten runs at least.
+        progress: told the share that is done, 0…1.
+    """
+    device = next(iter(models.values())).backbone.device
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        calls: dict[str, Callable[[], object]] = {}
+        for number, (name, model) in enumerate(models.items()):
+            images = torch.randn(batch, 3, *image_hw[name], device=device)
+            for backend in backends:
+                make = partial(_call, backend, model, images, Path(folder) / str(number))
+                calls[f"{number} {backend}"] = _when_first_called(make)
+        timings = iter(time_calls(calls, seconds=seconds, device=device, progress=progress))
+        found: dict[str, dict[str, dict[str, Any]]] = {}
+        for name in models:
+            for backend in backends:
+                timed = next(timings)
+                figures = {"reason": timed.reason} if timed.reason is not None else timed.figures(batch)
+                found.setdefault(name, {})[backend] = figures
+    return found
+
+
+def _call(backend: str, model: MultiScale, images: Tensor, stem: Path) -> Callable[[], object]:
+    """A call of the model on these images by a backend."""
+    if backend not in ENDINGS:
+        return torch_call(backend, model, images)
+    from s2wrap.export import export, load
+
+    path = stem.with_name(f"{stem.name}{ENDINGS[backend]}")
+    count = len(images)
+    export(model, path, image_hw=(images.shape[-2], images.shape[-1]), batch=(count, count, count))
+    engine = load(path, device=images.device)
+    return lambda: engine(images)
+
+
+def _when_first_called(make: Callable[[], Callable[[], object]]) -> Callable[[], object]:
+    """A call that is made when it is first run, so that what cannot be made becomes its reason."""
+    made = cache(make)
+    return lambda: made()()

@@ -1,0 +1,285 @@
+"""`compare`: what models cost and what they know, beside each other. The page to read first."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from s2wrap.backbones import parse_spec
+from s2wrap.compare.classify import classify
+from s2wrap.compare.comparison import INFORMATION, Comparison, Row
+from s2wrap.compare.curves import crossing, fit_curve
+from s2wrap.compare.data import IGNORED, Pictures, load_mask, read_folder
+from s2wrap.compare.extract import POOLS, Extractor, default_folder, maps_of, vectors_of
+from s2wrap.compare.families import series
+from s2wrap.compare.latency import check_backends, time_models
+from s2wrap.compare.memory import peak_bytes
+from s2wrap.compare.reconstruct import reconstruct
+from s2wrap.compare.segment import segment
+from s2wrap.compare.verdict import pareto_front, verdict
+from s2wrap.cost import count_cost
+from s2wrap.errors import MissingExtraError, S2WrapError
+from s2wrap.plan import Pair
+from s2wrap.timing import describe_device
+from s2wrap.wrapper import MultiScale, load
+
+
+def compare(
+    specs: Sequence[str],
+    *,
+    data: str | Path | None = None,
+    target: str | None = None,
+    reference: str | None = None,
+    pool: Any = "mean",
+    shots: Sequence[int] = (1, 5),
+    backends: Sequence[str] = ("eager",),
+    seconds: float = 2.0,
+    batch: int = 1,
+    image_hw: Pair | None = None,
+    device: str | torch.device = "cpu",
+    cache: str | Path | bool = True,
+    skip_errors: bool = False,
+    console: Console | None = None,
+    **options: Any,
+) -> Comparison:
+    """Models beside each other: what an image costs, and with pictures what they know of them.
+
+    Args:
+        specs: names of models, `FAMILY:NAME[:size=PIXELS][:patch=PIXELS]@SCALES`: larger models, several scales, a
+            larger input in one pass ("…@2:whole", or size=), smaller patches (patch=).
+        data: a folder of pictures, see `read_folder`. With classes: accuracy of a logistic regression, k-NN and few
+            shots. With masks: mIoU of a linear segmentation. With neither: reconstruction. Without a folder only costs
+            are compared, with random weights: nothing is downloaded.
+        target: the larger model whose features are to be reconstructed (the paper, section 4); of pictures without
+            labels by default the one with the most parameters.
+        reference: the model of which the information I* is, to which the others are compared; larger than the target.
+        pool: what of a model's map a picture's vector is: some of mean, max, cls, with commas.
+        shots: pictures a class that few-shot classifiers learn from.
+        backends: what is timed: some of eager, compile, max-autotune, cuda-graph, onnx, tensorrt, tensorrt-rtx; none
+            for no timing.
+        seconds: time of each, and ten runs at least.
+        batch: images in a call that is timed.
+        image_hw: height and width of the images whose cost is counted and timed; each model's own by default.
+        device: where models run.
+        cache: a folder where features are kept, by the hash of model and picture; True is the user's cache folder,
+            False keeps none. An interrupted comparison goes on from there.
+        skip_errors: leave out pictures that cannot be read.
+        console: where progress is shown; nowhere by default.
+        **options: for every model, as for `s2wrap.load`: fuse, fit, norm, overlap and so on.
+
+    Raises:
+        MissingExtraError: scikit-learn or another library of the [compare] extra is not installed.
+        S2WrapError: a model twice, models that cannot be had or compared, pictures that cannot be used.
+
+    >>> compare(["timm:test_vit@1", "timm:test_vit@1,2"], backends=()).rows[1].cost.tiles
+    5
+    """
+    _check(specs, data, target, reference)
+    check_backends(backends)
+    pools = _pools(pool)
+    console = console or Console(quiet=True)
+    with _progress(console) as progress:
+        pictures = None
+        if data is not None:
+            _check_installed()
+            pictures = read_folder(
+                data, skip_errors=skip_errors, progress=partial(progress.track, description="reading")
+            )
+        options = {"pretrained": pictures is not None} | options
+        models = {spec: load(spec, **options).to(device) for spec in progress.track(specs, description="loading")}
+        rows = _costs(models, image_hw, backends, batch, seconds, progress)
+        facts = _facts(pictures, next(iter(models.values())), batch if backends else None)
+        comparison = Comparison(rows, facts)
+        if pictures is None:
+            return comparison
+        comparison.skipped = pictures.skipped
+        folder = (default_folder() if cache else None) if isinstance(cache, bool) else Path(cache)
+        if pictures.kind == "labelled":
+            _classify(rows, models, pictures, folder, pools, shots, progress)
+        if pictures.kind == "masked":
+            _segment(rows, models, pictures, folder, progress)
+        if target is not None or reference is not None or pictures.kind == "plain":
+            target = target or max(rows, key=lambda row: row.cost.parameters).spec
+            facts["reconstructed"] = f"the features of {target}"
+            make = partial(load, **options)
+            _reconstruct(rows, target, reference, make, torch.device(device), pictures, folder, progress)
+    _judge(comparison, pictures)
+    return comparison
+
+
+def _check(specs: Sequence[str], data: Any, target: str | None, reference: str | None) -> None:
+    """Raise S2WrapError for what can be seen before any work."""
+    if isinstance(specs, str) or not specs:
+        raise S2WrapError(f"compare() takes a list of models, not {specs!r}; give one spec or more")
+    if len(twice := [spec for spec in specs if list(specs).count(spec) > 1]):
+        raise S2WrapError(f"{twice[0]} is named twice; name each model once")
+    for spec in (*specs, *(each for each in (target, reference) if each is not None)):
+        parse_spec(spec)
+    if data is None and (target or reference):
+        raise S2WrapError("a target or reference is reconstructed on pictures; give a folder of them (data, --data)")
+
+
+def _check_installed() -> None:
+    for package in ("sklearn", "scipy", "platformdirs"):
+        if find_spec(package) is None:
+            raise MissingExtraError(package, "compare")
+
+
+def _pools(pool: Any) -> tuple[str, ...]:
+    pools = tuple(pool.split(",") if isinstance(pool, str) else pool)
+    if not pools or not set(pools) <= set(POOLS) or len(set(pools)) < len(pools):
+        raise S2WrapError(f"pool={pool!r} is unknown; use some of {', '.join(POOLS)}, with commas")
+    return pools
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Progress]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        yield progress
+
+
+def _facts(pictures: Pictures | None, model: MultiScale, batch: int | None) -> dict[str, str]:
+    """What is to be told beside the figures."""
+    facts = {} if pictures is None else {"pictures": _described(pictures)}
+    facts |= describe_device(model.backbone.device) | {"s2wrap": version("s2wrap")}
+    facts["precision"] = str(model.backbone.dtype).removeprefix("torch.")
+    return facts if batch is None else facts | {"batch timed": str(batch)}
+
+
+def _described(pictures: Pictures) -> str:
+    count = f"{len(pictures.paths)} pictures"
+    if pictures.classes:
+        count += f" in {len(pictures.classes)} classes"
+    if len(pictures.folds) == 1:
+        return f"{count}, {len(pictures.folds[0].test)} of them tested"
+    return f"{count}, each tested once in {len(pictures.folds)} folds"
+
+
+def _costs(
+    models: dict[str, MultiScale],
+    image_hw: Pair | None,
+    backends: Sequence[str],
+    batch: int,
+    seconds: float,
+    progress: Progress,
+) -> list[Row]:
+    """A row for each model, with what it costs."""
+    sizes = {spec: image_hw or model.backbone.image_hw for spec, model in models.items()}
+    rows = []
+    for spec, model in progress.track(models.items(), description="counting"):
+        images = torch.randn(1, 3, *sizes[spec], device=model.backbone.device)
+        with torch.inference_mode():
+            model(images)  # what is made once is no part of a call's memory
+            memory = peak_bytes(partial(model, images), model.backbone.device)
+        rows.append(Row(spec, count_cost(model, sizes[spec]), memory=memory))
+    if backends:
+        task = progress.add_task("timing", total=100)
+
+        def told(done: float) -> None:
+            progress.update(task, completed=round(100 * done))
+
+        timings = time_models(models, backends, sizes, batch=batch, seconds=seconds, progress=told)
+        for row in rows:
+            row.timings = timings[row.spec]
+    return rows
+
+
+def _extract(
+    spec: str, model: MultiScale, pictures: Pictures, folder: Path | None, progress: Progress, *, maps: bool = False
+) -> list[dict[str, torch.Tensor]]:
+    task = progress.add_task(spec.rpartition(":")[2], total=len(pictures.paths))
+    return Extractor(model, folder, maps=maps)(pictures, lambda count: progress.advance(task, count))
+
+
+def _classify(
+    rows: list[Row],
+    models: dict[str, MultiScale],
+    pictures: Pictures,
+    folder: Path | None,
+    pools: tuple[str, ...],
+    shots: Sequence[int],
+    progress: Progress,
+) -> None:
+    """Add accuracies of classifiers on pooled features."""
+    vectors = {
+        row.spec: vectors_of(_extract(row.spec, models[row.spec], pictures, folder, progress), pools) for row in rows
+    }
+    for row in progress.track(rows, description="classifying"):
+        row.scores |= classify(
+            vectors[row.spec], pictures.labels, pictures.folds, pictures.contents, shots=tuple(shots)
+        )
+
+
+def _segment(
+    rows: list[Row], models: dict[str, MultiScale], pictures: Pictures, folder: Path | None, progress: Progress
+) -> None:
+    """Add the mIoU of a linear segmentation."""
+    masks = [load_mask(path) for path in pictures.masks or []]
+    counted = [int(mask[mask != IGNORED].max(initial=0)) for mask in masks]
+    for row in rows:
+        maps = maps_of(_extract(row.spec, models[row.spec], pictures, folder, progress, maps=True))
+        row.scores["mIoU"] = segment(maps, masks, pictures.folds, pictures.contents, classes=max(counted) + 1)
+
+
+def _reconstruct(
+    rows: list[Row],
+    target: str,
+    reference: str | None,
+    make: Callable[..., MultiScale],
+    device: torch.device,
+    pictures: Pictures,
+    folder: Path | None,
+    progress: Progress,
+) -> None:
+    """Add how much of the target's features a linear map recovers from those of each model."""
+    goal = make(target).to(device)
+    goals = maps_of(_extract(target, goal, pictures, folder, progress, maps=True))
+    grid_hw = tuple(goals[0].shape[1:])
+    names = list(dict.fromkeys([row.spec for row in rows] + ([reference] if reference else [])))
+    names = [name for name in names if name != target]
+    if not names:
+        raise S2WrapError(f"{target} is the only model; name others, from which it is to be reconstructed")
+    sources = {}
+    for name in names:
+        model = make(name, target_grid=grid_hw).to(device)
+        sources[name] = maps_of(_extract(name, model, pictures, folder, progress, maps=True))
+    found = reconstruct(goals, sources, pictures.folds, pictures.contents, reference=reference)
+    for row in rows:
+        if (one := found.get(row.spec)) is not None:
+            row.scores[INFORMATION] = one.information
+            names = ("information_train", "ratio_train", "ratio_test", "loss_train", "loss_test")
+            named = {name: getattr(one, name) for name in names}
+            row.details |= {name: value for name, value in named.items() if value is not None}
+
+
+def _judge(comparison: Comparison, pictures: Pictures) -> None:
+    """Fill in the measures, the Pareto front, the curves and the verdict."""
+    rows = comparison.rows
+    comparison.measures = tuple(dict.fromkeys(name for row in rows for name in row.scores))
+    if not comparison.measures:
+        return
+    first = comparison.measures[0]
+    scored = [row for row in rows if first in row.scores]
+    for row in pareto_front(scored, first, lambda row: row.cost.multiply_adds):
+        row.on_front = True
+    comparison.verdict = verdict(scored, first, comparison.facts["pictures"])
+    if first == INFORMATION:  # no share of anything: it has no error whose floor could be fitted
+        return
+    for name, members in series([row.spec for row in scored]).items():
+        chosen = [scored[index] for index in members]
+        costs = [row.cost.multiply_adds for row in chosen]
+        if len(set(costs)) >= 3:
+            comparison.curves[name] = fit_curve(costs, [row.scores[first] for row in chosen])
+    for (one, curve), (other, rival) in combinations(comparison.curves.items(), 2):
+        found = crossing(curve, rival)
+        if found.shared is not None:
+            comparison.verdict.append(f"As curves: {found.sentence(one, other)}.")

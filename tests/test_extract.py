@@ -1,0 +1,126 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import s2wrap
+from s2wrap import S2WrapError
+from s2wrap.compare import extract
+from s2wrap.compare.data import Pictures
+from s2wrap.compare.extract import Extractor, maps_of, model_key, vectors_of
+from s2wrap.images import load_image
+
+SPEC = "timm:test_vit@1,2"
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    paths = [folder / f"{i}.png" for i in range(10)]
+    for i, path in enumerate(paths):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (50, 40 + i, 3), dtype=np.uint8)).save(path)
+    return Pictures(paths, [f"hash{i}" for i in range(10)], [])
+
+
+def load(**options):
+    torch.manual_seed(0)
+    return s2wrap.load(SPEC, pretrained=False, **options)
+
+
+def no_more(*args):
+    raise AssertionError("computed again")
+
+
+def test_what_is_kept_is_what_the_model_returns(pictures, tmp_path):
+    model = load()
+    vectors, maps = (Extractor(model, tmp_path, maps=maps)(pictures, lambda count: None) for maps in (False, True))
+    for i, path in enumerate(pictures.paths):
+        features = model(load_image(path)[None])
+        torch.testing.assert_close(vectors[i]["mean_0"], features.pooled[0])
+        torch.testing.assert_close(vectors[i]["max_0"], features.spatial[0].flatten(1).max(dim=1).values)
+        torch.testing.assert_close(vectors[i]["cls_0"], features.prefix[0, 0])
+        torch.testing.assert_close(maps_of(maps)[i], features.spatial[0])
+
+
+def test_each_picture_is_computed_once(pictures, tmp_path, monkeypatch):
+    first = Extractor(load(), tmp_path)(pictures, lambda count: None)
+    monkeypatch.setattr(s2wrap.MultiScale, "encode", no_more)
+    second = Extractor(load(), tmp_path)(pictures, lambda count: None)
+    for one, two in zip(first, second, strict=True):
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[name], two[name]) for name in one)
+    with pytest.raises(AssertionError, match="computed again"):
+        Extractor(load(), None)(pictures, lambda count: None)
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(pictures, tmp_path, monkeypatch):
+    encode, seen = s2wrap.MultiScale.encode, []
+
+    def interrupted(self, images):
+        if seen:
+            raise KeyboardInterrupt
+        seen.extend(images)
+        return encode(self, images)
+
+    monkeypatch.setattr(s2wrap.MultiScale, "encode", interrupted)
+    told = []
+    with pytest.raises(KeyboardInterrupt):
+        Extractor(load(), tmp_path)(pictures, told.append)
+    assert told == [0, extract.AT_ONCE]
+    later = []
+    monkeypatch.setattr(s2wrap.MultiScale, "encode", lambda self, images: later.extend(images) or encode(self, images))
+    told.clear()
+    Extractor(load(), tmp_path)(pictures, told.append)
+    assert len(later) == 10 - extract.AT_ONCE
+    assert told == [extract.AT_ONCE, 10 - extract.AT_ONCE]
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".s2wrap")]
+
+
+def test_a_damaged_file_is_computed_again(pictures, tmp_path):
+    extractor = Extractor(load(), tmp_path)
+    first = extractor(pictures, lambda count: None)
+    file = extractor.folder / "hash3.safetensors"
+    file.write_bytes(file.read_bytes()[:40])
+    second = extractor(pictures, lambda count: None)
+    assert torch.equal(first[3]["mean_0"], second[3]["mean_0"])
+
+
+def test_other_weights_or_options_are_another_model():
+    keys = [model_key(load()), model_key(load()), model_key(load(fuse="mean"))]
+    assert keys[0] == keys[1] != keys[2]
+    other = load()
+    with torch.no_grad():
+        next(other.backbone.parameters()).flatten()[0] += 1e-3
+    assert model_key(other) != keys[0]
+
+
+def test_a_pyramids_levels_stand_beside_each_other(pictures):
+    model = load(fuse="pyramid", target_grid=None)
+    parts = Extractor(model, None)(pictures, lambda count: None)
+    features = model(load_image(pictures.paths[0])[None])
+    expected = [*(level.mean(dim=(2, 3))[0] for level in features.maps), *(p[0, 0] for p in features.prefixes)]
+    np.testing.assert_allclose(vectors_of(parts, ("mean", "cls"))[0], torch.cat(expected).numpy(), rtol=1e-5)
+    with pytest.raises(S2WrapError, match="2 maps a picture; this comparison needs one"):
+        maps_of(Extractor(model, None, maps=True)(pictures, lambda count: None))
+
+
+def test_a_model_without_prefix_tokens_has_no_cls(pictures):
+    model = s2wrap.load("timm:test_resnet@1", pretrained=False)
+    parts = Extractor(model, None)(pictures, lambda count: None)
+    with pytest.raises(S2WrapError, match="no cls of a model without prefix tokens; use pool='mean'"):
+        vectors_of(parts, ("mean", "cls"))
+
+
+def test_features_that_are_not_finite_are_told_with_the_picture(pictures):
+    model = load()
+    with torch.no_grad():
+        model.backbone.model.norm.bias[0] = torch.nan
+    with pytest.raises(S2WrapError, match=r"the features of .*0\.png by test_vit hold NaN"):
+        Extractor(model, None)(pictures, lambda count: None)
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_before_the_work(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(s2wrap.MultiScale, "encode", no_more)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(S2WrapError, match="cannot write"):
+        Extractor(load(), tmp_path / "file")

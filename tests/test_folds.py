@@ -1,0 +1,45 @@
+import numpy as np
+import pytest
+
+from s2wrap import S2WrapError
+from s2wrap.compare.folds import Fold, check_folds, deal, inner_folds
+
+
+def test_classes_are_spread_evenly():
+    labels = np.repeat([0, 1], [30, 10])
+    for fold in deal(labels, [str(i) for i in range(40)]):
+        assert np.bincount(labels[fold.test]).tolist() == [6, 2]
+
+
+def test_there_are_no_more_folds_than_the_rarest_class_has_different_pictures():
+    contents = [*"abcdefgh", "x", "x", "y", "z"]
+    assert len(deal([0] * 8 + [1] * 4, contents)) == 3
+
+
+def test_inner_folds_hold_training_pictures_only():
+    labels, contents = np.arange(40) % 2, [str(i) for i in range(40)]
+    for fold in deal(labels, contents):
+        for inner in inner_folds(fold, labels, contents):
+            assert not set(inner.train) & set(inner.test)
+            assert sorted([*inner.train, *inner.test]) == list(range(len(fold.train)))
+
+
+@pytest.mark.parametrize(
+    ("folds", "words"),
+    [
+        (
+            [Fold(np.array([0, 1]), np.array([1, 2]))],
+            "fold 0 train and are tested too, such as picture 1",
+        ),
+        ([Fold(np.array([0]), np.array([2, 3]))], "such as picture 3"),  # a copy of picture 0
+        ([Fold(np.array([1]), np.array([2])), Fold(np.array([0]), np.array([2]))], "picture 2 is tested in two folds"),
+    ],
+)
+def test_a_leak_is_caught(folds, words):
+    with pytest.raises(S2WrapError, match=words):
+        check_folds(folds, ["a", "b", "c", "a"])
+
+
+def test_one_picture_cannot_be_dealt():
+    with pytest.raises(S2WrapError, match="1 different pictures of a class cannot be dealt"):
+        deal([0, 0, 1], ["a", "b", "c"])

@@ -1,0 +1,118 @@
+import numpy as np
+import pytest
+
+from s2wrap.compare.comparison import Row
+from s2wrap.compare.score import mean_score
+from s2wrap.compare.verdict import pareto_front, scaled_pairs, verdict
+from s2wrap.cost import Cost
+
+SMALL, S2, WHOLE, LARGE = (
+    "sample:efficientnet_lite0@1",
+    "sample:efficientnet_lite0@1,2",
+    "sample:efficientnet_lite0@2:whole",
+    "sample:efficientnet_lite2@1",
+)
+
+
+def row(spec, right, multiply_adds, parameters=4_000_000, median=None):
+    """A model that is right on the first `right` of 200 pictures."""
+    cost = Cost(
+        parameters=parameters,
+        tiles=1,
+        tokens=49,
+        peak_tokens=49,
+        multiply_adds=int(multiply_adds * 1e9),
+        attention=0,
+        activations=1,
+    )
+    timings = {} if median is None else {"eager": {"median_ms": median}}
+    return Row(spec, cost, scores={"accuracy": mean_score(np.arange(200) < right)}, timings=timings)
+
+
+def large(right, multiply_adds, **options):
+    return row(LARGE, right, multiply_adds, parameters=6_000_000, **options)
+
+
+def said(*rows):
+    return verdict(rows, "accuracy", "200 pictures")
+
+
+def test_several_scales_are_put_beside_the_ways_to_spend_the_same():
+    rows = [row(SMALL, 1, 1), row(S2, 1, 5), row(WHOLE, 1, 4), large(1, 2)]
+    assert [(one.spec, other.spec, what) for one, other, what in scaled_pairs(rows)] == [
+        (S2, SMALL, "one scale"),
+        (S2, WHOLE, "a larger input"),
+        (S2, LARGE, "the larger model"),
+    ]
+
+
+def test_a_smaller_model_is_no_rival():
+    rows = [row(SMALL, 1, 1), row("sample:efficientnet_lite2@1,2", 1, 5, parameters=6_000_000)]
+    assert scaled_pairs(rows) == []
+
+
+@pytest.mark.parametrize(
+    ("scales", "scales_cost", "larger", "larger_cost", "words"),
+    [
+        (190, 1, 100, 2, "Several scales are better, and cheaper."),
+        (190, 4, 100, 2, "Several scales are better, and cost more."),
+        (190, 2, 100, 2, "Several scales are better."),
+        (100, 4, 190, 2, "The larger model is better, and simply wins: it costs no more."),
+        (100, 1, 190, 2, "The larger model is better, and costs more."),
+        (100, 1, 101, 2, "No difference beyond the noise, and several scales cost less."),
+        (
+            101,
+            4,
+            100,
+            2,
+            "No difference beyond the noise: several scales buy nothing that the larger model does not have for less.",
+        ),
+        (101, 2, 100, 2, "No difference beyond the noise, at the same cost."),
+    ],
+)
+def test_it_says_who_wins_and_admits_it_when_scales_lose(scales, scales_cost, larger, larger_cost, words):
+    sentences = said(row(S2, scales, scales_cost), large(larger, larger_cost))
+    (sentence,) = [each for each in sentences if each.startswith("efficientnet_lite0@1,2 against")]
+    assert sentence.endswith(words)
+    assert f"{(scales - larger) / 2:+.1f} points".replace("-", "−") in sentence
+    assert f"at {scales_cost / larger_cost:g} times the multiply-adds" in sentence
+    result = "better" if "scales are better" in words else "worse" if "model is better" in words else "no difference"
+    counts = {each: int(each == result) for each in ("better", "worse", "no difference")}
+    summary = ", ".join(f"{each} in {count}" for each, count in counts.items())
+    assert f"Several scales, beyond the noise: against the larger model {summary}." in sentences
+
+
+def test_the_best_is_named_with_the_cheapest_that_cannot_be_told_from_it():
+    first = said(row(S2, 190, 5), row(SMALL, 188, 1), large(100, 2))[0]
+    assert first.startswith("Best accuracy: efficientnet_lite0@1,2, 95.0 % at 5 G multiply-adds.")
+    assert "not larger than the noise over efficientnet_lite0@1." in first
+    cheapest = "The cheapest of these is efficientnet_lite0@1: 94.0 % at 1 G, 0.2 times the multiply-adds of the best."
+    assert cheapest in first
+    assert "Its lead over every other is larger than the noise." in said(row(S2, 190, 5), large(100, 2))[0]
+
+
+def test_time_is_told_where_both_were_timed():
+    timed = said(row(S2, 190, 5, median=40), large(100, 2, median=10))
+    assert any("at 2.5 times the multiply-adds and 4 times the time (eager)." in each for each in timed)
+    assert not any("the time" in each for each in said(row(S2, 190, 5, median=40), large(100, 2)))
+
+
+def test_more_comparisons_need_a_larger_difference():
+    """A lead of 4 of 200 pictures, one against two: 95 % alone, not among twenty models."""
+    one, other = row(S2, 100, 5), large(95, 2)
+    assert "Several scales are better" in " ".join(said(one, other))
+    many = [row(f"timm:resnet{i}@1", 10, 3, parameters=9_000_000) for i in range(60)]
+    start = f"{S2} against the larger model, {LARGE}".replace("sample:", "")
+    sentences = [each.replace("sample:", "") for each in said(one, other, *many)]
+    (sentence,) = [each for each in sentences if each.startswith(start)]
+    assert "No difference beyond the noise" in sentence
+
+
+def test_one_model_alone_is_not_judged():
+    assert said(row(S2, 100, 5)) == []
+
+
+def test_the_front_holds_what_nothing_cheaper_reaches():
+    rows = [row("a:a", 100, 3), row("a:b", 90, 1), row("a:c", 90, 2), row("a:d", 120, 4), row("a:e", 110, 5)]
+    front = pareto_front(rows, "accuracy", lambda each: each.cost.multiply_adds)
+    assert [each.spec for each in front] == ["a:b", "a:a", "a:d"]
