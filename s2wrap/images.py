@@ -81,10 +81,20 @@ def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> UInt8[Tenso
     Raises:
         S2WrapError: no such file, no picture, cut short, too large or too small, or floating values outside 0…1.
     """
+    return _decode(path, path, max_pixels)
+
+
+def decode_image(stream: Any, name: str, *, max_pixels: int = MAX_PIXELS) -> UInt8[Tensor, "3 height width"]:
+    """The picture that a binary stream holds, as `load_image` reads it from a file; errors call it by `name`."""
+    return _decode(stream, name, max_pixels)
+
+
+def _decode(source: Any, path: str | Path, max_pixels: int) -> Tensor:
+    """The picture in a file or stream; `path` is what errors call it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PIL warns of odd metadata and of large pictures: max_pixels decides here
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(source, formats=FORMATS) as image:
                 width, height = image.size
                 if width * height > max_pixels:
                     raise S2WrapError(

@@ -101,23 +101,52 @@ def test_pictures_of_other_shapes_keep_their_own_grids(photos, tmp_path, capsys)
     assert np.load(tmp_path / "out.npz")["spatial"].shape == (3, 128, 7, 9)
 
 
-def test_a_damaged_picture_stops_or_is_skipped_and_counted(photos, tmp_path, capsys):
+def test_a_damaged_picture_is_counted_and_told_by_the_exit_code(photos, tmp_path, capsys):
     (photos / "bad.jpg").write_bytes((photos / "astronaut.jpg").read_bytes()[:5000])
-    output = tmp_path / "out.safetensors"
-    assert run("features", photos, *MODEL, "--output", output) == 2
-    message = capsys.readouterr().err
-    assert "bad.jpg" in message.splitlines()[-1]
-    assert "Traceback" not in message
-    assert sorted(os.listdir(tmp_path)) == ["photos"]
-    assert run("features", photos, *MODEL, "--output", output, "--skip-errors") == 0
+    output, errors = tmp_path / "out.safetensors", tmp_path / "errors.jsonl"
+    for options, code in (([], 3), (["--skip-errors"], 0), (["--errors", errors], 3)):
+        assert run("features", photos, *MODEL, "--output", output, *options) == code
+        message = " ".join(capsys.readouterr().err.split())
+        assert "skipped" in message
+        assert "bad.jpg" in message
+        assert "3 pictures" in message
+        assert "1 could not be read" in message
+        assert "Traceback" not in message
+        with safe_open(output, "pt") as file:
+            assert file.get_tensor("spatial").shape[0] == 3
+            assert len(json.loads(file.metadata()["files"])) == 3
+    (line,) = errors.read_text().splitlines()
+    assert json.loads(line)["name"] == str(photos / "bad.jpg")
+    assert "cut short" in json.loads(line)["reason"]
+    assert sorted(os.listdir(tmp_path)) == ["errors.jsonl", "out.safetensors", "photos"]
+
+
+def test_many_damaged_pictures_do_not_fill_the_terminal(photos, tmp_path, capsys):
+    for number in range(30):
+        (photos / f"bad{number}.jpg").write_text("hello")
+    assert run("features", photos, *MODEL, "--workers", 0, "--output", tmp_path / "out.npz") == 3
     message = " ".join(capsys.readouterr().err.split())
-    assert "skipped" in message
-    assert "bad.jpg" in message
-    assert "3 pictures" in message
-    assert "1 could not be read" in message
-    with safe_open(output, "pt") as file:
-        assert file.get_tensor("spatial").shape[0] == 3
-        assert len(json.loads(file.metadata()["files"])) == 3
+    assert message.count("skipped") == 20
+    assert "--errors FILE lists them" in message
+    assert "30 could not be read" in message
+
+
+def test_the_same_command_again_goes_on(photos, tmp_path, capsys):
+    output = tmp_path / "out.safetensors"
+    command = ["features", photos, "--model", "timm:test_vit@1,2", "--checkpoint", checkpoint(tmp_path)]
+    command += ["--output", output, "--shard", 2, "--workers", 0]
+    assert run(*command) == 0
+    assert "3 pictures, (128, 10, 10) each" in " ".join(capsys.readouterr().err.split())
+    assert sorted(path.name for path in output.glob("part-*")) == [f"part-00000{n}.safetensors" for n in (0, 1)]
+    before = {path: path.stat().st_mtime_ns for path in output.glob("part-*")}
+    assert run(*command) == 0
+    assert "3 pictures, all there before" in " ".join(capsys.readouterr().err.split())
+    assert {path: path.stat().st_mtime_ns for path in output.glob("part-*")} == before
+    assert run(*command, "--fit", "pad") == 2
+    assert "holds features with options" in capsys.readouterr().err.splitlines()[-1]
+    Image.fromarray(data.coffee()).save(photos / "zebra.png")
+    assert run(*command) == 0
+    assert "4 pictures, (128, 10, 10) each" in " ".join(capsys.readouterr().err.split())
 
 
 def test_nothing_readable_writes_nothing(tmp_path, capsys):
@@ -130,7 +159,10 @@ def test_nothing_readable_writes_nothing(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--model", "timm:test_vit@1,2", "--output", "out.txt"], "the ending must be .safetensors or .npz"),
+        (
+            ["--model", "timm:test_vit@1,2", "--output", "out.txt"],
+            "the ending must be .parquet, .zarr, .safetensors, .npz",
+        ),
         (["--model", "timm:test_vit@1,2", "--output", "none/out.npz"], "cannot write none/out.npz"),
         (["--model", "timm:test_wit@1,2", "--output", "out.npz"], "did you mean timm:test_vit"),
         (["--model", "timm:test_vit@1000", "--output", "out.npz", "--random-weights"], "write '1000px'"),
@@ -139,6 +171,12 @@ def test_nothing_readable_writes_nothing(tmp_path, capsys):
         ([*MODEL, "--output", "out.npz", "--device", "abacus"], "try cpu"),
         ([*MODEL, "--output", "out.npz", "--device", "meta"], "try cpu"),
         ([*MODEL, "--output", "out.npz", "--checkpoint", "cat.png"], "choose one"),
+        ([*MODEL, "--output", "out.npz", "--workers", "-1"], "use 0 (none) or more"),
+        ([*MODEL, "--output", "none/out.safetensors", "--shard", "5"], "there is no folder none"),
+        ([*MODEL, "--output", "out.npz", "--errors", "none/errors.jsonl"], "there is no folder none"),
+        ([*MODEL, "--output", "out.npz", "--shard", "5"], "an .npz is one file"),
+        ([*MODEL, "--output", "out.npz", "--dtype", "bfloat16"], "use float32 or float16"),
+        ([*MODEL, "--output", "out.npz", "cat.png", "cat.png"], "cat.png is named twice"),
         ([*MODEL, "--output", "out.npz", "--image-size", "0"], "timm cannot make test_vit"),
         ([*MODEL, "--output", "out.npz", "x" * 300], "no file has a name of 300 characters"),
         (["--model", "timm:test_vit@1", "--output", "out.npz", "--checkpoint", "none.pth"], "no checkpoint file"),
@@ -176,8 +214,8 @@ def test_an_interrupted_run_leaves_nothing(photos, tmp_path, capsys, monkeypatch
     def interrupt(path):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("s2wrap.cli.features.load_image", interrupt)
-    assert run("features", photos, *MODEL, "--output", tmp_path / "out.npz") in (1, 130)
+    monkeypatch.setattr("s2wrap.extraction.decode.load_image", interrupt)
+    assert run("features", photos, *MODEL, "--workers", 0, "--output", tmp_path / "out.npz") in (1, 130)
     assert sorted(os.listdir(tmp_path)) == ["photos"]
 
 
@@ -196,7 +234,9 @@ def test_odd_names_are_kept(tmp_path, capsys):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_leaves_no_draft(photos, tmp_path, number):
-    program = [sys.executable, "-c", "from s2wrap.cli import main; main()", "features", *[str(photos)] * 300]
+    for copy in range(900):
+        os.link(photos / "cat.png", photos / f"{copy}.png")
+    program = [sys.executable, "-c", "from s2wrap.cli import main; main()", "features", str(photos)]
     process = subprocess.Popen([*program, *MODEL, "--output", str(tmp_path / "out.npz")], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob(".s2wrap-*")) and time.monotonic() < deadline:

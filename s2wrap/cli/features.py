@@ -1,34 +1,35 @@
-"""`s2wrap features`: pictures in, one file of features out."""
+"""`s2wrap features`: pictures in, a store or file of features out."""
 
-import json
-import shutil
-from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
-import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from s2wrap.cli import model as options
-from s2wrap.errors import S2WrapError
-from s2wrap.features import Features
-from s2wrap.files import disk_errors, whole_file
-from s2wrap.images import find_images, load_image
+from s2wrap.extraction.picture import Failure
+from s2wrap.extraction.run import Outcome, State, extract_features
 from s2wrap.wrapper import MultiScale, load
 
-Arrays = dict[str, Tensor]
+SHOWN = 20
+"""Pictures that could not be read of which a line is printed; the list has all."""
 
 
 def extract(
-    photos: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
+    photos: Annotated[
+        list[str],
+        typer.Argument(
+            help="Pictures, folders, patterns in quotes, lists (.txt, or .parquet with a column path) or tars; also as "
+            "s3://… and whatever fsspec opens."
+        ),
+    ],
     *,
     model: Annotated[str, typer.Option(help=options.SPEC_HELP)],
-    output: Annotated[Path, typer.Option(help="A .safetensors or .npz file.")],
+    output: Annotated[
+        Path, typer.Option(help=".parquet: pooled vectors; .zarr, .safetensors or .npz: maps and prefix tokens.")
+    ],
     fit: options.Fit = "stretch",
     whole: options.Whole = None,
     overlap: options.Overlap = 0,
@@ -43,23 +44,44 @@ def extract(
     checkpoint: options.Checkpoint = None,
     random_weights: options.RandomWeights = False,
     device: options.Device = "cpu",
+    dtype: Annotated[str, typer.Option(help="Of what is written: float32, float16, or bfloat16 (.safetensors).")] = (
+        "float32"
+    ),
+    shard: Annotated[
+        int | None,
+        typer.Option(
+            help="Pictures of a part file (.parquet: 10000; .safetensors: all in one file) or of a chunk (.zarr: 4 MB)."
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that decode; 0: none (default: one a processor, less one).")
+    ] = None,
+    errors: Annotated[
+        Path | None, typer.Option(help="Where to list the pictures that could not be read, as JSON lines.")
+    ] = None,
     skip_errors: Annotated[
-        bool, typer.Option("--skip-errors", help="Go on after a picture that cannot be read.")
+        bool, typer.Option("--skip-errors", help="Exit with 0 although pictures could not be read, not with 3.")
     ] = False,
 ) -> None:
-    """Write the features of pictures to one file.
+    """Write the features of pictures, as many as there are.
 
-    The file holds `spatial` (pictures, channels, rows, columns) and `prefix` (pictures, tokens, channels), both
-    float32 (numbered, one a scale, for a pyramid), the pictures' names, the model's spec and s2wrap's version. Where
-    the pictures' shapes give them grids of different sizes (fit aspect or pad), each has arrays of its own, under its
+    `NAME.parquet` is a folder of part files with a row a picture: name, height, width and the pooled vector.
+    `NAME.zarr` holds the maps (pictures, channels, rows, columns) and prefix tokens (pictures, tokens, channels), and
+    `NAME.safetensors` with `--shard N` is a folder of files of N pictures each. After a kill, a crash or a full disk,
+    the same command goes on where it stopped; another model or option is refused.
+
+    `NAME.safetensors` without `--shard`, and `NAME.npz`, are one file, kept in memory until the end. Where the
+    pictures' shapes give them grids of different sizes (fit aspect or pad), each has arrays of its own, under its
     number: `0/spatial`, `0/prefix`, `1/spatial`, …
+
+    A picture that cannot be read is counted and passed over; the exit code is 3 then.
     """
     asked: dict[str, Any] = {"fit": fit, "whole": whole, "overlap": overlap, "blend": blend, "norm": norm}
     asked |= {"fuse": fuse, "prefix": prefix}
-    write, place, factors = _writer(output), options.device(device), options.weights(weights)
-    files = find_images(photos)
-    with whole_file(output) as draft:
-        wrapped = load(
+    place, factors = options.device(device), options.weights(weights)
+
+    def load_model() -> MultiScale:
+        return load(
             model,
             pretrained=not random_weights,
             image_size=image_size,
@@ -69,47 +91,34 @@ def extract(
             target_grid=options.target_grid(target_grid),
             **asked,
         ).to(place)
-        done, rows = _features_of(wrapped, files, skip_errors=skip_errors, folder=draft.parent)
-        metadata = {
-            "files": json.dumps([str(file) for file in done]),
-            "spec": model,
-            "options": json.dumps(asked | {"weights": weights, "target_grid": target_grid, "image_size": image_size}),
-            "s2wrap_version": version("s2wrap"),
-        }
-        arrays = _joined(rows)
-        with disk_errors(output):
-            write(arrays, metadata, draft)
-    failed = len(files) - len(done)
-    shape = " + ".join(str(tuple(tensor.shape[1:])) for name, tensor in rows[0].items() if name.startswith("spatial"))
-    shape = f"{shape} each" if len(arrays) == len(rows[0]) else "each on a grid of its own"
-    unread = f"; {failed} could not be read" if failed else ""
-    _say(Console(stderr=True), f"{len(done)} pictures, {shape} → {output}{unread}")
+
+    console = Console(stderr=True)
+    with _Bar(console) as bar:
+        outcome = extract_features(
+            photos,
+            output,
+            load=load_model,
+            spec=model,
+            options=asked | {"weights": weights, "target_grid": target_grid, "image_size": image_size},
+            dtype=dtype,
+            shard=shard,
+            workers=workers,
+            errors=errors,
+            tell=bar.show,
+        )
+    _say(console, _summary(outcome, output))
+    if outcome.failed and not skip_errors:
+        raise typer.Exit(3)
 
 
-@torch.inference_mode()
-def _features_of(
-    model: MultiScale, files: list[Path], *, skip_errors: bool, folder: Path
-) -> tuple[list[Path], list[Arrays]]:
-    """The pictures that could be read, and the arrays of each."""
-    done: list[Path] = []
-    rows: list[Arrays] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        for file in progress.track(files, description="features"):
-            try:
-                image = load_image(file)
-            except S2WrapError as error:
-                if not skip_errors:
-                    raise
-                _say(progress.console, f"skipped {error}", style="yellow")
-                continue
-            rows.append(_arrays(model(image[None].to(model.backbone.device))))
-            if not done:
-                _check_room(rows[0], len(files), folder)
-            done.append(file)
-    if not done:
-        raise S2WrapError(f"none of {len(files)} pictures could be read; nothing was written")
-    return done, rows
+def _summary(outcome: Outcome, output: Path) -> str:
+    """One line: how many pictures, of which shape, where."""
+    seen = outcome.shapes[0] if outcome.shapes else {}
+    shapes = [shape for name, shape in seen.items() if not name.startswith("prefix")]
+    told = " + ".join(map(str, shapes)) + " each" if len(outcome.shapes) == 1 else "each on a grid of its own"
+    told = told if outcome.shapes else "all there before"
+    unread = f"; {outcome.failed} could not be read" if outcome.failed else ""
+    return f"{outcome.rows} pictures, {told} → {output}{unread}"
 
 
 def _say(console: Console, text: str, style: str | None = None) -> None:
@@ -117,50 +126,30 @@ def _say(console: Console, text: str, style: str | None = None) -> None:
     console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
-def _arrays(result: Features) -> Arrays:
-    """The tensors of one picture by name; numbered for a pyramid."""
-    named = {}
-    for k, (spatial, prefix) in enumerate(zip(result.maps, result.prefixes, strict=True)):
-        number = f"_{k}" if len(result.maps) > 1 else ""
-        named["spatial" + number] = spatial.float().cpu()
-        named["prefix" + number] = prefix.float().cpu()
-    return named
+class _Speed(ProgressColumn):
+    """Pictures a second of this run."""
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:.1f} pictures/s")
 
 
-def _joined(rows: list[Arrays]) -> Arrays:
-    """The arrays of all pictures as one each, or numbered where their shapes differ."""
-    if all(row[name].shape == rows[0][name].shape for row in rows for name in rows[0]):
-        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
-    return {f"{number}/{name}": tensor[0] for number, row in enumerate(rows) for name, tensor in row.items()}
+class _Bar(Progress):
+    """One bar for the whole run, and a line for each of the first failures."""
 
+    def __init__(self, console: Console):
+        columns = (TextColumn("features"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
+        super().__init__(*columns, console=console)
+        self.failures = 0
+        self.number = self.add_task("features", total=None, start=False)
 
-def _check_room(row: Arrays, count: int, folder: Path) -> None:
-    """Refuse before the work what the disk cannot hold after it."""
-    needed = count * sum(tensor.nbytes for tensor in row.values())
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise S2WrapError(f"{count} pictures make {needed / 1e6:.1f} MB, but the disk has {free / 1e6:.1f} MB left")
-
-
-def _writer(output: Path) -> Callable[[Arrays, dict[str, str], Path], None]:
-    """What writes a file with this ending."""
-    writers = {".safetensors": _write_safetensors, ".npz": _write_npz}
-    if output.suffix not in writers:
-        raise S2WrapError(f"cannot write {output}: the ending must be {' or '.join(writers)}")
-    return writers[output.suffix]
-
-
-def _write_safetensors(arrays: Arrays, metadata: dict[str, str], path: Path) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in arrays.items()}, path, metadata)
-    except SafetensorError as error:  # the library's own word for a full disk
-        raise OSError(str(error)) from error
-
-
-def _write_npz(arrays: Arrays, metadata: dict[str, str], path: Path) -> None:
-    texts = {name: np.array(json.loads(text) if name == "files" else text) for name, text in metadata.items()}
-    named: dict[str, Any] = {name: tensor.numpy() for name, tensor in arrays.items()} | texts
-    np.savez(path, **named)
+    def show(self, state: State) -> None:
+        """Move the bar to a state."""
+        if state.item is None:
+            self.start_task(self.number)
+        self.update(self.number, completed=state.done, total=state.expected)
+        if isinstance(state.item, Failure):
+            self.failures += 1
+            if self.failures <= SHOWN:
+                _say(self.console, f"skipped {state.item.reason}", style="yellow")
+            elif self.failures == SHOWN + 1:
+                _say(self.console, "further ones are counted; --errors FILE lists them", style="yellow")

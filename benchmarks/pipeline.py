@@ -1,0 +1,205 @@
+"""How much of the backbone's speed is left when pictures come from files and features go to a store; and the memory.
+
+`speed`: pictures/s of four ways on the same JPEGs, in turns, and their ratio to the backbone alone in the same round:
+
+- alone: the backbone on tiles that are ready in memory, in the batches that s2wrap makes: no reading, no resizing.
+- s2wrap: `extract_features`, from files to a committed store, whole.
+- loop: read, model(picture), keep the result; one picture after the other, and one file at the end.
+- DataLoader: as many workers as s2wrap has resize to the largest scale's size, batches of 8, model(batch), one file at
+  the end. Its features are those of pictures that were resized twice.
+
+`memory`: what a run holds at most (resident, this process), for more and more tiny pictures.
+
+    python benchmarks/pipeline.py speed [--model sample:dinov2_s14@1,2] [--pictures 48] [--rounds 5] [--ending .parquet]
+    python benchmarks/pipeline.py memory
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from s2wrap import MultiScale, load
+from s2wrap.extraction import extract_features
+from s2wrap.files import whole_file
+from s2wrap.images import load_image
+
+app = typer.Typer(add_completion=False)
+CONSOLE = Console(width=120)
+PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
+COUNT = 2000
+BATCH = 8
+
+
+@app.command()
+def speed(
+    spec: Annotated[str, typer.Option("--model", help="What to extract.")] = "sample:dinov2_s14@1,2",
+    device: Annotated[str, typer.Option(help="Where the backbone runs.")] = "cpu",
+    pictures: Annotated[int, typer.Option(help="JPEGs a turn, of 2,000.")] = 48,
+    rounds: Annotated[int, typer.Option(help="Turns of each way; the first is not counted.")] = 5,
+    workers: Annotated[int, typer.Option(help="Processes that decode.")] = 1,
+    ending: Annotated[str, typer.Option(help="Of the store: .parquet, .zarr or .safetensors.")] = ".parquet",
+    photos: Annotated[Path | None, typer.Option(help="A folder of JPEGs, instead of those made here.")] = None,
+) -> None:
+    """Print pictures/s of each way, and how much of the backbone's speed that is."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = photos or make_jpegs(Path(scratch) / "photos")
+        files = [str(path) for path in sorted(folder.iterdir())]
+        # weights do not change the time, and timm has none in packages
+        model = load(spec, pretrained=not spec.startswith("timm:")).to(device)
+        ways = make_ways(model, spec, Path(scratch), workers, ending)
+        rates: dict[str, list[float]] = {name: [] for name in ways}
+        for turn in track(range(rounds + 1), description="timing", console=Console(stderr=True)):
+            part = [files[(turn * pictures + number) % len(files)] for number in range(pictures)]
+            for name, run in ways.items():
+                start = time.perf_counter()
+                run(part)
+                _wait(device)
+                if turn:  # the first warms up
+                    rates[name].append(pictures / (time.perf_counter() - start))
+    cuda = device.startswith("cuda")
+    where = torch.cuda.get_device_name(device) if cuda else f"CPU, {torch.get_num_threads()} threads"
+    title = f"{spec}, {where}, float32, {pictures} JPEGs a turn, {rounds} rounds, {workers} workers, store {ending}"
+    table = Table("way", "pictures/s (median)", "÷ backbone alone (median of rounds)", title=title)
+    for name, values in rates.items():
+        ratio = statistics.median(a / b for a, b in zip(values, rates["alone"], strict=True))
+        table.add_row(name, f"{statistics.median(values):.2f}", f"{ratio:.3f}")
+    CONSOLE.print(table)
+
+
+def make_ways(
+    model: MultiScale, spec: str, scratch: Path, workers: int, ending: str
+) -> dict[str, Callable[[list[str]], object]]:
+    """What is timed, by name: each takes paths of pictures."""
+    device, side_hw = model.backbone.device, model.sizes_hw[-1]
+    room, tiles = model.tile_batch_for(1, device), model.plan(model.backbone.image_hw).num_tiles
+    ready = torch.rand(room, 3, *model.backbone.image_hw, device=device)
+
+    @torch.inference_mode()
+    def alone(part: list[str]) -> None:
+        for first in range(0, tiles * len(part), room):
+            model.backbone(ready[: tiles * len(part) - first])
+
+    def ours(part: list[str]) -> None:
+        with tempfile.TemporaryDirectory(dir=scratch) as place:
+            output, shard = Path(place) / f"out{ending}", 1000 if ending == ".safetensors" else None
+            extract_features(part, output, load=lambda: model, spec=spec, options={}, shard=shard, workers=workers)
+
+    @torch.inference_mode()
+    def loop(part: list[str]) -> None:
+        maps = [model(load_image(path)[None].to(device)).spatial.cpu() for path in part]
+        _save(torch.cat(maps), scratch, ending)
+
+    @torch.inference_mode()
+    def loader(part: list[str]) -> None:
+        batches = DataLoader(_Resized(part, side_hw), batch_size=BATCH, num_workers=workers)
+        maps = [model(batch.to(device)).spatial.cpu() for batch in batches]
+        _save(torch.cat(maps), scratch, ending)
+
+    return {"alone": alone, "s2wrap": ours, "loop": loop, "DataLoader": loader}
+
+
+class _Resized(Dataset):
+    """What a DataLoader usually gives: pictures of one size."""
+
+    def __init__(self, paths: list[str], side_hw: tuple[int, int]):
+        self.paths, self.side_hw = paths, side_hw
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Tensor:
+        height, width = self.side_hw
+        with Image.open(self.paths[index]) as image:
+            resized = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+        return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+
+
+def _save(maps: Tensor, scratch: Path, ending: str) -> None:
+    """Write what s2wrap writes: vectors for Parquet, else maps."""
+    values = maps.mean((2, 3)) if ending == ".parquet" else maps
+    with whole_file(scratch / "out.npy") as draft:
+        np.save(draft, values.numpy())
+
+
+def make_jpegs(folder: Path) -> Path:
+    """2,000 JPEGs: pieces of scikit-image's photographs and of conformal_clip_data's textiles, 300 to 500 pixels."""
+    from skimage import data
+
+    package = find_spec("conformal_clip_data")
+    if package is None or package.origin is None:
+        raise SystemExit('the textiles are missing: pip install "s2wrap[demo]"')
+    found = sorted(path for path in Path(package.origin).parent.rglob("*") if path.suffix in (".jpg", ".png"))
+    textiles = found[:: max(1, len(found) // 12)]
+    pictures = [Image.fromarray(getattr(data, name)()) for name in PHOTOS]
+    pictures += [Image.open(path).convert("RGB").resize((512, 512)) for path in textiles]
+    random = np.random.default_rng(0)
+    folder.mkdir()
+    for number in range(COUNT):
+        picture = pictures[number % len(pictures)]
+        width, height = (int(random.integers(290, min(500, side))) for side in picture.size)
+        left, top = int(random.integers(0, picture.width - width)), int(random.integers(0, picture.height - height))
+        picture.crop((left, top, left + width, top + height)).save(folder / f"{number:05d}.jpg", quality=90)
+    return folder
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+@app.command()
+def memory(
+    counts: Annotated[str, typer.Option(help="Numbers of pictures.")] = "200,2000,20000",
+    workers: Annotated[int, typer.Option(help="Processes that decode.")] = 1,
+) -> None:
+    """Print what runs of more and more tiny pictures hold at most."""
+    title = f"timm:test_vit@1, CPU, 32×32 pixels, .safetensors in shards of 100, {workers} workers"
+    table = Table("pictures", "MB at most", "seconds", title=title)
+    for count in map(int, counts.split(",")):
+        with tempfile.TemporaryDirectory() as scratch:
+            for number in range(count):
+                Image.new("RGB", (32, 32), (number % 256, 0, 0)).save(Path(scratch) / f"{number:06d}.png")
+            start = time.perf_counter()
+            program = [sys.executable, __file__, "hold", scratch, "--workers", str(workers)]
+            found = subprocess.run(program, check=True, capture_output=True, text=True)
+            table.add_row(str(count), found.stdout.strip(), f"{time.perf_counter() - start:.0f}")
+    CONSOLE.print(table)
+
+
+@app.command(hidden=True)
+def hold(folder: str, workers: int = 1) -> None:
+    """Print the most MB that one run holds."""
+    torch.set_num_threads(1)
+    model, held = load("timm:test_vit@1", pretrained=False), [0]
+
+    def measure(_: object) -> None:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        held[0] = max(held[0], pages * os.sysconf("SC_PAGE_SIZE"))
+
+    with tempfile.TemporaryDirectory() as scratch:
+        output = Path(scratch) / "out.safetensors"
+        extract_features(
+            [folder], output, load=lambda: model, spec="", options={}, shard=100, workers=workers, tell=measure
+        )
+    print(f"{held[0] / 2**20:.0f}")
+
+
+if __name__ == "__main__":
+    app()

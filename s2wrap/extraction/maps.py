@@ -1,0 +1,125 @@
+"""Maps and prefix tokens as Zarr: arrays of any length, in compressed chunks of a few pictures."""
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from s2wrap.errors import MissingExtraError
+from s2wrap.extraction.encode import Keep, whole_maps
+from s2wrap.extraction.picture import Arrays, Row
+from s2wrap.extraction.vectors import printable
+from s2wrap.extraction.writer import CONTROL, Writer, check_same_shapes
+from s2wrap.features import Features
+
+CHUNK = 4 << 20
+"""Bytes of a chunk before compression, about: little enough to fetch a picture, enough for few files."""
+CHUNKS = 8
+"""Chunks of a block."""
+REMEDY = "give --target-grid ROWSxCOLS or --fit stretch, or write .safetensors with --shard"
+
+
+def filled_maps(features: Features) -> Arrays:
+    """The map and prefix tokens of one picture, without those of a model that has none: a chunk holds something."""
+    return {name: array for name, array in whole_maps(features).items() if array.numel()}
+
+
+class MapWriter(Writer):
+    """A group of arrays with a row a picture: spatial (n, c, h, w), prefix (n, p, c), name (n,), image_hw (n, 2)."""
+
+    keep: Keep = staticmethod(filled_maps)
+
+    def __init__(self, folder: Path, dtype: str, chunk: int | None):
+        _zarr()
+        super().__init__(folder, dtype)
+        self.chunk = chunk
+        self.group: Any = None
+        self.like: Arrays = {}
+
+    def start(self, rows: int, description: Mapping[str, Any]) -> list[Row]:
+        """Forget what was written behind so many rows. Gives those of the last block, where that is not full."""
+        if rows == 0:
+            self._clear()
+            self.group = _zarr().open_group(self.folder, mode="a", zarr_format=3, attributes=dict(description))
+            return []
+        for path in self.folder.rglob("*.partial"):  # what the library leaves of a chunk when it is killed
+            path.unlink()
+        self.group = _zarr().open_group(self.folder, mode="r+")
+        self._set_block(self.group["spatial" if "spatial" in self.group else "spatial_0"].chunks[0])
+        self._resize(rows)
+        (last,) = self._read(rows - 1, rows)
+        self.like = last.arrays
+        return self._read(rows - rows % self.block, rows)
+
+    def size_block(self, row: Row) -> None:
+        """Choose the pictures of a chunk by the bytes of the first, and make the arrays."""
+        largest = max(array.nbytes for array in row.arrays.values())
+        self._set_block(self.chunk or max(1, min(64, CHUNK // largest)))
+        self.like = row.arrays
+        for name, array in row.arrays.items():
+            shape = tuple(array.shape)
+            self.group.create_array(name, shape=(0, *shape), chunks=(self.chunk, *shape), dtype=self.dtype)
+        self.group.create_array("name", shape=(0,), chunks=(self.block,), dtype=str)
+        self.group.create_array("image_hw", shape=(0, 2), chunks=(self.block, 2), dtype="int32")
+        self.group.attrs["arrays"] = list(row.arrays)
+
+    def write(self, first: int, rows: Sequence[Row]) -> None:
+        """Write the rows of a block up to now; each chunk's file is replaced whole."""
+        for row in rows:
+            check_same_shapes(self.like, row, REMEDY)
+        behind = first + len(rows)
+        columns: dict[str, Any] = {name: np.stack([row.arrays[name].numpy() for row in rows]) for name in self.like}
+        columns["name"] = np.array([printable(row.name) for row in rows], self.group["name"].dtype)
+        columns["image_hw"] = np.array([[row.height, row.width] for row in rows], np.int32)
+        for name, values in columns.items():
+            array = self.group[name]
+            array.resize((behind, *array.shape[1:]))
+            array[first:behind] = values
+            _sync(self.folder / name, range(first // array.chunks[0], -(-behind // array.chunks[0])))
+
+    def _clear(self) -> None:
+        """Remove what a run left that was killed before its first rows were safe."""
+        for path in self.folder.iterdir():
+            if path.is_dir() and path.name != CONTROL:
+                shutil.rmtree(path)
+            elif path.is_file():
+                path.unlink()
+
+    def _set_block(self, chunk: int) -> None:
+        self.chunk, self.block = chunk, chunk * CHUNKS
+
+    def _resize(self, rows: int) -> None:
+        for name in (*self.group.attrs["arrays"], "name", "image_hw"):
+            array = self.group[name]
+            array.resize((rows, *array.shape[1:]))
+
+    def _read(self, first: int, behind: int) -> list[Row]:
+        arrays = {name: torch.from_numpy(self.group[name][first:behind]) for name in self.group.attrs["arrays"]}
+        names, sizes = self.group["name"][first:behind], self.group["image_hw"][first:behind]
+        return [
+            Row(str(name), int(height), int(width), {key: array[number] for key, array in arrays.items()})
+            for number, (name, (height, width)) in enumerate(zip(names, sizes, strict=True))
+        ]
+
+
+def _sync(folder: Path, chunks: range) -> None:
+    """Have the disk hold an array's description and some of its chunks before their count is committed."""
+    files = [folder / "zarr.json"]
+    for chunk in chunks:
+        at = folder / "c" / str(chunk)
+        files += [at] if at.is_file() else [path for path in at.rglob("*") if path.is_file()]
+    for path in files:
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+
+
+def _zarr() -> Any:
+    try:
+        import zarr
+    except ImportError as error:
+        raise MissingExtraError("zarr", "features") from error
+    return zarr

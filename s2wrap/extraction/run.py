@@ -1,0 +1,182 @@
+"""The whole way from addresses to a store or file of features."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from s2wrap.backbones.checkpoint import weights_sha256
+from s2wrap.errors import S2WrapError
+from s2wrap.extraction.decode import decode_all
+from s2wrap.extraction.encode import encode_all, whole_maps
+from s2wrap.extraction.formats import make_writer
+from s2wrap.extraction.picture import Failure, Row
+from s2wrap.extraction.single import SingleFile
+from s2wrap.extraction.sources import Section, count_pictures, find_sections, pictures_after
+from s2wrap.extraction.store import Store, check_parent, check_place, opened_store
+from s2wrap.extraction.writer import Writer
+from s2wrap.files import whole_file
+from s2wrap.wrapper import MultiScale
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run is: the picture that it has just done (None at the beginning), pictures done, expected at the end.
+
+    The pictures of tars are not counted beforehand: the expected ones are then guessed from the tars that are done.
+    """
+
+    item: Row | Failure | None
+    done: int
+    expected: int | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left.
+
+    Attributes:
+        rows: pictures whose features are in the output, those of earlier runs included.
+        failed: pictures that could not be read, likewise.
+        shapes: the shapes of a picture's arrays, by name, that this run saw.
+    """
+
+    rows: int
+    failed: int
+    shapes: list[Shapes]
+
+
+def extract_features(
+    addresses: Iterable[str],
+    output: Path,
+    *,
+    load: Callable[[], MultiScale],
+    spec: str,
+    options: Mapping[str, Any],
+    dtype: str = "float32",
+    shard: int | None = None,
+    workers: int | None = None,
+    errors: Path | None = None,
+    tell: Callable[[State], object] = lambda state: None,
+) -> Outcome:
+    """Write the features of pictures to a store, going on where an earlier run ended; or to one file.
+
+    Args:
+        addresses: as for `find_sections`.
+        output: a folder NAME.parquet (pooled vectors), NAME.zarr (maps), NAME.safetensors with `shard` (maps in part
+            files); or a file NAME.safetensors or NAME.npz, which is kept in memory until all pictures are done.
+        load: gives the model on its device; called once the output is known to be possible.
+        spec: what the model is called.
+        options: whatever else decides what the features are; both are kept with them, and compared when going on.
+        dtype: "float32", "float16", or "bfloat16" (.safetensors).
+        shard: pictures of a part file or chunk, see `make_writer`.
+        workers: processes that decode; 0: this one does. Default: one a processor, less one for the model.
+        errors: where to write the list of pictures that could not be read: a line {"name": …, "reason": …} each.
+        tell: told after every picture.
+
+    Raises:
+        S2WrapError: an impossible output, sources that are missing or not those of before, another model or options
+            than before, a full disk, or no picture that could be read.
+    """
+    if workers is None:
+        workers = max(0, len(os.sched_getaffinity(0)) - 1 if hasattr(os, "sched_getaffinity") else 1)
+    if workers < 0:
+        raise S2WrapError(f"--workers {workers} is no number of processes; use 0 (none) or more")
+    if errors is not None:
+        check_parent(errors)
+    writer, sections = make_writer(output, dtype, shard), find_sections(addresses)
+    total = count_pictures(sections)
+    with _place(output, writer) as draft:
+        model = load()
+        description = {
+            "spec": spec,
+            "options": dict(options),
+            "weights_sha256": weights_sha256(model.backbone),
+            "s2wrap_version": version("s2wrap"),
+            "dtype": dtype,
+            "shard": shard,
+        }
+        into: AbstractContextManager[Store | SingleFile]
+        if writer is None:
+            into = nullcontext(SingleFile(output, draft, description))
+        else:
+            into = opened_store(output, writer, description)
+        with into as sink:
+            try:
+                shapes = _fill(sink, writer, model, sections, total, getattr(torch, dtype), workers, tell)
+            finally:
+                if errors is not None:
+                    sink.copy_failures(errors)
+            return Outcome(sink.rows, sink.failed, shapes)
+
+
+def _fill(
+    sink: Store | SingleFile,
+    writer: Writer | None,
+    model: MultiScale,
+    sections: list[Section],
+    total: int | None,
+    dtype: torch.dtype,
+    workers: int,
+    tell: Callable[[State], object],
+) -> list[Shapes]:
+    """Give the sink all pictures that it does not have yet."""
+    tell(State(None, sink.rows + sink.failed, total))
+    pictures = decode_all(
+        pictures_after(sections, sink.mark), workers=workers, pin=model.backbone.device.type == "cuda"
+    )
+    shapes: list[Shapes] = []
+    for item in encode_all(model, pictures, writer.keep if writer else whole_maps, dtype=dtype):
+        if isinstance(item, Row):
+            _check_overflow(item)
+            seen = {name: tuple(array.shape) for name, array in item.arrays.items()}
+            if not shapes:
+                _check_room(item, total and total - sink.rows - sink.failed, sink.folder)
+            if seen not in shapes[:2]:
+                shapes.append(seen)
+        sink.add(item)
+        done = sink.rows + sink.failed
+        tell(State(item, done, total or _guess(done, item.mark.section, len(sections))))
+    sink.commit(finished=True)
+    if sink.rows == 0:
+        raise S2WrapError(f"none of {sink.failed} pictures could be read; nothing was written")
+    return shapes
+
+
+def _guess(done: int, section: int, sections: int) -> int | None:
+    """The pictures of all sections, from those of the first ones; None before one is done."""
+    return round(done * sections / (section + 0.5)) if section else None
+
+
+@contextmanager
+def _place(output: Path, writer: Writer | None) -> Iterator[Path]:
+    """Find what cannot be written before the work, not after; gives the draft of a single file."""
+    if writer is not None:
+        check_place(output)
+        yield output
+        return
+    with whole_file(output) as draft:
+        yield draft
+
+
+def _check_room(row: Row, count: int | None, folder: Path) -> None:
+    """Refuse before the work what the disk cannot hold after it."""
+    needed = (count or 0) * sum(array.nbytes for array in row.arrays.values())
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise S2WrapError(f"{count} pictures make {needed / 1e6:.1f} MB, but the disk has {free / 1e6:.1f} MB left")
+
+
+def _check_overflow(row: Row) -> None:
+    """Refuse features that a small number format turned to infinity."""
+    for name, array in row.arrays.items():
+        if array.dtype == torch.float16 and bool(array.isinf().any()):
+            raise S2WrapError(f"the {name} of {row.name} holds values beyond 65504, which float16 cannot; use float32")

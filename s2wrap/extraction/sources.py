@@ -1,0 +1,184 @@
+"""From folders, patterns, lists, tars and files to pictures, in an order that is the same every time."""
+
+import os
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+
+from s2wrap.errors import MissingExtraError, S2WrapError
+from s2wrap.extraction.addresses import answers, expand, is_remote, kind, opened, walk
+from s2wrap.extraction.picture import START, Mark, Picture
+from s2wrap.extraction.tars import is_tar, read_tar
+from s2wrap.images import SUFFIXES
+
+WILD = frozenset("*?[")
+
+
+@dataclass(frozen=True)
+class Section:
+    """Pictures that come together: those of one tar, folder or list, or files one by one.
+
+    Attributes:
+        address: of the tar, folder or list; empty for files.
+        read: gives its pictures, in the same order every time.
+        tar: whether its pictures are only known by reading it from its beginning.
+    """
+
+    address: str
+    read: Callable[[], Iterator[Picture]]
+    tar: bool = False
+
+
+def find_sections(addresses: Iterable[str]) -> list[Section]:
+    """The sections that addresses name, in their order.
+
+    Args:
+        addresses: folders (searched all the way down for pictures), patterns with * ? [ ], lists (.txt: a path a line;
+            .parquet: column "path"), tars, and single pictures; on this machine or, as s3://…, where fsspec finds them.
+            Paths in a list are taken as they stand, from the current folder.
+
+    Raises:
+        S2WrapError: nothing is there.
+    """
+    sections: list[Section] = []
+    files: list[str] = []
+    for address in _expanded(addresses):
+        section = _section(address)
+        if section is None:
+            files.append(address)
+            continue
+        if files:
+            sections.append(_files(files))
+            files = []
+        sections.append(section)
+    return [*sections, _files(files)] if files else sections
+
+
+def count_pictures(sections: list[Section]) -> int | None:
+    """How many pictures there are; None if that is not known, as for tars.
+
+    Raises:
+        S2WrapError: no picture at all, or one that is named twice: a name stands for one picture of a store.
+    """
+    tars: set[str] = set()
+    for section in sections:
+        if section.address in tars:
+            raise S2WrapError(f"{section.address} is named twice; name each tar once")
+        tars |= {section.address} if section.tar else set()
+    loose = [section for section in sections if not section.tar]
+    hashes = array("q", (hash(picture.name) for section in loose for picture in section.read()))
+    if not hashes and not tars:
+        places = ", ".join(section.address for section in sections) or "nothing"
+        endings = ", ".join(SUFFIXES)
+        raise S2WrapError(f"no picture in {places}; endings read: {endings}; tars in a folder are named as x/*.tar")
+    _refuse_doubles(loose, np.array(hashes))
+    return None if tars else len(hashes)
+
+
+def pictures_after(sections: list[Section], mark: Mark) -> Iterator[Picture]:
+    """The pictures that come after a mark, each with a mark of its own.
+
+    Tars that are done are not read again; of the one it was in, what comes before the mark is passed over.
+
+    Raises:
+        S2WrapError: the pictures up to the mark are not those that they were.
+    """
+    digest, found = "", mark == START
+    for number, section in enumerate(sections):
+        digest = _chain(digest, section.address)
+        if section.tar and number < mark.section:
+            continue
+        outside = digest
+        for inside, picture in enumerate(section.read(), start=1):
+            digest = _chain(digest, picture.name)
+            if found:
+                yield replace(picture, mark=Mark(number, inside, digest))
+            elif (number, inside) == (mark.section, mark.inside):
+                if digest != mark.digest:
+                    raise _others(f"up to {picture.name} they are not")
+                found = True
+        if section.tar:
+            digest = outside  # the same whether it is read or passed over
+    if not found:
+        raise _others("there are fewer now")
+
+
+def _others(what: str) -> S2WrapError:
+    return S2WrapError(
+        f"the pictures are not those that the store was begun with: {what}; give the same sources (new ones may "
+        f"follow at the end), or another --output"
+    )
+
+
+def _chain(digest: str, name: str) -> str:
+    return blake2b((digest + name).encode(errors="surrogateescape"), digest_size=16).hexdigest()
+
+
+def _expanded(addresses: Iterable[str]) -> Iterator[str]:
+    """Patterns as what they stand for; a file may well be called a[1].png."""
+    for address in addresses:
+        if WILD.intersection(address) and (is_remote(address) or not os.path.lexists(address)):
+            found = expand(address)
+            if not found:
+                raise S2WrapError(f"{address}: the pattern names no file or folder")
+            yield from found
+        else:
+            yield address
+
+
+def _section(address: str) -> Section | None:
+    """The section at an address; None for a single picture."""
+    there = kind(address)
+    if there is None:
+        raise S2WrapError(f"{address}: there is no such file or folder")
+    if there == "folder":
+        return Section(address, lambda: map(Picture, walk(address)))
+    if is_tar(address):
+        return Section(address, partial(read_tar, address), tar=True)
+    ending = Path(address).suffix.lower()
+    if ending == ".txt":
+        return Section(address, partial(_read_lines, address))
+    return Section(address, partial(_read_column, address)) if ending == ".parquet" else None
+
+
+def _files(files: list[str]) -> Section:
+    return Section("", lambda: map(Picture, files))
+
+
+def _read_lines(address: str) -> Iterator[Picture]:
+    with answers(address), opened(address) as stream:
+        for line in stream:
+            name = os.fsdecode(line.strip(b"\r\n"))
+            if name:
+                yield Picture(name)
+
+
+def _read_column(address: str) -> Iterator[Picture]:
+    try:
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise MissingExtraError("pyarrow", "features") from error
+    with answers(address), opened(address) as stream:
+        table = ParquetFile(stream)
+        if "path" not in table.schema_arrow.names:
+            raise S2WrapError(f'{address} has columns {", ".join(table.schema_arrow.names)}; a list needs one "path"')
+        for batch in table.iter_batches(columns=["path"]):
+            yield from (Picture(name) for name in batch.column(0).to_pylist() if name)
+
+
+def _refuse_doubles(sections: list[Section], hashes: np.ndarray) -> None:
+    """Raise S2WrapError for a name that is there twice; of 100 million names, only eight bytes each are held."""
+    ordered = np.sort(hashes)
+    suspects = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
+    seen: set[str] = set()
+    if suspects:
+        for picture in (picture for section in sections for picture in section.read()):
+            if picture.name in seen:
+                raise S2WrapError(f"{picture.name} is named twice; name each picture once")
+            if hash(picture.name) in suspects:
+                seen.add(picture.name)

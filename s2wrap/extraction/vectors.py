@@ -1,0 +1,72 @@
+"""Pooled vectors as Parquet: a folder of part files that pyarrow, pandas, DuckDB and Polars read as they are."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from s2wrap.errors import MissingExtraError
+from s2wrap.extraction.encode import Keep, pooled_vector
+from s2wrap.extraction.picture import Row
+from s2wrap.extraction.writer import PartWriter
+
+
+class VectorWriter(PartWriter):
+    """Columns name, height, width and vector (a list of fixed size); what the run was, in the schema's metadata."""
+
+    ending = ".parquet"
+    keep: Keep = staticmethod(pooled_vector)
+
+    def __init__(self, folder: Path, dtype: str, block: int):
+        _pyarrow()
+        super().__init__(folder, dtype, block)
+
+    def write_part(self, rows: Sequence[Row], path: Path) -> None:
+        """Write a file of these rows."""
+        pa = _pyarrow()
+        import pyarrow.parquet as pq
+
+        vectors = np.stack([row.arrays["vector"].numpy() for row in rows])
+        columns = {
+            "name": pa.array([printable(row.name) for row in rows], pa.string()),
+            "height": pa.array([row.height for row in rows], pa.int32()),
+            "width": pa.array([row.width for row in rows], pa.int32()),
+            "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1]),
+        }
+        table = pa.table(columns).replace_schema_metadata({key: text(value) for key, value in self.description.items()})
+        pq.write_table(table, path, use_dictionary=False, write_statistics=["name", "height", "width"])
+
+    def read_part(self, path: Path) -> list[Row]:
+        """The rows of such a file."""
+        _pyarrow()
+        import pyarrow.parquet as pq
+
+        table = pq.read_table(path)
+        vectors = table.column("vector").combine_chunks()
+        matrix = np.array(vectors.flatten().to_numpy(zero_copy_only=False)).reshape(len(table), -1)
+        columns = [table.column(name).to_pylist() for name in ("name", "height", "width")]
+        return [
+            Row(name, height, width, {"vector": torch.from_numpy(vector)})
+            for name, height, width, vector in zip(*columns, matrix, strict=True)
+        ]
+
+
+def printable(name: str) -> str:
+    r"""A name as valid UTF-8: bytes that are none are written as \udcXX."""
+    return name.encode(errors="backslashreplace").decode()
+
+
+def text(value: Any) -> str:
+    """A value of the description as metadata."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise MissingExtraError("pyarrow", "features") from error
+    return pyarrow

@@ -1,0 +1,465 @@
+"""The whole way: pictures at any address → stores, with whatever may end a run on the way."""
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import s2wrap
+from s2wrap import S2WrapError
+from s2wrap.extraction import decode as decoding
+from s2wrap.extraction import store as stores
+from s2wrap.extraction.decode import decode, decode_all
+from s2wrap.extraction.encode import encode_all, pooled_vector, whole_maps
+from s2wrap.extraction.picture import Failure, Picture, Row
+from s2wrap.extraction.run import extract_features
+from s2wrap.images import load_image
+
+ROOT = Path(__file__).parent.parent
+SPEC = "timm:test_vit@1,2"
+COUNT = 24
+
+
+def make_pictures(folder, count):
+    """Small pictures of many shapes, each of its own."""
+    random = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    for number in range(count):
+        height, width = random.integers(20, 60, 2)
+        content = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(content).save(folder / f"{number:05d}.png", compress_level=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    return make_pictures(tmp_path_factory.mktemp("extraction") / "photos", COUNT)
+
+
+@pytest.fixture(scope="session")
+def model():
+    torch.manual_seed(0)
+    return s2wrap.load(SPEC, pretrained=False)
+
+
+def extract(model, addresses, output, **options):
+    options = {"spec": SPEC, "options": {}, "workers": 0} | options
+    return extract_features([str(address) for address in addresses], output, load=lambda: model, **options)
+
+
+def read(output):
+    """The names in order, and the arrays, of a single file or of shards."""
+    names, arrays = [], []
+    for path in sorted(output.glob("part-*")) if output.is_dir() else [output]:
+        with safe_open(path, "pt") as file:
+            names += json.loads(file.metadata()["files"])
+            arrays.append(file.get_tensor("spatial"))
+    return names, torch.cat(arrays)
+
+
+@pytest.fixture(scope="session")
+def expected(model, folder):
+    """The maps of the folder's pictures, one call a picture."""
+    return torch.cat([model(load_image(path)[None]).spatial for path in sorted(folder.iterdir())])
+
+
+def tar_of(folder, path, files):
+    with tarfile.open(path, "w") as tar:
+        for file in files:
+            tar.add(file, file.name)
+    return path
+
+
+def test_folders_patterns_lists_tars_and_servers_give_the_same_features(model, folder, expected, tmp_path):
+    files = sorted(folder.iterdir())
+    (tmp_path / "list.txt").write_text("".join(f"{file}\n" for file in files))
+    tars = [tar_of(folder, tmp_path / f"{n}.tar", files[n * 8 : n * 8 + 8]) for n in range(3)]
+    memory = fsspec.filesystem("memory")
+    for path in (*files, *tars):
+        memory.pipe(f"/bucket/{path.parent.name}/{path.name}", path.read_bytes())
+    memory.pipe("/bucket/list.txt", "".join(f"memory://bucket/photos/{file.name}\n" for file in files).encode())
+    sources = {
+        "folder": [folder],
+        "pattern": [folder / "*.png"],
+        "list": [tmp_path / "list.txt"],
+        "files": files,
+        "file": [f"file://{folder}"],
+        "tars": [tmp_path / "*.tar"],
+        "memory": ["memory://bucket/photos"],
+        "memory pattern": ["memory://bucket/photos/*.png"],
+        "memory list": ["memory://bucket/list.txt"],
+        "memory tars": [f"memory://bucket/{tmp_path.name}/*.tar"],
+    }
+    for name, addresses in sources.items():
+        output = tmp_path / f"{name}.safetensors"
+        assert extract(model, addresses, output).rows == COUNT
+        names, maps = read(output)
+        assert [os.path.basename(found) for found in names] == [file.name for file in files], name
+        torch.testing.assert_close(maps, expected, atol=1e-4, rtol=0, msg=name)
+
+
+def test_a_parquet_list_gives_the_same_features(model, folder, expected, tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    files = [str(path) for path in sorted(folder.iterdir())]
+    parquet.write_table(pyarrow.table({"path": files}), tmp_path / "list.parquet")
+    extract(model, [tmp_path / "list.parquet"], tmp_path / "out.safetensors")
+    names, maps = read(tmp_path / "out.safetensors")
+    assert names == files
+    torch.testing.assert_close(maps, expected, atol=1e-4, rtol=0)
+
+
+def test_s3_gives_the_same_features(model, folder, expected, tmp_path, monkeypatch):
+    pytest.importorskip("s3fs")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        for name, value in (("ACCESS_KEY_ID", "x"), ("SECRET_ACCESS_KEY", "x"), ("DEFAULT_REGION", "us-east-1")):
+            monkeypatch.setenv(f"AWS_{name}", value)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        files = fsspec.filesystem("s3")
+        files.mkdir("bucket")
+        for path in sorted(folder.iterdir()):
+            files.put(str(path), f"bucket/photos/{path.name}")
+        tar = tar_of(folder, tmp_path / "all.tar", sorted(folder.iterdir()))
+        files.put(str(tar), "bucket/all.tar")
+        for number, address in enumerate(("s3://bucket/photos", "s3://bucket/photos/*.png", "s3://bucket/all.tar")):
+            for workers in (0, 1):
+                output = tmp_path / f"{number}-{workers}.safetensors"
+                extract(model, [address], output, workers=workers)
+                names, maps = read(output)
+                assert all(name.startswith("s3://bucket/") for name in names)
+                torch.testing.assert_close(maps, expected, atol=1e-4, rtol=0)
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_give_what_this_process_gives_in_the_same_order(folder, workers):
+    pictures = [Picture(str(path)) for path in sorted(folder.iterdir())] + [Picture("none.png")]
+    here, there = (list(decode_all(pictures, workers=count)) for count in (0, workers))
+    assert [decoded.name for decoded in there] == [picture.name for picture in pictures]
+    assert all(torch.equal(a.image, b.image) for a, b in zip(here[:-1], there[:-1], strict=True))
+    assert here[-1] == there[-1]
+    assert "there is no such file" in there[-1].problem
+
+
+def test_pictures_are_asked_for_only_a_few_ahead(folder):
+    path = str(next(folder.iterdir()))
+    asked = 0
+
+    def ask():
+        nonlocal asked
+        for _ in range(10_000):
+            asked += 1
+            yield Picture(path)
+
+    decoded = decode_all(ask(), workers=2)
+    for _ in range(5):
+        next(decoded)
+    assert asked <= 5 + 2 * decoding.AHEAD
+    decoded.close()
+
+
+def test_tiles_of_several_pictures_share_backbone_calls(model, folder):
+    calls = []
+    hook = model.backbone.model.patch_embed.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
+    try:
+        pictures = map(decode, [Picture(str(path)) for path in sorted(folder.iterdir())])
+        rows = list(encode_all(model, pictures, whole_maps, dtype=torch.float32))
+    finally:
+        hook.remove()
+    assert len(rows) == COUNT
+    assert sum(calls) == COUNT * 5
+    assert set(calls) <= {4}
+
+
+def test_vectors_are_the_average_of_the_map_for_pyramids_of_each(model, folder):
+    image = load_image(next(folder.iterdir()))
+    features = model(image[None])
+    np.testing.assert_allclose(pooled_vector(features)["vector"], features.spatial[0].mean((1, 2)), atol=1e-6)
+    pyramid = s2wrap.wrap(model.backbone, (1, 2), fuse="pyramid")(image[None])
+    means = [level[0].mean((1, 2)) for level in pyramid.maps]
+    np.testing.assert_allclose(pooled_vector(pyramid)["vector"], torch.cat(means), atol=1e-6)
+
+
+def test_pictures_that_the_model_refuses_do_not_stop_their_neighbours(model, folder):
+    class Picky(s2wrap.MultiScale):
+        def encode(self, images, **options):
+            images = list(images)
+            if any(image.shape[-1] == 2 for image in images):
+                raise S2WrapError("image 0: two pixels are too few for me")
+            return super().encode(images, **options)
+
+    decoded = [decode(Picture(str(path))) for path in sorted(folder.iterdir())[:6]]
+    small = decoding.Decoded("small.png", torch.zeros(3, 5, 2, dtype=torch.uint8))
+    items = list(
+        encode_all(Picky(model.backbone), [*decoded[:2], small, *decoded[2:]], whole_maps, dtype=torch.float32)
+    )
+    assert [isinstance(item, Row) for item in items] == [True, True, False, True, True, True, True]
+    assert items[2] == Failure("small.png", "small.png: two pixels are too few for me")
+
+
+def test_a_picture_that_kills_its_worker_is_named_and_the_others_are_kept(folder, monkeypatch):
+    paths = sorted(folder.iterdir())
+    killers = {str(paths[3]), str(paths[10])}
+
+    def deadly(path):
+        if str(path) in killers:
+            ctypes.string_at(0)  # a segmentation fault, as a broken decoder makes
+        return load_image(path)
+
+    monkeypatch.setattr(decoding, "load_image", deadly)
+    found = list(decode_all([Picture(str(path)) for path in paths], workers=2))
+    assert [decoded.name for decoded in found] == [str(path) for path in paths]
+    assert {decoded.name for decoded in found if decoded.image is None} == killers
+    assert "the process that decoded it crashed" in found[3].problem
+
+
+def test_a_server_that_gives_no_answer_is_asked_again_and_then_stops_the_run(monkeypatch, folder):
+    content, asked, waited = next(folder.iterdir()).read_bytes(), [], []
+
+    def read(address):
+        asked.append(address)
+        if len(asked) < answers:
+            raise TimeoutError("busy")
+        return content
+
+    monkeypatch.setattr(decoding, "_read", read)
+    monkeypatch.setattr(decoding.time, "sleep", waited.append)
+    answers = 4
+    (decoded,) = decode_all([Picture("memory://x.png")], workers=0)
+    assert decoded.image is not None
+    assert waited == [1, 2, 4]
+    answers = 100
+    with pytest.raises(S2WrapError, match="x.png: no answer, 4 times: TimeoutError: busy; the same command again"):
+        list(decode_all([Picture("memory://x.png")], workers=0))
+
+
+def test_failures_are_counted_and_listed_over_several_runs(model, folder, tmp_path, monkeypatch):
+    photos, errors, output = tmp_path / "photos", tmp_path / "errors.jsonl", tmp_path / "out.safetensors"
+    photos.mkdir()
+    for number, path in enumerate(sorted(folder.iterdir())):
+        (photos / path.name).write_bytes(b"no picture" if number % 5 == 1 else path.read_bytes())
+    bad = [f"{photos}/{number:05d}.png" for number in range(1, COUNT, 5)]
+
+    def stop(state):
+        if state.done == 14:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extract(model, [photos], output, shard=4, errors=errors, tell=stop)
+    first = [json.loads(line)["name"] for line in errors.read_text().splitlines()]
+    assert 0 < len(first) < len(bad)
+    assert first == bad[: len(first)]
+    for _ in range(2):
+        outcome = extract(model, [photos], output, shard=4, errors=errors)
+        assert (outcome.rows, outcome.failed) == (COUNT - len(bad), len(bad))
+        lines = [json.loads(line) for line in errors.read_text().splitlines()]
+        assert [line["name"] for line in lines] == bad
+        assert all("not a picture" in line["reason"] for line in lines)
+    alone = tmp_path / "alone.safetensors"
+    assert extract(model, [photos], alone, errors=errors).failed == len(bad)
+    assert [json.loads(line)["name"] for line in errors.read_text().splitlines()] == bad
+    assert read(alone)[0] == read(output)[0]
+
+
+def test_nothing_readable_is_an_error(model, tmp_path):
+    (tmp_path / "bad.png").write_text("no picture")
+    for name, options in (("one.safetensors", {}), ("many.safetensors", {"shard": 4})):
+        with pytest.raises(S2WrapError, match="none of 1 pictures could be read"):
+            extract(model, [tmp_path / "bad.png"], tmp_path / name, **options)
+
+
+def test_what_float16_cannot_hold_is_refused(model, folder, tmp_path):
+    large = s2wrap.wrap(lambda images: images.new_full((len(images), 4, 2, 2), 1e5), (1,), image_size=32)
+    large.normalise.known = True
+    with pytest.raises(S2WrapError, match="values beyond 65504, which float16 cannot; use float32"):
+        extract(large, [folder], tmp_path / "out.safetensors", dtype="float16")
+
+
+def test_expected_pictures_are_counted_or_guessed_from_the_tars_that_are_done(model, folder, tmp_path):
+    files, states = sorted(folder.iterdir()), []
+    extract(model, [folder], tmp_path / "a.safetensors", tell=states.append)
+    assert {state.expected for state in states} == {COUNT}
+    assert [state.done for state in states] == list(range(COUNT + 1))
+    for number in range(4):
+        tar_of(folder, tmp_path / f"{number}.tar", files[number * 6 : number * 6 + 6])
+    states.clear()
+    extract(model, [tmp_path / "*.tar"], tmp_path / "b.safetensors", tell=states.append)
+    assert [state.expected for state in states[:7]] == [None] * 7
+    assert all(abs(state.expected - COUNT) <= COUNT / 3 for state in states[7:])
+
+
+RUNS = """
+import os, random, signal, sys, time
+import torch
+from pathlib import Path
+import s2wrap
+from s2wrap.extraction import store
+from s2wrap.extraction.run import extract_features
+
+torch.set_num_threads(1)
+store.COMMIT_SECONDS = 0.02
+folder, weights, output, kills, seconds = sys.argv[1:]
+model = s2wrap.load("timm:test_vit@1,2", checkpoint=weights)
+random.seed(0)
+
+
+def run(output):
+    extract_features([folder], Path(output), load=lambda: model, spec="x", options={}, shard=16, workers=1)
+
+
+def killed_run(output, after):
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            run(output)
+            code = 0
+        finally:
+            os._exit(code)
+    deadline = time.monotonic() + after
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            assert status == 0, status
+            return True
+        time.sleep(0.001)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return False
+
+
+def killed_until_done(output):
+    # times from nearly nothing to several blocks; longer ones if the machine is so slow that nothing gets done
+    count = 0
+    while not killed_run(output, random.choice([0.1, 0.5, 1.5]) * random.random() * (1 + count / 50)):
+        count += 1
+    return count
+
+
+name, ending = os.path.splitext(output)
+assert killed_run(f"{name}-whole{ending}", 600)
+start, total, store_number = time.monotonic(), 0, 0
+while total < int(kills) and time.monotonic() - start < float(seconds):
+    total += killed_until_done(f"{name}-{store_number}{ending}")
+    store_number += 1
+print(total, store_number)
+"""
+
+
+def arrays_of(output):
+    """Names and features of a store, whatever its format."""
+    if output.suffix == ".safetensors":
+        return read(output)
+    if output.suffix == ".parquet":
+        import pyarrow.dataset
+
+        table = pyarrow.dataset.dataset(output).to_table()
+        return table["name"].to_pylist(), torch.from_numpy(np.stack(table["vector"].to_pylist()))
+    import zarr
+
+    group = zarr.open_group(output, mode="r")
+    return [str(name) for name in group["name"][:]], torch.from_numpy(group["spatial"][:])
+
+
+@pytest.mark.parametrize(
+    ("ending", "library"), [("safetensors", "safetensors"), ("parquet", "pyarrow"), ("zarr", "zarr")]
+)
+def test_a_run_killed_at_any_moment_leaves_what_an_undisturbed_one_does(model, tmp_path, ending, library):
+    """S2WRAP_KILLS sets the kills a format, such as 50; by default as many as fit in 20 seconds, 50 at most."""
+    pytest.importorskip(library)
+    folder, weights = make_pictures(tmp_path / "photos", 200), tmp_path / "weights.safetensors"
+    (folder / "00100.png").write_text("no picture")
+    save_file(model.backbone.model.state_dict(), weights)
+    kills, seconds = os.environ.get("S2WRAP_KILLS", "50"), 1e6 if "S2WRAP_KILLS" in os.environ else 20
+    arguments = [folder, weights, tmp_path / f"out.{ending}", kills, seconds]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    program = [sys.executable, "-W", "ignore", "-c", RUNS, *map(str, arguments)]
+    result = subprocess.run(program, capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 0, result.stderr
+    kills, count = map(int, result.stdout.split())
+    print(f"{kills} kills, {count} stores")
+    assert kills >= 3
+    names, features = arrays_of(tmp_path / f"out-whole.{ending}")
+    assert len(names) == len(set(names)) == 199
+    for number in range(count):
+        output = tmp_path / f"out-{number}.{ending}"
+        found, values = arrays_of(output)
+        assert found == names
+        torch.testing.assert_close(values, features, atol=1e-5, rtol=0)
+        assert len((output / "_s2wrap" / "failures.jsonl").read_text().splitlines()) == 1
+        assert not [path for path in output.rglob("*") if path.name.startswith(".s2wrap-") or ".partial" in path.name]
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+import torch
+import s2wrap
+from s2wrap.extraction.run import extract_features
+
+torch.set_num_threads(1)
+model = s2wrap.load("timm:test_vit@1", pretrained=False)
+held = []
+
+
+def measure(state):
+    pages = Path("/proc/self/statm").read_text().split()[1]
+    held.append(int(pages) * 4)
+
+
+options = {"load": lambda: model, "spec": "x", "options": {}, "shard": 100, "workers": 1}
+extract_features([sys.argv[1]], Path(sys.argv[2]), tell=measure, **options)
+print(max(held))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="measures by Linux's /proc")
+def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path):
+    """Tiny pictures, whose maps would take 46 MB more together; benchmarks/pipeline.py does the same with 20,000."""
+    peaks = []
+    folder = make_pictures(tmp_path / "photos", 200)
+    for count in (200, 2000):
+        (tmp_path / str(count)).mkdir()
+        for number in range(count):
+            os.link(folder / f"{number % 200:05d}.png", tmp_path / str(count) / f"{number:05d}.png")
+        program = [sys.executable, "-c", MEASURE, str(tmp_path / str(count)), str(tmp_path / f"{count}.safetensors")]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        result = subprocess.run(program, capture_output=True, text=True, env=environment, check=True)
+        peaks.append(int(result.stdout) / 1024)
+    print(f"{peaks[0]:.0f} MB at 200 pictures, {peaks[1]:.0f} MB at 2,000")
+    assert peaks[1] < min(1.1 * peaks[0], peaks[0] + 20)
+
+
+def test_a_store_goes_on_after_its_last_commit_not_from_the_beginning(model, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(stores, "COMMIT_SECONDS", 0)
+    output, seen = tmp_path / "out.safetensors", []
+
+    def stop(state):
+        if state.done == 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extract(model, [folder], output, shard=100, tell=stop)
+    started = time.monotonic()
+    extract(model, [folder], output, shard=100, tell=seen.append)
+    assert seen[0].done == 10
+    assert [state.done for state in seen] == list(range(10, COUNT + 1))
+    assert time.monotonic() - started < 60
+    assert read(output)[0] == [str(path) for path in sorted(folder.iterdir())]

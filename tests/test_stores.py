@@ -1,0 +1,316 @@
+import json
+import multiprocessing
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from s2wrap import S2WrapError
+from s2wrap.errors import MissingExtraError
+from s2wrap.extraction import store as stores
+from s2wrap.extraction.formats import make_writer
+from s2wrap.extraction.picture import Failure, Mark, Row
+from s2wrap.extraction.store import opened_store
+
+NEEDS = {"vectors.parquet": "pyarrow", "maps.zarr": "zarr", "maps.safetensors": None}
+ABOUT = {"spec": "made:up@1", "options": {"fit": "pad"}, "weights_sha256": "abc", "s2wrap_version": "1"}
+
+
+@pytest.fixture(params=NEEDS)
+def output(request, tmp_path):
+    if NEEDS[request.param]:
+        pytest.importorskip(NEEDS[request.param])
+    return tmp_path / request.param
+
+
+def made_up(number, output):
+    """The picture of this number: every seventh cannot be read."""
+    mark = Mark(0, number + 1, str(number))
+    if number % 7 == 3:
+        return Failure(f"{number}.png", "no picture", mark)
+    random = torch.Generator().manual_seed(number)
+    if output.suffix == ".parquet":
+        arrays = {"vector": torch.randn(6, generator=random)}
+    else:
+        arrays = {"spatial": torch.randn(5, 2, 3, generator=random), "prefix": torch.randn(1, 5, generator=random)}
+    return Row(f"{number}.png", 10 + number, 20, arrays, mark)
+
+
+def fill(output, count, *, shard=4, about=ABOUT, stop=None):
+    """Write pictures 0 … count − 1, from where the store is; stop before one of them, without a commit."""
+    with opened_store(output, make_writer(output, "float32", shard), about) as store:
+        for number in range(store.mark.inside, count):
+            if number == stop:
+                return
+            store.add(made_up(number, output))
+        store.commit(finished=True)
+
+
+def read(output):
+    """name → (height, width, arrays), by each library's own reader."""
+    if output.suffix == ".parquet":
+        import pyarrow.dataset
+
+        rows = pyarrow.dataset.dataset(output).to_table().to_pylist()
+        return {row["name"]: (row["height"], row["width"], {"vector": np.float32(row["vector"])}) for row in rows}
+    if output.suffix == ".zarr":
+        import zarr
+
+        group = zarr.open_group(output, mode="r")
+        sizes, maps, prefixes = group["image_hw"][:], group["spatial"][:], group["prefix"][:]
+        return {
+            str(name): (*map(int, sizes[n]), {"spatial": maps[n], "prefix": prefixes[n]})
+            for n, name in enumerate(group["name"][:])
+        }
+    found = {}
+    for path in sorted(output.glob("part-*")):
+        with safe_open(path, "np") as file:
+            names, sizes = (json.loads(file.metadata()[key]) for key in ("files", "image_hw"))
+            arrays = {name: file.get_tensor(name) for name in ("spatial", "prefix")}
+        for n, name in enumerate(names):
+            assert name not in found
+            found[name] = (*sizes[n], {key: array[n] for key, array in arrays.items()})
+    return found
+
+
+def assert_holds(output, count):
+    """Pictures 0 … count − 1 are there, in order, each as it was made, and the failures are listed once each."""
+    items = [made_up(number, output) for number in range(count)]
+    rows, found = [item for item in items if isinstance(item, Row)], read(output)
+    assert list(found) == [row.name for row in rows]
+    for row in rows:
+        height, width, arrays = found[row.name]
+        assert (height, width) == (row.height, row.width)
+        for name, array in row.arrays.items():
+            np.testing.assert_array_equal(arrays[name], array.numpy())
+    lines = (output / "_s2wrap" / "failures.jsonl").read_text().splitlines()
+    assert [json.loads(line)["name"] for line in lines] == [item.name for item in items if isinstance(item, Failure)]
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 19, 33])
+def test_what_was_added_is_read(output, count):
+    fill(output, count)
+    assert_holds(output, count)
+
+
+@pytest.mark.parametrize("stop", [0, 1, 3, 4, 5, 6, 18])
+@pytest.mark.parametrize("seconds", [0, 30])
+def test_a_run_that_stops_anywhere_is_gone_on_with(output, stop, seconds, monkeypatch):
+    monkeypatch.setattr(stores, "COMMIT_SECONDS", seconds)
+    fill(output, 21, stop=stop)
+    fill(output, 21)
+    assert_holds(output, 21)
+    fill(output, 21)
+    assert_holds(output, 21)
+
+
+def test_a_finished_store_grows_at_its_end(output):
+    for count in (3, 6, 20):
+        fill(output, count)
+        assert_holds(output, count)
+
+
+@pytest.mark.parametrize("broken", ["replace", "fsync", "unlink", "open"])
+def test_a_disk_that_fails_at_any_step_loses_nothing(output, broken, monkeypatch):
+    """The k-th call of the system fails, for every k until a run gets through; each run goes on after the last."""
+    monkeypatch.setattr(stores, "COMMIT_SECONDS", 0)
+    module, name = {"replace": (Path, "replace"), "fsync": (os, "fsync"), "unlink": (Path, "unlink")}.get(
+        broken, (Path, "open")
+    )
+    real, calls = getattr(module, name), 0
+
+    def failing(*arguments, **options):
+        nonlocal calls
+        calls += 1
+        if calls == last:
+            raise OSError(28, "No space left on device")
+        return real(*arguments, **options)
+
+    failed = 0
+    for last in range(1, 400):
+        calls = 0
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, failing)
+            try:
+                fill(output, 9 + last // 4)
+            except (S2WrapError, OSError):
+                failed += 1
+            else:
+                if calls < last:
+                    break
+    assert failed > 3
+    fill(output, 9 + last // 4)
+    assert_holds(output, 9 + last // 4)
+
+
+def test_a_full_disk_is_one_clear_error(output, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    fill(output, 6)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(S2WrapError, match="cannot write .*No space left on device"):
+        fill(output, 12)
+    monkeypatch.undo()
+    assert_holds(output, 6)
+    fill(output, 12)
+    assert_holds(output, 12)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("spec", "made:up@1,2"), ("options", {"fit": "stretch"}), ("weights_sha256", "abd")]
+)
+def test_rows_of_another_model_or_option_are_refused(output, key, value):
+    fill(output, 6)
+    with pytest.raises(S2WrapError, match=f"holds features with {key} .*choose another --output"):
+        fill(output, 12, about=ABOUT | {key: value})
+    assert_holds(output, 6)
+
+
+def test_a_folder_of_something_else_is_left_alone(output):
+    output.mkdir()
+    (output / "mine.txt").write_text("mine")
+    with pytest.raises(S2WrapError, match="holds something else than features"):
+        fill(output, 3)
+    assert [path.name for path in output.iterdir()] == ["mine.txt"]
+    (output / "mine.txt").unlink()
+    output.rmdir()
+    output.write_text("a file")
+    with pytest.raises(S2WrapError, match="it is a file, and a store is a folder"):
+        fill(output, 3)
+
+
+def test_two_runs_do_not_write_to_one_store(output):
+    with opened_store(output, make_writer(output, "float32", 4), ABOUT):
+        other = multiprocessing.get_context("fork").Process(target=_second_run, args=(output,))
+        other.start()
+        other.join(60)
+    assert other.exitcode == 7
+    fill(output, 3)
+    assert_holds(output, 3)
+
+
+def _second_run(output):
+    try:
+        fill(output, 3)
+    except S2WrapError as error:
+        os._exit(7 if "written by another run" in str(error) else 1)
+
+
+def test_maps_of_other_shapes_are_refused_where_one_array_holds_all(tmp_path):
+    pytest.importorskip("zarr")
+    output = tmp_path / "maps.zarr"
+    fill(output, 2)
+    with (
+        pytest.raises(S2WrapError, match=r"wide.png .* makes spatial \(5, 2, 9\), .* \(5, 2, 3\).*--target-grid"),
+        opened_store(output, make_writer(output, "float32", 4), ABOUT) as store,
+    ):
+        store.add(Row("wide.png", 10, 90, {"spatial": torch.zeros(5, 2, 9), "prefix": torch.zeros(1, 5)}, Mark(0, 9)))
+        store.commit()
+    assert_holds(output, 2)
+
+
+@pytest.mark.parametrize("seconds", [0, 30])
+def test_shards_hold_maps_of_other_shapes_under_numbers(tmp_path, seconds, monkeypatch):
+    monkeypatch.setattr(stores, "COMMIT_SECONDS", seconds)
+    output = tmp_path / "maps.safetensors"
+    rows = [Row(f"{n}.png", 10, 20, {"spatial": torch.full((5, 2, n), n)}, Mark(0, n)) for n in (1, 2, 3)]
+    for row in rows:
+        with opened_store(output, make_writer(output, "float32", 4), ABOUT) as store:
+            store.add(row)
+            store.commit()
+    with safe_open(output / "part-000000.safetensors", "pt") as file:
+        for number, row in enumerate(rows):
+            assert torch.equal(file.get_tensor(f"{number}/spatial"), row.arrays["spatial"])
+
+
+def test_vectors_are_read_by_pandas_duckdb_and_pyarrow_as_they_are(tmp_path):
+    for library in ("pyarrow", "pandas", "duckdb"):
+        pytest.importorskip(library)
+    import duckdb
+    import pandas
+    import pyarrow.parquet
+
+    output = tmp_path / "vectors.parquet"
+    fill(output, 33)
+    expected = [item for item in (made_up(n, output) for n in range(33)) if isinstance(item, Row)]
+    vectors = np.stack([row.arrays["vector"].numpy() for row in expected])
+    frame = pandas.read_parquet(output)
+    assert frame["name"].tolist() == [row.name for row in expected]
+    np.testing.assert_array_equal(np.stack(frame["vector"]), vectors)
+    found = duckdb.sql(f"select name, vector from '{output}/*.parquet' order by height").fetchall()
+    assert [name for name, _ in found] == [row.name for row in expected]
+    np.testing.assert_array_equal(np.array([vector for _, vector in found], np.float32), vectors)
+    schema = pyarrow.parquet.read_schema(output / "part-000000.parquet")
+    assert str(schema.field("vector").type) == "fixed_size_list<element: float>[6]"
+    assert schema.metadata[b"spec"] == b"made:up@1"
+    assert json.loads(schema.metadata[b"options"]) == {"fit": "pad"}
+    assert schema.metadata[b"s2wrap_version"] == b"1"
+
+
+def fill_rounded(output, dtype):
+    """Five rows in a number format, in two runs: the second goes on inside of a block, and reads rows back."""
+    for count in (3, 6):
+        with opened_store(output, make_writer(output, dtype, 8), ABOUT) as store:
+            for item in (made_up(number, output) for number in range(store.mark.inside, count)):
+                if isinstance(item, Row):
+                    arrays = {key: array.to(getattr(torch, dtype)) for key, array in item.arrays.items()}
+                    store.add(replace(item, arrays=arrays))
+            store.commit()
+
+
+def test_float16_rounds_and_nothing_else(output):
+    fill_rounded(output, "float16")
+    assert len(read(output)) == 5
+    for name, (_, _, arrays) in read(output).items():
+        expected = made_up(int(name.removesuffix(".png")), output).arrays
+        for key, array in arrays.items():
+            np.testing.assert_array_equal(np.float16(array), expected[key].half().numpy())
+
+
+def test_bfloat16_rounds_and_nothing_else(tmp_path):
+    output = tmp_path / "maps.safetensors"
+    fill_rounded(output, "bfloat16")
+    with safe_open(output / "part-000000.safetensors", "pt") as file:
+        found = file.get_tensor("spatial")
+    expected = [made_up(number, output).arrays["spatial"].bfloat16() for number in (0, 1, 2, 4, 5)]
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, torch.stack(expected))
+
+
+def test_a_missing_part_is_noticed(tmp_path):
+    output = tmp_path / "maps.safetensors"
+    fill(output, 12)
+    (output / "part-000001.safetensors").unlink()
+    with pytest.raises(S2WrapError, match="part-000001.safetensors is missing, though 10 rows were written"):
+        fill(output, 20)
+
+
+def test_formats_say_what_they_cannot():
+    for output, dtype, shard, words in (
+        ("x.txt", "float32", None, "the ending must be .parquet, .zarr, .safetensors, .npz"),
+        ("x.parquet", "bfloat16", None, "hold no 'bfloat16'; use float32 or float16"),
+        ("x.npz", "int8", None, "use float32 or float16"),
+        ("x.npz", "float32", 5, "an .npz is one file"),
+        ("x.safetensors", "float32", 0, "--shard 0 is no number of pictures"),
+    ):
+        with pytest.raises(S2WrapError, match=words):
+            make_writer(Path(output), dtype, shard)
+
+
+@pytest.mark.parametrize(("name", "library"), [("x.parquet", "pyarrow"), ("x.zarr", "zarr")])
+def test_a_missing_library_names_the_extra(name, library, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, library, None)
+    with pytest.raises(MissingExtraError, match=rf"{library} is not installed.*s2wrap\[features\]"):
+        make_writer(Path(name), "float32", None)
+
+
+def test_names_that_are_no_text_are_written_readably(tmp_path):
+    from s2wrap.extraction.vectors import printable
+
+    assert printable(os.fsdecode(b"\xff.png")) == "\\udcff.png"
+    assert printable("ünï.png") == "ünï.png"
