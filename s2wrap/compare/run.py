@@ -210,13 +210,15 @@ def _classify(
     progress: Progress,
 ) -> None:
     """Add accuracies of classifiers on pooled features."""
+    from threadpoolctl import threadpool_limits
+
     vectors = {
         row.spec: vectors_of(_extract(row.spec, models[row.spec], pictures, folder, progress), pools) for row in rows
     }
-    for row in progress.track(rows, description="classifying"):
-        row.scores |= classify(
-            vectors[row.spec], pictures.labels, pictures.folds, pictures.contents, shots=tuple(shots)
-        )
+    with threadpool_limits(1):  # many small fits, which threads only slow down
+        for row in progress.track(rows, description="classifying"):
+            known = vectors[row.spec], pictures.labels, pictures.folds, pictures.contents
+            row.scores |= classify(*known, shots=tuple(shots))
 
 
 def _segment(
@@ -271,15 +273,17 @@ def _judge(comparison: Comparison, pictures: Pictures) -> None:
     scored = [row for row in rows if first in row.scores]
     for row in pareto_front(scored, first, lambda row: row.cost.multiply_adds):
         row.on_front = True
-    comparison.verdict = verdict(scored, first, comparison.facts["pictures"])
-    if first == INFORMATION:  # no share of anything: it has no error whose floor could be fitted
-        return
-    for name, members in series([row.spec for row in scored]).items():
-        chosen = [scored[index] for index in members]
+    crossings = [] if first == INFORMATION else _curves(comparison, scored, first)  # information is no share, 0…1
+    comparison.verdict = verdict(scored, first, comparison.facts["pictures"], crossings)
+
+
+def _curves(comparison: Comparison, rows: list[Row], measure: str) -> list[str]:
+    """Fit a curve to every series of models; what is to be said of those that share a range of compute."""
+    for name, members in series([row.spec for row in rows]).items():
+        chosen = [rows[index] for index in members]
         costs = [row.cost.multiply_adds for row in chosen]
         if len(set(costs)) >= 3:
-            comparison.curves[name] = fit_curve(costs, [row.scores[first] for row in chosen])
-    for (one, curve), (other, rival) in combinations(comparison.curves.items(), 2):
-        found = crossing(curve, rival)
-        if found.shared is not None:
-            comparison.verdict.append(f"As curves: {found.sentence(one, other)}.")
+            comparison.curves[name] = fit_curve(costs, [row.scores[measure] for row in chosen])
+    pairs = combinations(comparison.curves.items(), 2)
+    found = [(one, other, crossing(curve, rival)) for (one, curve), (other, rival) in pairs]
+    return [f"As curves: {each.sentence(one, other)}." for one, other, each in found if each.shared is not None]

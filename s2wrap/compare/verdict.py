@@ -12,7 +12,7 @@ CHEAPER = 0.95
 """Costs within five percent of each other are called the same."""
 
 
-def verdict(rows: Sequence[Row], measure: str, pictures: str) -> list[str]:
+def verdict(rows: Sequence[Row], measure: str, pictures: str, crossings: Sequence[str] = ()) -> list[str]:
     """Sentences on the models that have a score in this measure.
 
     Every difference is judged by its interval over resampled pictures, at 95 % for all that are judged together: for m
@@ -22,6 +22,7 @@ def verdict(rows: Sequence[Row], measure: str, pictures: str) -> list[str]:
         rows: the models.
         measure: the score that decides.
         pictures: what was tested, in words.
+        crossings: what is to be said of curves.
     """
     scored = [row for row in rows if measure in row.scores]
     if len(scored) < 2:
@@ -35,6 +36,7 @@ def verdict(rows: Sequence[Row], measure: str, pictures: str) -> list[str]:
     return [
         _about_best(best, [row for row in scored if row is not best], measure, level, names),
         *_summary(pairs),
+        *crossings,
         *(pair.sentence() for pair in pairs),
         f"{count} differences were judged together on {pictures}; the intervals are over resampled pictures, and so "
         f"wide that all of them hold with {LEVEL:.0%}. What other training pictures would change is not in them.",
