@@ -10,18 +10,18 @@ Two comparisons, as `s2wrap compare` makes them, each printed as a table with it
   A picture's vector is the mean and the maximum over the tokens of each scale, at the scale's own grid
   (`fuse="pyramid"`): the mean for what is everywhere, the maximum for what is in one place.
 - `photographs_1.html`, `photographs_2.html`: no labels. How much of the features of a larger EfficientNet a linear map
-  recovers from those of smaller ones at one or several scales (section 4 of the paper), on cuttings of photographs
-  that come with scikit-image; the maps are fitted on some photographs and tested on others.
+  recovers from those of smaller ones at one or several scales (section 4 of the paper), on squares cut from the
+  photographs that come with scikit-image: fitted on the left of each, tested on the right.
 
 Features are kept in the user's cache folder, so that a second run is quick.
 """
 
 import sys
 import tempfile
+from itertools import product
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 from defects import KINDS, check_installed, spread, textiles
 from PIL import Image
@@ -40,12 +40,15 @@ TEXTILE = [
     f"{LITES[0]}@2:whole",
     *(f"sample:dinov2_s14{way}" for way in ("@1", "@1,2", "@1,2,3", "@2:whole", ":patch=7@1")),
 ]
-SEEN = [f"{LITES[0]}@1", f"{LITES[0]}@1,2", f"{LITES[0]}@1,2,3", f"{LITES[1]}@1", f"{LITES[1]}@1,2", f"{LITES[2]}@1"]
-TRAINING = ("astronaut", "coffee", "rocket", "motorcycle_left", "brick", "gravel", "coins", "moon", "ihc", "page")
-HELD_OUT = ("chelsea", "retina", "grass", "camera")
-SUFFIXES = (".png", ".jpg")
-CUTTINGS = 12
-"""Of each photograph."""
+SEEN = [f"{lite}@{scales}" for lite in LITES[:2] for scales in ("1", "1,2")] + [f"{LITES[2]}@1"]
+LARGER = "sample:dinov2_s14@1"
+"""A model larger than the largest EfficientNet, though of another kind."""
+PHOTOGRAPHS = ["astronaut.png", "brick.png", "camera.png", "chelsea.png", "clock_motion.png", "coffee.png", "coins.png"]
+PHOTOGRAPHS += ["grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png", "moon.png", "motorcycle_left.png"]
+PHOTOGRAPHS += ["page.png", "retina.jpg", "rocket.jpg"]
+"""Those of scikit-image."""
+PIECES = 3
+"""Squares along the shorter side of a photograph."""
 
 
 def main(
@@ -73,7 +76,7 @@ def main(
         found.write(folder / "textile.html")
         found.write(folder / "compare.png")
         cut_photographs(Path(place) / "photographs")
-        for number, (target, reference) in enumerate([(f"{LITES[1]}@1", f"{LITES[2]}@1"), (f"{LITES[2]}@1", None)]):
+        for number, (target, reference) in enumerate([(f"{LITES[1]}@1", f"{LITES[2]}@1"), (f"{LITES[2]}@1", LARGER)]):
             found = compare(
                 SEEN,
                 data=Path(place) / "photographs",
@@ -96,18 +99,17 @@ def lay_out_textiles(folder: Path, count: int) -> None:
 
 
 def cut_photographs(folder: Path) -> None:
-    """Squares of other sizes and places of each photograph: in train/ and val/, no photograph in both."""
-    rng, here = np.random.default_rng(0), Path(data.__file__).parent
-    for part, names in (("train", TRAINING), ("val", HELD_OUT)):
+    """Each photograph in squares that do not overlap: those on the left in train/, those on the right in val/."""
+    for part in ("train", "val"):
         (folder / part).mkdir(parents=True)
-        for name in names:
-            path = next(here / (name + suffix) for suffix in SUFFIXES if (here / (name + suffix)).is_file())
-            photograph = Image.open(path).convert("RGB")
-            for number in range(CUTTINGS):
-                side = round(min(photograph.size) * rng.uniform(0.5, 1))
-                left, top = (int(rng.integers(length - side + 1)) for length in photograph.size)
-                cutting = photograph.crop((left, top, left + side, top + side))
-                cutting.save(folder / part / f"{name}_{number}.png")
+    for name in PHOTOGRAPHS:
+        photograph = Image.open(Path(data.__file__).parent / name).convert("RGB")
+        side = min(photograph.size) // PIECES
+        columns, rows = photograph.width // side, photograph.height // side
+        for column, row in product(range(columns), range(rows)):
+            part = "train" if column < columns - columns // PIECES else "val"
+            piece = photograph.crop((column * side, row * side, (column + 1) * side, (row + 1) * side))
+            piece.save(folder / part / f"{Path(name).stem}_{row}_{column}.png")
 
 
 if __name__ == "__main__":

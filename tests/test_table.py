@@ -23,7 +23,7 @@ def test_a_terminal_shows_all_figures_whole_within_its_width(width):
     text = printed(found, width)
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
-    assert {"86.0 (81.2–88.8)", "0.860 (0.812–0.888)", "11/11/11", "22.1", "5.50", "28.6", "79"} <= set(
+    assert {"86.0 (81.2–88.8)", "0.860 (0.812 to 0.888)", "11/11/11", "22.1", "5.50", "28.6", "79"} <= set(
         re.split(r"\s{2,}", text.replace("\n", "  "))
     )
 

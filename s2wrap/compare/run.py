@@ -25,6 +25,7 @@ from s2wrap.compare.memory import peak_bytes
 from s2wrap.compare.reconstruct import reconstruct
 from s2wrap.compare.segment import segment
 from s2wrap.compare.verdict import pareto_front, verdict
+from s2wrap.compare.ways import weights_of
 from s2wrap.cost import count_cost
 from s2wrap.errors import MissingExtraError, S2WrapError
 from s2wrap.plan import Pair
@@ -108,9 +109,11 @@ def compare(
             _segment(rows, models, pictures, folder, progress)
         if target is not None or reference is not None or pictures.kind == "plain":
             target = target or max(rows, key=lambda row: row.cost.parameters).spec
-            facts["reconstructed"] = f"the features of {target}"
-            make = partial(load, **options)
-            _reconstruct(rows, target, reference, make, torch.device(device), pictures, folder, progress)
+
+            def make(spec: str, **more: Any) -> MultiScale:
+                return load(spec, **options, **more).to(device)
+
+            _reconstruct(comparison, target, reference, make, pictures, folder, progress)
     _judge(comparison, pictures)
     return comparison
 
@@ -227,40 +230,51 @@ def _segment(
     """Add the mIoU of a linear segmentation."""
     masks = [load_mask(path) for path in pictures.masks or []]
     counted = [int(mask[mask != IGNORED].max(initial=0)) for mask in masks]
+    shown = partial(progress.track, description="segmenting")
     for row in rows:
         maps = maps_of(_extract(row.spec, models[row.spec], pictures, folder, progress, maps=True))
-        row.scores["mIoU"] = segment(maps, masks, pictures.folds, pictures.contents, classes=max(counted) + 1)
+        known = maps, masks, pictures.folds, pictures.contents
+        row.scores["mIoU"] = segment(*known, classes=max(counted) + 1, progress=shown)
 
 
 def _reconstruct(
-    rows: list[Row],
+    comparison: Comparison,
     target: str,
     reference: str | None,
     make: Callable[..., MultiScale],
-    device: torch.device,
     pictures: Pictures,
     folder: Path | None,
     progress: Progress,
 ) -> None:
     """Add how much of the target's features a linear map recovers from those of each model."""
-    goal = make(target).to(device)
-    goals = maps_of(_extract(target, goal, pictures, folder, progress, maps=True))
-    grid_hw = tuple(goals[0].shape[1:])
-    names = list(dict.fromkeys([row.spec for row in rows] + ([reference] if reference else [])))
-    names = [name for name in names if name != target]
+    rows, facts = comparison.rows, comparison.facts
+    named = [row.spec for row in rows] + ([reference] if reference else [])
+    names = [name for name in dict.fromkeys(named) if weights_of(name) != weights_of(target)]
     if not names:
-        raise S2WrapError(f"{target} is the only model; name others, from which it is to be reconstructed")
-    sources = {}
-    for name in names:
-        model = make(name, target_grid=grid_hw).to(device)
-        sources[name] = maps_of(_extract(name, model, pictures, folder, progress, maps=True))
-    found = reconstruct(goals, sources, pictures.folds, pictures.contents, reference=reference)
+        raise S2WrapError(
+            f"no model but {target} and its own weights is named, which hold its features; name others, from which it "
+            f"is to be reconstructed"
+        )
+    if reference is not None and reference not in names:
+        raise S2WrapError(f"{reference} has the weights of the target; I* is that of another, larger model")
+    facts["reconstructed"] = f"the features of {target}"
+    goals = maps_of(_extract(target, make(target), pictures, folder, progress, maps=True))
+    grid_hw = tuple(goals[0].shape[1:])
+    sources = {
+        name: maps_of(_extract(name, make(name, target_grid=grid_hw), pictures, folder, progress, maps=True))
+        for name in names
+    }
+    shown = partial(progress.track, description="reconstructing")
+    found = reconstruct(goals, sources, pictures.folds, pictures.contents, reference=reference, progress=shown)
+    if reference is not None:
+        best = found[reference]
+        facts["I*"] = f"{best.information.value:.3f} ({best.information_train:.3f} in training), of {reference}"
     for row in rows:
         if (one := found.get(row.spec)) is not None:
             row.scores[INFORMATION] = one.information
-            names = ("information_train", "ratio_train", "ratio_test", "loss_train", "loss_test")
-            named = {name: getattr(one, name) for name in names}
-            row.details |= {name: value for name, value in named.items() if value is not None}
+            names = ["information_train", "ratio_train", "ratio_test", "loss_train", "loss_test"]
+            figures = {name: getattr(one, name) for name in names}
+            row.details |= {name: value for name, value in figures.items() if value is not None}
 
 
 def _judge(comparison: Comparison, pictures: Pictures) -> None:
