@@ -84,7 +84,7 @@ def test_the_scores_are_those_of_a_plain_loop(stripes, tmp_path):
         assert row.scores["accuracy"].value == pytest.approx(right.mean(), abs=3 / 24)  # its C may be another
     assert found.rows[0].scores["accuracy"].value > 0.7
     assert any(row.on_front for row in found.rows)
-    assert any("test_vit@1,2 against one scale, test_vit@1: " in sentence for sentence in found.verdict)
+    assert any("test_vit@1,2 against one scale, test_vit@1: " in sentence for sentence in found.pairs)
 
 
 def test_two_runs_give_the_same_figures_and_the_second_computes_nothing(stripes, tmp_path, monkeypatch):

@@ -3,7 +3,7 @@ import pytest
 
 from s2wrap.compare.comparison import Row
 from s2wrap.compare.score import mean_score
-from s2wrap.compare.verdict import pareto_front, scaled_pairs, verdict
+from s2wrap.compare.verdict import judge, pareto_front, scaled_pairs
 from s2wrap.cost import Cost
 
 SMALL, S2, WHOLE, LARGE = (
@@ -34,7 +34,8 @@ def large(right, multiply_adds, **options):
 
 
 def said(*rows):
-    return verdict(rows, "accuracy", "200 pictures")
+    found = judge(rows, "accuracy", "200 pictures")
+    return found.verdict + found.pairs
 
 
 def test_several_scales_are_put_beside_the_ways_to_spend_the_same():

@@ -24,7 +24,7 @@ from s2wrap.compare.latency import check_backends, time_models
 from s2wrap.compare.memory import peak_bytes
 from s2wrap.compare.reconstruct import reconstruct
 from s2wrap.compare.segment import segment
-from s2wrap.compare.verdict import pareto_front, verdict
+from s2wrap.compare.verdict import judge, pareto_front
 from s2wrap.compare.ways import weights_of
 from s2wrap.cost import count_cost
 from s2wrap.errors import MissingExtraError, S2WrapError
@@ -288,7 +288,8 @@ def _judge(comparison: Comparison, pictures: Pictures) -> None:
     for row in pareto_front(scored, first, lambda row: row.cost.multiply_adds):
         row.on_front = True
     crossings = [] if first == INFORMATION else _curves(comparison, scored, first)  # information is no share, 0…1
-    comparison.verdict = verdict(scored, first, comparison.facts["pictures"], crossings)
+    found = judge(scored, first, comparison.facts["pictures"], crossings)
+    comparison.verdict, comparison.pairs = found.verdict, found.pairs
 
 
 def _curves(comparison: Comparison, rows: list[Row], measure: str) -> list[str]:

@@ -70,8 +70,9 @@ def print_table(comparison: Comparison, console: Console) -> None:
     skipped = [f"left out: {text}" for text in comparison.skipped[:LISTED]]
     if len(comparison.skipped) > LISTED:
         skipped.append(f"left out: {len(comparison.skipped) - LISTED} more")
+    told = [*comparison.verdict, *comparison.pairs]
     front = ["● Pareto front: none that costs no more scores as much"] if any(row.on_front for row in rows) else []
-    for style, texts in (("", front), ("yellow", not_timed(rows) + skipped), ("", comparison.verdict)):
+    for style, texts in (("", front), ("yellow", not_timed(rows) + skipped), ("", told)):
         for text in texts:
             console.print(Text(printable(text), style=style), soft_wrap=piped)
 

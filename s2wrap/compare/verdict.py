@@ -12,35 +12,42 @@ CHEAPER = 0.95
 """Costs within five percent of each other are called the same."""
 
 
-def verdict(rows: Sequence[Row], measure: str, pictures: str, crossings: Sequence[str] = ()) -> list[str]:
-    """Sentences on the models that have a score in this measure.
+@dataclass(frozen=True)
+class Judgement:
+    """What is to be said: of all models, and of each pair."""
+
+    verdict: list[str]
+    pairs: list[str]
+
+
+def judge(rows: Sequence[Row], measure: str, pictures: str, crossings: Sequence[str] = ()) -> Judgement:
+    """What the scores in this measure say.
 
     Every difference is judged by its interval over resampled pictures, at 95 % for all that are judged together: for m
     of them each interval is one of 1 − 0.05 / m (Bonferroni).
 
     Args:
-        rows: the models.
+        rows: models that have such a score.
         measure: the score that decides.
         pictures: what was tested, in words.
         crossings: what is to be said of curves.
     """
-    scored = [row for row in rows if measure in row.scores]
-    if len(scored) < 2:
-        return []
-    names = dict(zip((row.spec for row in scored), short_names([row.spec for row in scored]), strict=True))
-    best = max(scored, key=lambda row: (row.scores[measure].value, -row.cost.multiply_adds))
-    rivals = scaled_pairs(scored)
-    count = len(rivals) + len(scored) - 1
+    if len(rows) < 2:
+        return Judgement([], [])
+    names = dict(zip((row.spec for row in rows), short_names([row.spec for row in rows]), strict=True))
+    best = max(rows, key=lambda row: (row.scores[measure].value, -row.cost.multiply_adds))
+    rivals = scaled_pairs(rows)
+    count = len(rivals) + len(rows) - 1
     level = 1 - (1 - LEVEL) / count
     pairs = [_Pair(*rival, measure, level, names) for rival in rivals]
-    return [
-        _about_best(best, [row for row in scored if row is not best], measure, level, names),
+    verdict = [
+        _about_best(best, [row for row in rows if row is not best], measure, level, names),
         *_summary(pairs),
         *crossings,
-        *(pair.sentence() for pair in pairs),
         f"{count} differences were judged together on {pictures}; the intervals are over resampled pictures, and so "
         f"wide that all of them hold with {LEVEL:.0%}. What other training pictures would change is not in them.",
     ]
+    return Judgement(verdict, [pair.sentence() for pair in pairs])
 
 
 def scaled_pairs(rows: Sequence[Row]) -> list[tuple[Row, Row, str]]:
