@@ -128,9 +128,9 @@ def test_compare_prints_both_comparisons_and_writes_their_pages(tmp_path, monkey
     monkeypatch.setattr(demo, "SEEN", [f"{lites[0]}@1", f"{lites[1]}@1"])
     monkeypatch.setattr(demo, "LARGER", f"{lites[0]}@1")
     monkeypatch.setattr(demo, "PHOTOGRAPHS", demo.PHOTOGRAPHS[:2])
-    demo.main(tmp_path, pictures=4, seconds=0, cache=tmp_path / "cache")
+    demo.main(tmp_path, pictures=7, seconds=0, cache=tmp_path / "cache")
     printed = capsys.readouterr().out
-    assert "12 pictures in 3 classes" in printed
+    assert "21 pictures in 3 classes" in printed
     assert printed.count("Best accuracy") == 1
     assert printed.count("reconstructed the features of") == 2
     for name in ("textile", "photographs_1", "photographs_2"):

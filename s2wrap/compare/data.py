@@ -117,8 +117,8 @@ def _find(folder: Path) -> list[_Found]:
     others = [name for name in TEST_NAMES if (folder / name).is_dir()]
     if len(others) != 1:
         raise S2WrapError(
-            f"{folder} has train/ and {', '.join(f'{name}/' for name in others) or 'nothing to test'}; beside train/ "
-            f"put one of {', '.join(f'{name}/' for name in TEST_NAMES)}"
+            f"{folder} has train/ and {', '.join(f'{name}/' for name in others) or 'nothing to test'}; have just "
+            f"one of {', '.join(f'{name}/' for name in TEST_NAMES)}"
         )
     train, test = _find_part(folder / "train"), _find_part(folder / others[0])
     if (train[0].label is None, train[0].mask is None) != (test[0].label is None, test[0].mask is None):
@@ -128,15 +128,18 @@ def _find(folder: Path) -> list[_Found]:
 
 def _find_part(folder: Path) -> list[_Found]:
     if (folder / "images").is_dir() and (folder / "masks").is_dir():
-        masks = {path.stem: path for path in sorted((folder / "masks").iterdir()) if path.suffix.lower() == ".png"}
         images = find_images([folder / "images"])
-        if missing := [path for path in images if path.stem not in masks]:
-            raise S2WrapError(
-                f"{len(missing)} of {len(images)} pictures have no mask, such as {missing[0]}: it should be "
-                f"{folder / 'masks' / missing[0].stem}.png"
-            )
-        return [_Found(path, mask=masks[path.stem]) for path in images]
-    images = find_images([folder])
+        masks = [folder / "masks" / path.relative_to(folder / "images").with_suffix(".png") for path in images]
+        if missing := [mask for mask in masks if not mask.is_file()]:
+            raise S2WrapError(f"{len(missing)} of {len(images)} pictures have no mask: there is no {missing[0]}")
+        if len(set(masks)) < len(masks):
+            raise S2WrapError(f"{folder / 'images'}: two pictures differ in their endings only, and share a mask")
+        return [_Found(path, mask=mask) for path, mask in zip(images, masks, strict=True)]
+    images = [
+        path for path in find_images([folder]) if not any(part[0] == "." for part in path.relative_to(folder).parts)
+    ]
+    if not images:
+        raise S2WrapError(f"{folder} has pictures in hidden folders only")
     beside = [path for path in images if path.parent == folder]
     if beside and len(beside) < len(images):
         raise S2WrapError(
@@ -158,6 +161,8 @@ def _read(file: _Found) -> str:
                 f"{file.mask}: {mask.shape[0]}×{mask.shape[1]} pixels, but its picture has "
                 f"{image.shape[1]}×{image.shape[2]}"
             )
+        if (mask == IGNORED).all():
+            raise S2WrapError(f"{file.mask}: every pixel is {IGNORED}, which does not count")
     return hashlib.sha256(str(tuple(image.shape)).encode() + image.numpy().tobytes()).hexdigest()
 
 
@@ -191,7 +196,7 @@ def _check_enough(folder: Path, pictures: Pictures, tests: np.ndarray, pair: boo
                 where = "" if side == "all" else f" for {side}"
                 raise S2WrapError(
                     f"{folder}: {what} has {different} different pictures{where} that can be read; it needs "
-                    f"{wanted} or more"
+                    f"{wanted} or more: add some, or take it out"
                 )
     if pictures.labels is not None:
         owners: dict[str, int] = {}

@@ -21,6 +21,8 @@ BACKENDS = (*timing.BACKENDS, *ENDINGS)
 
 def check_backends(backends: Sequence[str]) -> None:
     """Raise S2WrapError for a backend that does not exist. One that is not installed becomes a reason later."""
+    if len(set(backends)) < len(backends):
+        raise S2WrapError(f"backends {', '.join(backends)} name one twice; name each once")
     for backend in backends:
         if backend not in BACKENDS:
             raise S2WrapError(f"backend {backend!r} is unknown; use some of {', '.join(BACKENDS)}")
@@ -54,11 +56,11 @@ def time_models(
             for backend in backends:
                 make = partial(_call, backend, model, images, Path(folder) / str(number))
                 calls[f"{number} {backend}"] = _when_first_called(make)
-        timings = iter(time_calls(calls, seconds=seconds, device=device, progress=progress))
+        timings = {timed.name: timed for timed in time_calls(calls, seconds=seconds, device=device, progress=progress)}
         found: dict[str, dict[str, dict[str, Any]]] = {}
-        for name in models:
+        for number, name in enumerate(models):
             for backend in backends:
-                timed = next(timings)
+                timed = timings[f"{number} {backend}"]
                 figures = {"reason": timed.reason} if timed.reason is not None else timed.figures(batch)
                 found.setdefault(name, {})[backend] = figures
     return found

@@ -1,5 +1,6 @@
 """`compare`: what models cost and what they know, beside each other. The page to read first."""
 
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -83,7 +84,7 @@ def compare(
     >>> compare(["timm:test_vit@1", "timm:test_vit@1,2"], backends=()).rows[1].cost.tiles
     5
     """
-    _check(specs, data, target, reference)
+    specs, target, reference = _check(specs, data, target, reference)
     check_backends(backends)
     pools = _pools(pool)
     console = console or Console(quiet=True)
@@ -95,9 +96,15 @@ def compare(
                 data, skip_errors=skip_errors, progress=partial(progress.track, description="reading")
             )
         options = {"pretrained": pictures is not None} | options
-        models = {spec: load(spec, **options).to(device) for spec in progress.track(specs, description="loading")}
+        reconstructs = pictures is not None and (target or reference or pictures.kind == "plain")
+        if reconstructs:
+            _check_reconstruction(specs, target, reference, options)
+        make = partial(_load, device=device, **options)
+        models = {spec: make(spec) for spec in progress.track(specs, description="loading")}
         rows = _costs(models, image_hw, backends, batch, seconds, progress)
         facts = _facts(pictures, next(iter(models.values())), batch if backends else None)
+        if not options["pretrained"]:
+            facts["weights"] = "random"
         comparison = Comparison(rows, facts)
         if pictures is None:
             return comparison
@@ -107,27 +114,48 @@ def compare(
             _classify(rows, models, pictures, folder, pools, shots, progress)
         if pictures.kind == "masked":
             _segment(rows, models, pictures, folder, progress)
-        if target is not None or reference is not None or pictures.kind == "plain":
+        if reconstructs:
             target = target or max(rows, key=lambda row: row.cost.parameters).spec
-
-            def make(spec: str, **more: Any) -> MultiScale:
-                return load(spec, **options, **more).to(device)
-
             _reconstruct(comparison, target, reference, make, pictures, folder, progress)
     _judge(comparison, pictures)
     return comparison
 
 
-def _check(specs: Sequence[str], data: Any, target: str | None, reference: str | None) -> None:
-    """Raise S2WrapError for what can be seen before any work."""
+def _check(
+    specs: Sequence[str], data: Any, target: str | None, reference: str | None
+) -> tuple[list[str], str | None, str | None]:
+    """The specs in one spelling. Raises S2WrapError for what can be seen before any work."""
     if isinstance(specs, str) or not specs:
         raise S2WrapError(f"compare() takes a list of models, not {specs!r}; give one spec or more")
-    if len(twice := [spec for spec in specs if list(specs).count(spec) > 1]):
+    named = [str(parse_spec(spec)) for spec in specs]
+    if len(twice := [spec for spec in named if named.count(spec) > 1]):
         raise S2WrapError(f"{twice[0]} is named twice; name each model once")
-    for spec in (*specs, *(each for each in (target, reference) if each is not None)):
-        parse_spec(spec)
     if data is None and (target or reference):
         raise S2WrapError("a target or reference is reconstructed on pictures; give a folder of them (data, --data)")
+    goal, best = (None if spec is None else str(parse_spec(spec)) for spec in (target, reference))
+    return named, goal, best
+
+
+def _check_reconstruction(
+    specs: Sequence[str], target: str | None, reference: str | None, options: dict[str, Any]
+) -> None:
+    """Raise S2WrapError for what no map can be fitted between, and for a target or reference that cannot be had."""
+    for name, wanted in (("fit", "stretch"), ("target_grid", None)):
+        if options.get(name, wanted) != wanted:
+            raise S2WrapError(
+                f"{name}={options[name]!r} with a reconstruction, which has one grid for all models; leave it out"
+            )
+    if options.get("fuse") == "pyramid":
+        raise S2WrapError("fuse='pyramid' has several maps, and a reconstruction needs one; use another fusion")
+    for spec in {target, reference} - {None, *specs}:
+        load(str(spec), **options)
+
+
+def _load(spec: str, device: str | torch.device, **options: Any) -> MultiScale:
+    """A model; where its weights are random, the same for every spec of a backbone, and every time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(zlib.crc32(parse_spec(spec).backbone.encode()))
+        return load(spec, **options).to(device)
 
 
 def _check_installed() -> None:
@@ -199,7 +227,7 @@ def _costs(
 def _extract(
     spec: str, model: MultiScale, pictures: Pictures, folder: Path | None, progress: Progress, *, maps: bool = False
 ) -> list[dict[str, torch.Tensor]]:
-    task = progress.add_task(spec.rpartition(":")[2], total=len(pictures.paths))
+    task = progress.add_task(spec.partition(":")[2], total=len(pictures.paths))
     return Extractor(model, folder, maps=maps)(pictures, lambda count: progress.advance(task, count))
 
 
@@ -230,6 +258,10 @@ def _segment(
     """Add the mIoU of a linear segmentation."""
     masks = [load_mask(path) for path in pictures.masks or []]
     counted = [int(mask[mask != IGNORED].max(initial=0)) for mask in masks]
+    if max(counted) == 0:
+        raise S2WrapError(
+            f"all masks hold class 0 and {IGNORED} only, and {IGNORED} does not count; write a second class as 1"
+        )
     shown = partial(progress.track, description="segmenting")
     for row in rows:
         maps = maps_of(_extract(row.spec, models[row.spec], pictures, folder, progress, maps=True))
@@ -286,7 +318,7 @@ def _judge(comparison: Comparison, pictures: Pictures) -> None:
     first = comparison.measures[0]
     scored = [row for row in rows if first in row.scores]
     for row in pareto_front(scored, first, lambda row: row.cost.multiply_adds):
-        row.on_front = True
+        row.on_front = len(scored) > 1
     crossings = [] if first == INFORMATION else _curves(comparison, scored, first)  # information is no share, 0…1
     found = judge(scored, first, comparison.facts["pictures"], crossings)
     comparison.verdict, comparison.pairs = found.verdict, found.pairs

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from statistics import NormalDist
 from typing import Any
 
@@ -44,6 +45,7 @@ class Score:
         return value, value - reach * deviation, value + reach * deviation
 
 
+@cache
 def resampled(count: int, seed: int = 0) -> np.ndarray:
     """How often each of `count` pictures is drawn: (resamples, count), rows that sum to `count`.
 
