@@ -47,6 +47,11 @@ def test_several_scales_are_put_beside_the_ways_to_spend_the_same():
     ]
 
 
+def test_what_is_called_larger_but_costs_less_is_no_rival():
+    smaller = row("sample:efficientnet_lite0:size=96@1", 1, 0.2)
+    assert [what for *_, what in scaled_pairs([row(SMALL, 1, 1), row(S2, 1, 5), smaller])] == ["one scale"]
+
+
 def test_a_smaller_model_is_no_rival():
     rows = [row(SMALL, 1, 1), row("sample:efficientnet_lite2@1,2", 1, 5, parameters=6_000_000)]
     assert scaled_pairs(rows) == []

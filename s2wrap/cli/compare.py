@@ -78,12 +78,13 @@ def compare_models(
     place = options.device(device)
     backends = () if backend == "none" else tuple(part.strip() for part in backend.split(","))
     of_models: dict[str, Any] = {"fuse": fuse, "fit": fit, "norm": norm}
-    console = Console(stderr=True)
+    console, image_hw = Console(stderr=True), options.image_hw(image) if image else None
     if budget is not None:
         found = propose(
             specs,
             budget,
             backend=(backends or ("eager",))[0],
+            image_hw=image_hw,
             device=place,
             progress=lambda names: track(names, "proposing", console=console),
             **of_models,
@@ -103,7 +104,7 @@ def compare_models(
         backends=backends,
         seconds=seconds,
         batch=batch,
-        image_hw=options.image_hw(image) if image else None,
+        image_hw=image_hw,
         device=place,
         skip_errors=skip_errors,
         console=console,

@@ -11,7 +11,7 @@ from PIL import Image
 
 from s2wrap.compare.folds import Fold, check_folds, deal
 from s2wrap.errors import S2WrapError
-from s2wrap.images import find_images, load_image
+from s2wrap.images import SUFFIXES, find_images, load_image
 
 TEST_NAMES = ("val", "valid", "validation", "test")
 """What the folder beside `train` may be called."""
@@ -135,20 +135,17 @@ def _find_part(folder: Path) -> list[_Found]:
         if len(set(masks)) < len(masks):
             raise S2WrapError(f"{folder / 'images'}: two pictures differ in their endings only, and share a mask")
         return [_Found(path, mask=mask) for path, mask in zip(images, masks, strict=True)]
-    images = [
-        path for path in find_images([folder]) if not any(part[0] == "." for part in path.relative_to(folder).parts)
-    ]
-    if not images:
-        raise S2WrapError(f"{folder} has pictures in hidden folders only")
-    beside = [path for path in images if path.parent == folder]
-    if beside and len(beside) < len(images):
+    entries = [entry for entry in sorted(folder.iterdir()) if entry.name[0] != "."]  # an editor's own folders
+    beside = [entry for entry in entries if entry.suffix.lower() in SUFFIXES and entry.is_file()]
+    classes = [entry for entry in entries if entry.is_dir()]
+    if beside and classes:
         raise S2WrapError(
-            f"{folder} has pictures beside folders of pictures, such as {beside[0].name}; put each into the folder of "
-            f"its class, or all into one"
+            f"{folder} has pictures beside folders, such as {beside[0].name} and {classes[0].name}/; put each picture "
+            f"into the folder of its class, or all into one"
         )
-    if beside:
-        return [_Found(path) for path in images]
-    return [_Found(path, label=path.relative_to(folder).parts[0]) for path in images]
+    if not classes:
+        return [_Found(path) for path in beside or find_images([folder])]  # which tells that there is none
+    return [_Found(path, label=each.name) for each in classes for path in find_images([each])]
 
 
 def _read(file: _Found) -> str:

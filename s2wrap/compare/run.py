@@ -1,7 +1,7 @@
 """`compare`: what models cost and what they know, beside each other. The page to read first."""
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
@@ -15,18 +15,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from s2wrap.backbones import parse_spec
-from s2wrap.compare.classify import classify
 from s2wrap.compare.comparison import INFORMATION, Comparison, Row
 from s2wrap.compare.curves import crossing, fit_curve
-from s2wrap.compare.data import IGNORED, Pictures, load_mask, read_folder
-from s2wrap.compare.extract import POOLS, Extractor, default_folder, maps_of, vectors_of
+from s2wrap.compare.data import Pictures, read_folder
+from s2wrap.compare.extract import POOLS, default_folder
 from s2wrap.compare.families import series
 from s2wrap.compare.latency import check_backends, time_models
 from s2wrap.compare.memory import peak_bytes
-from s2wrap.compare.reconstruct import reconstruct
-from s2wrap.compare.segment import segment
+from s2wrap.compare.quality import add_accuracy, add_reconstruction, add_segmentation
 from s2wrap.compare.verdict import judge, pareto_front
-from s2wrap.compare.ways import weights_of
 from s2wrap.cost import count_cost
 from s2wrap.errors import MissingExtraError, S2WrapError
 from s2wrap.plan import Pair
@@ -98,11 +95,13 @@ def compare(
         options = {"pretrained": pictures is not None} | options
         reconstructs = pictures is not None and (target or reference or pictures.kind == "plain")
         if reconstructs:
-            _check_reconstruction(specs, target, reference, options)
+            _check_reconstruction(options)
         make = partial(_load, device=device, **options)
-        models = {spec: make(spec) for spec in progress.track(specs, description="loading")}
-        rows = _costs(models, image_hw, backends, batch, seconds, progress)
-        facts = _facts(pictures, next(iter(models.values())), batch if backends else None)
+        others = [spec for spec in (target, reference) if spec is not None]
+        named = list(dict.fromkeys([*specs, *others]))
+        models = {spec: make(spec) for spec in progress.track(named, description="loading")}
+        rows = _costs({spec: models[spec] for spec in specs}, image_hw, backends, batch, seconds, progress)
+        facts = _facts(pictures, models[specs[0]], batch if backends else None)
         if not options["pretrained"]:
             facts["weights"] = "random"
         comparison = Comparison(rows, facts)
@@ -111,12 +110,12 @@ def compare(
         comparison.skipped = pictures.skipped
         folder = (default_folder() if cache else None) if isinstance(cache, bool) else Path(cache)
         if pictures.kind == "labelled":
-            _classify(rows, models, pictures, folder, pools, shots, progress)
+            add_accuracy(rows, models, pictures, folder, pools, shots, progress)
         if pictures.kind == "masked":
-            _segment(rows, models, pictures, folder, progress)
+            add_segmentation(rows, models, pictures, folder, progress)
         if reconstructs:
             target = target or max(rows, key=lambda row: row.cost.parameters).spec
-            _reconstruct(comparison, target, reference, make, pictures, folder, progress)
+            add_reconstruction(comparison, target, reference, models, make, pictures, folder, progress)
     _judge(comparison, pictures)
     return comparison
 
@@ -136,10 +135,8 @@ def _check(
     return named, goal, best
 
 
-def _check_reconstruction(
-    specs: Sequence[str], target: str | None, reference: str | None, options: dict[str, Any]
-) -> None:
-    """Raise S2WrapError for what no map can be fitted between, and for a target or reference that cannot be had."""
+def _check_reconstruction(options: dict[str, Any]) -> None:
+    """Raise S2WrapError for options with which no map can be fitted between models."""
     for name, wanted in (("fit", "stretch"), ("target_grid", None)):
         if options.get(name, wanted) != wanted:
             raise S2WrapError(
@@ -147,8 +144,6 @@ def _check_reconstruction(
             )
     if options.get("fuse") == "pyramid":
         raise S2WrapError("fuse='pyramid' has several maps, and a reconstruction needs one; use another fusion")
-    for spec in {target, reference} - {None, *specs}:
-        load(str(spec), **options)
 
 
 def _load(spec: str, device: str | torch.device, **options: Any) -> MultiScale:
@@ -165,7 +160,7 @@ def _check_installed() -> None:
 
 
 def _pools(pool: Any) -> tuple[str, ...]:
-    pools = tuple(pool.split(",") if isinstance(pool, str) else pool)
+    pools = tuple(part.strip() for part in pool.split(",")) if isinstance(pool, str) else tuple(pool)
     if not pools or not set(pools) <= set(POOLS) or len(set(pools)) < len(pools):
         raise S2WrapError(f"pool={pool!r} is unknown; use some of {', '.join(POOLS)}, with commas")
     return pools
@@ -222,91 +217,6 @@ def _costs(
         for row in rows:
             row.timings = timings[row.spec]
     return rows
-
-
-def _extract(
-    spec: str, model: MultiScale, pictures: Pictures, folder: Path | None, progress: Progress, *, maps: bool = False
-) -> list[dict[str, torch.Tensor]]:
-    task = progress.add_task(spec.partition(":")[2], total=len(pictures.paths))
-    return Extractor(model, folder, maps=maps)(pictures, lambda count: progress.advance(task, count))
-
-
-def _classify(
-    rows: list[Row],
-    models: dict[str, MultiScale],
-    pictures: Pictures,
-    folder: Path | None,
-    pools: tuple[str, ...],
-    shots: Sequence[int],
-    progress: Progress,
-) -> None:
-    """Add accuracies of classifiers on pooled features."""
-    from threadpoolctl import threadpool_limits
-
-    vectors = {
-        row.spec: vectors_of(_extract(row.spec, models[row.spec], pictures, folder, progress), pools) for row in rows
-    }
-    with threadpool_limits(1):  # many small fits, which threads only slow down
-        for row in progress.track(rows, description="classifying"):
-            known = vectors[row.spec], pictures.labels, pictures.folds, pictures.contents
-            row.scores |= classify(*known, shots=tuple(shots))
-
-
-def _segment(
-    rows: list[Row], models: dict[str, MultiScale], pictures: Pictures, folder: Path | None, progress: Progress
-) -> None:
-    """Add the mIoU of a linear segmentation."""
-    masks = [load_mask(path) for path in pictures.masks or []]
-    counted = [int(mask[mask != IGNORED].max(initial=0)) for mask in masks]
-    if max(counted) == 0:
-        raise S2WrapError(
-            f"all masks hold class 0 and {IGNORED} only, and {IGNORED} does not count; write a second class as 1"
-        )
-    shown = partial(progress.track, description="segmenting")
-    for row in rows:
-        maps = maps_of(_extract(row.spec, models[row.spec], pictures, folder, progress, maps=True))
-        known = maps, masks, pictures.folds, pictures.contents
-        row.scores["mIoU"] = segment(*known, classes=max(counted) + 1, progress=shown)
-
-
-def _reconstruct(
-    comparison: Comparison,
-    target: str,
-    reference: str | None,
-    make: Callable[..., MultiScale],
-    pictures: Pictures,
-    folder: Path | None,
-    progress: Progress,
-) -> None:
-    """Add how much of the target's features a linear map recovers from those of each model."""
-    rows, facts = comparison.rows, comparison.facts
-    named = [row.spec for row in rows] + ([reference] if reference else [])
-    names = [name for name in dict.fromkeys(named) if weights_of(name) != weights_of(target)]
-    if not names:
-        raise S2WrapError(
-            f"no model but {target} and its own weights is named, which hold its features; name others, from which it "
-            f"is to be reconstructed"
-        )
-    if reference is not None and reference not in names:
-        raise S2WrapError(f"{reference} has the weights of the target; I* is that of another, larger model")
-    facts["reconstructed"] = f"the features of {target}"
-    goals = maps_of(_extract(target, make(target), pictures, folder, progress, maps=True))
-    grid_hw = tuple(goals[0].shape[1:])
-    sources = {
-        name: maps_of(_extract(name, make(name, target_grid=grid_hw), pictures, folder, progress, maps=True))
-        for name in names
-    }
-    shown = partial(progress.track, description="reconstructing")
-    found = reconstruct(goals, sources, pictures.folds, pictures.contents, reference=reference, progress=shown)
-    if reference is not None:
-        best = found[reference]
-        facts["I*"] = f"{best.information.value:.3f} ({best.information_train:.3f} in training), of {reference}"
-    for row in rows:
-        if (one := found.get(row.spec)) is not None:
-            row.scores[INFORMATION] = one.information
-            names = ["information_train", "ratio_train", "ratio_test", "loss_train", "loss_test"]
-            figures = {name: getattr(one, name) for name in names}
-            row.details |= {name: value for name, value in figures.items() if value is not None}
 
 
 def _judge(comparison: Comparison, pictures: Pictures) -> None:

@@ -55,8 +55,12 @@ def judge(rows: Sequence[Row], measure: str, pictures: str, crossings: Sequence[
 
 
 def scaled_pairs(rows: Sequence[Row]) -> list[tuple[Row, Row, str]]:
-    """Every model at several scales beside what the same compute could be spent on, and what that is."""
+    """Every model at several scales beside what the same compute could be spent on, and what that is.
+
+    A larger input or a smaller patch is one only if it costs more than the same weights at one scale.
+    """
     pairs: list[tuple[Row, Row, str]] = []
+    plain = {weights_of(row.spec): row.cost.multiply_adds for row in rows if way_of(row.spec) == PLAIN}
     for one in rows:
         if way_of(one.spec) != SCALES:
             continue
@@ -64,7 +68,7 @@ def scaled_pairs(rows: Sequence[Row]) -> list[tuple[Row, Row, str]]:
             same, way = weights_of(one.spec) == weights_of(other.spec), way_of(other.spec)
             if same and way == PLAIN:
                 pairs.append((one, other, "one scale"))
-            elif same and way in (LARGER, PATCH):
+            elif same and way in (LARGER, PATCH) and other.cost.multiply_adds > plain.get(weights_of(other.spec), 0):
                 pairs.append((one, other, way))
             elif not same and way == PLAIN and other.cost.parameters > one.cost.parameters:
                 pairs.append((one, other, "the larger model"))
