@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from s2wrap import timing
 from s2wrap.errors import S2WrapError
-from s2wrap.timing import time_calls, torch_call
+from s2wrap.timing import time_calls, torch_call, when_first_called
 from s2wrap.wrapper import MultiScale
 
 ENDINGS = {"onnx": ".onnx", "tensorrt": ".plan", "tensorrt-rtx": ".rtx"}
@@ -55,7 +55,7 @@ def time_models(
             images = torch.randn(batch, 3, *image_hw[name], device=device)
             for backend in backends:
                 make = partial(_call, backend, model, images, Path(folder) / str(number))
-                calls[f"{number} {backend}"] = _when_first_called(make)
+                calls[f"{number} {backend}"] = when_first_called(make)
         timings = {timed.name: timed for timed in time_calls(calls, seconds=seconds, device=device, progress=progress)}
         found: dict[str, dict[str, dict[str, Any]]] = {}
         for number, name in enumerate(models):
@@ -71,15 +71,14 @@ def _call(backend: str, model: MultiScale, images: Tensor, stem: Path) -> Callab
     if backend not in ENDINGS:
         return torch_call(backend, model, images)
     from s2wrap.export import export, load
+    from s2wrap.export.library import load_library
 
+    if backend != "onnx":
+        load_library(backend.replace("-", "_"))
+        if images.device.type != "cuda":
+            raise S2WrapError(f"engines run on a CUDA device, and the models are on {images.device}")
     path = stem.with_name(f"{stem.name}{ENDINGS[backend]}")
     count = len(images)
     export(model, path, image_hw=(images.shape[-2], images.shape[-1]), batch=(count, count, count))
-    engine = load(path, device=images.device)
+    engine = load(path, device=images.device, eager=True)
     return lambda: engine(images)
-
-
-def _when_first_called(make: Callable[[], Callable[[], object]]) -> Callable[[], object]:
-    """A call that is made when it is first run, so that what cannot be made becomes its reason."""
-    made = cache(make)
-    return lambda: made()()
