@@ -14,6 +14,7 @@ import fnmatch
 import gc
 import importlib
 import logging
+import math
 import signal
 import time
 import warnings
@@ -309,11 +310,12 @@ def timm_features(model: Any, image: Tensor, grid_hw: tuple[int, int]) -> tuple[
 
 @cache
 def timm_grid(model: Any, shape: tuple[int, ...]) -> tuple[int, int]:
-    """Rows and columns of timm's last intermediate map for such an image; Qwen3's tokens are merged after it."""
+    """Rows and columns of timm's last intermediate map, after the merger of Qwen3 or the aligner of DeepSeek."""
     maps = model.forward_intermediates(torch.zeros(shape), indices=1, intermediates_only=True, output_fmt="NCHW")
     merger = getattr(getattr(model, "encoder", None), "merger", None)
-    side = 1 if merger is None else merger.merge_size
-    return maps[-1].shape[-2] // side, maps[-1].shape[-1] // side
+    aligner = getattr(getattr(model, "encoder", None), "aligner", None)
+    side = merger.merge_size if merger is not None else aligner.downsample_ratio if aligner is not None else 1
+    return math.ceil(maps[-1].shape[-2] / side), math.ceil(maps[-1].shape[-1] / side)
 
 
 def open_clip_features(model: Any, image: Tensor, grid_hw: tuple[int, int]) -> tuple[Tensor, int | None]:

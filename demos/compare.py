@@ -2,22 +2,25 @@
 
     pip install -c constraints.txt -e ".[demo]" && python demos/compare.py
 
-Two comparisons, as `s2wrap compare` makes them, each printed as a table with its verdict and written as one page:
+Comparisons as `s2wrap compare` makes them, each printed as a table with its verdict and written as one page:
 
 - `textile.html`: pictures of a woven textile (Megahed et al., arXiv 2501.12596; package conformal-clip-data;
   simulated, 250×250 pixels), without a defect, with a torn spot of a few pixels, or woven differently all over.
   EfficientNet-Lite0, 1 and 2 are a family from small to large with ImageNet weights; DINOv2 ViT-S/14 is a transformer.
   A picture's vector is the mean and the maximum over the tokens of each scale, at the scale's own grid
   (`fuse="pyramid"`): the mean for what is everywhere, the maximum for what is in one place.
+- `mosaics.html`: where each of four textures of scikit-image is in mosaics of them, by a linear segmentation; trained
+  on the upper halves of the textures, tested on the lower ones.
 - `photographs_1.html`, `photographs_2.html`: no labels. How much of the features of a larger EfficientNet a linear map
-  recovers from those of smaller ones at one or several scales (section 4 of the paper), on cuttings of photographs
-  that come with scikit-image; the maps are fitted on some photographs and tested on others.
+  recovers from those of smaller ones at one or several scales (section 4 of the paper), on squares cut from the
+  photographs that come with scikit-image: fitted on the left of each, tested on the right.
 
 Features are kept in the user's cache folder, so that a second run is quick.
 """
 
 import sys
 import tempfile
+from itertools import product
 from pathlib import Path
 from typing import Annotated
 
@@ -40,12 +43,20 @@ TEXTILE = [
     f"{LITES[0]}@2:whole",
     *(f"sample:dinov2_s14{way}" for way in ("@1", "@1,2", "@1,2,3", "@2:whole", ":patch=7@1")),
 ]
-SEEN = [f"{LITES[0]}@1", f"{LITES[0]}@1,2", f"{LITES[0]}@1,2,3", f"{LITES[1]}@1", f"{LITES[1]}@1,2", f"{LITES[2]}@1"]
-TRAINING = ("astronaut", "coffee", "rocket", "motorcycle_left", "brick", "gravel", "coins", "moon", "ihc", "page")
-HELD_OUT = ("chelsea", "retina", "grass", "camera")
-SUFFIXES = (".png", ".jpg")
-CUTTINGS = 12
-"""Of each photograph."""
+SEEN = [f"{lite}@{scales}" for lite in LITES[:2] for scales in ("1", "1,2")] + [f"{LITES[2]}@1"]
+MOSAICS = [f"{LITES[0]}{way}" for way in ("@1", "@1,2", "@2:whole")]
+MOSAICS += [f"sample:dinov2_s14{way}" for way in ("@1", "@1,2", "@2:whole")]
+TEXTURES = ("brick", "grass", "gravel", "moon")
+COUNTS, SIDE, SPOTS = {"train": 40, "val": 24}, 224, 6
+"""Mosaics of each part, their side in pixels, and the pieces that each has."""
+LARGER = "sample:dinov2_s14@1"
+"""A model larger than the largest EfficientNet, though of another kind."""
+PHOTOGRAPHS = ["astronaut.png", "brick.png", "camera.png", "chelsea.png", "clock_motion.png", "coffee.png", "coins.png"]
+PHOTOGRAPHS += ["grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png", "moon.png", "motorcycle_left.png"]
+PHOTOGRAPHS += ["page.png", "retina.jpg", "rocket.jpg"]
+"""Those of scikit-image."""
+PIECES = 3
+"""Squares along the shorter side of a photograph."""
 
 
 def main(
@@ -54,7 +65,7 @@ def main(
     seconds: Annotated[float, typer.Option(help="Time each model for so long; 0 for not at all.")] = 1.0,
     cache: Annotated[Path | None, typer.Option(help="Where features are kept.")] = None,
 ) -> None:
-    """Print both comparisons and write their pages."""
+    """Print the comparisons and write their pages."""
     check_installed()
     console, kept = Console(stderr=True), True if cache is None else cache
     with tempfile.TemporaryDirectory() as place:
@@ -72,8 +83,12 @@ def main(
         print_table(found, Console())
         found.write(folder / "textile.html")
         found.write(folder / "compare.png")
+        lay_mosaics(Path(place) / "mosaics")
+        found = compare(MOSAICS, data=Path(place) / "mosaics", backends=(), console=console, cache=kept)
+        print_table(found, Console())
+        found.write(folder / "mosaics.html")
         cut_photographs(Path(place) / "photographs")
-        for number, (target, reference) in enumerate([(f"{LITES[1]}@1", f"{LITES[2]}@1"), (f"{LITES[2]}@1", None)]):
+        for number, (target, reference) in enumerate([(f"{LITES[1]}@1", f"{LITES[2]}@1"), (f"{LITES[2]}@1", LARGER)]):
             found = compare(
                 SEEN,
                 data=Path(place) / "photographs",
@@ -95,19 +110,37 @@ def lay_out_textiles(folder: Path, count: int) -> None:
             (folder / kind / path.name).write_bytes(path.read_bytes())
 
 
+def lay_mosaics(folder: Path) -> None:
+    """Mosaics whose pieces are what is nearest to one of some spots, each filled with a texture; in train/ and val/."""
+    rng = np.random.default_rng(0)
+    textures = np.stack([getattr(data, name)() for name in TEXTURES])
+    half = textures.shape[1] // 2
+    for part, count in COUNTS.items():
+        for name in ("images", "masks"):
+            (folder / part / name).mkdir(parents=True)
+        rows = textures[:, :half] if part == "train" else textures[:, half:]
+        for number in range(count):
+            spots, kinds = rng.uniform(0, SIDE, (SPOTS, 2)), rng.integers(len(TEXTURES), size=SPOTS)
+            places = np.stack(np.meshgrid(*[np.arange(SIDE)] * 2, indexing="ij"), axis=-1)[:, :, None]
+            mask = kinds[np.square(places - spots).sum(axis=-1).argmin(axis=-1)].astype(np.uint8)
+            top, left = (int(rng.integers(length - SIDE + 1)) for length in rows.shape[1:])
+            pixels = np.choose(mask, rows[:, top : top + SIDE, left : left + SIDE])
+            Image.fromarray(pixels).save(folder / part / "images" / f"{number}.png")
+            Image.fromarray(mask).save(folder / part / "masks" / f"{number}.png")
+
+
 def cut_photographs(folder: Path) -> None:
-    """Squares of other sizes and places of each photograph: in train/ and val/, no photograph in both."""
-    rng, here = np.random.default_rng(0), Path(data.__file__).parent
-    for part, names in (("train", TRAINING), ("val", HELD_OUT)):
+    """Each photograph in squares that do not overlap: those on the left in train/, those on the right in val/."""
+    for part in ("train", "val"):
         (folder / part).mkdir(parents=True)
-        for name in names:
-            path = next(here / (name + suffix) for suffix in SUFFIXES if (here / (name + suffix)).is_file())
-            photograph = Image.open(path).convert("RGB")
-            for number in range(CUTTINGS):
-                side = round(min(photograph.size) * rng.uniform(0.5, 1))
-                left, top = (int(rng.integers(length - side + 1)) for length in photograph.size)
-                cutting = photograph.crop((left, top, left + side, top + side))
-                cutting.save(folder / part / f"{name}_{number}.png")
+    for name in PHOTOGRAPHS:
+        photograph = Image.open(Path(data.__file__).parent / name).convert("RGB")
+        side = min(photograph.size) // PIECES
+        columns, rows = photograph.width // side, photograph.height // side
+        for column, row in product(range(columns), range(rows)):
+            part = "train" if column < columns - columns // PIECES else "val"
+            piece = photograph.crop((column * side, row * side, (column + 1) * side, (row + 1) * side))
+            piece.save(folder / part / f"{Path(name).stem}_{row}_{column}.png")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ def load(
     device: str | torch.device | None = None,
     cuda_graph: bool = False,
     runtime_cache: str | Path | None = None,
+    eager: bool = False,
     **options: Any,
 ) -> "Engine":
     """An exported file, ready to be called as the wrapped model is.
@@ -40,6 +41,7 @@ def load(
         device: where it runs: by default the CPU for .onnx, the current CUDA device for engines.
         cuda_graph: record the GPU's work once for every batch size, and replay it (engines).
         runtime_cache: a file that keeps the kernels that TensorRT-RTX compiles, for the next start.
+        eager: TensorRT-RTX compiles its fastest kernels at once, not while it runs: for timing.
         **options: for a file with the backbone alone (`--tiles`): scales, fit, overlap, fuse and so on, as for
             `MultiScale`, in place of those of the export.
 
@@ -53,6 +55,8 @@ def load(
     special: dict[str, Any] = {"cuda_graph": cuda_graph}
     if runtime_cache is not None:
         special["runtime_cache"] = Path(runtime_cache)
+    if eager and manifest["kind"] == "tensorrt_rtx":
+        special["eager"] = True
     if manifest.get("build", {}).get("version_compatible"):
         special["host_code"] = True
     session = open_session(path, kind=manifest["kind"], device=device, **special)

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from time import perf_counter
 from typing import Any
 
@@ -178,6 +179,12 @@ def _recorded(model: Callable[[Tensor], object], images: Tensor) -> Callable[[],
         return result
 
     return replay
+
+
+def when_first_called(make: Callable[[], Callable[[], object]]) -> Callable[[], object]:
+    """A call that is made when it is first run, so that what cannot be made becomes its reason."""
+    made = cache(make)
+    return lambda: made()()
 
 
 def wait_for(device: torch.device) -> None:

@@ -56,5 +56,10 @@ def comparison(count=3, *, measures=("accuracy",), timed=True, curves=False, **c
             if other is not one
         )
     facts = {"pictures": "150 pictures in 3 classes", "device": "CPU (x86_64)", "torch": "2.11"}
-    told = {"verdict": ["The best is first."], "skipped": ["broken.jpg: truncated"], **changes}
+    told = {
+        "verdict": ["The best is first."],
+        "pairs": ["One against another: worse."],
+        "skipped": ["broken.jpg: truncated"],
+        **changes,
+    }
     return Comparison(rows, facts, tuple(measures), {"sample:dinov2_s14": CURVE} if curves else {}, **told)

@@ -53,6 +53,17 @@ def test_what_is_proposed_fits_and_what_is_left_out_does_not():
             assert count_cost(s2wrap.load(spec, pretrained=False)).multiply_adds > 0.25e9
 
 
+def test_an_images_shape_counts_where_it_is_kept():
+    """In a square 2× has four tiles, in a long image two: 3 backbone passes with 1×."""
+    budgets = {}
+    for image_hw in ((160, 160), (100, 200)):
+        found = propose(["timm:test_vit@1"], "0.12GMAC", image_hw=image_hw, fit="aspect")
+        budgets[image_hw] = {each.spec: each.multiply_adds for each in found}
+    assert "timm:test_vit@1,2" not in budgets[160, 160]
+    plain = count_cost(s2wrap.load("timm:test_vit@1", pretrained=False)).multiply_adds
+    assert budgets[100, 200]["timm:test_vit@1,2"] == 3 * plain
+
+
 def test_where_nothing_fits_the_nearest_is_named():
     words = r"nothing fits a budget of 0.001 G multiply-adds; the nearest is timm:test_\w+@1 with 0\.\d+ G"
     with pytest.raises(S2WrapError, match=words):

@@ -16,7 +16,7 @@ def pictures(tmp_path):
     rng = np.random.default_rng(0)
     for name, level in (("dark", 60), ("light", 180)):
         (tmp_path / "data" / name).mkdir(parents=True)
-        for i in range(6):
+        for i in range(10):
             pixels = rng.normal(level, 30, (60, 80, 3)).clip(0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(tmp_path / "data" / name / f"{i}.png")
     return tmp_path / "data"

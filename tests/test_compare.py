@@ -84,7 +84,7 @@ def test_the_scores_are_those_of_a_plain_loop(stripes, tmp_path):
         assert row.scores["accuracy"].value == pytest.approx(right.mean(), abs=3 / 24)  # its C may be another
     assert found.rows[0].scores["accuracy"].value > 0.7
     assert any(row.on_front for row in found.rows)
-    assert any("test_vit@1,2 against one scale, test_vit@1: " in sentence for sentence in found.verdict)
+    assert any("test_vit@1,2 against one scale, test_vit@1: " in sentence for sentence in found.pairs)
 
 
 def test_two_runs_give_the_same_figures_and_the_second_computes_nothing(stripes, tmp_path, monkeypatch):
@@ -104,15 +104,19 @@ def test_pictures_without_labels_are_for_reconstruction(stripes, tmp_path):
     assert found.facts["reconstructed"] == f"the features of {largest}"
     assert found.measures == ("information",)
     for row in found.rows:
-        assert ("information" in row.scores) == (row.spec != largest)
-        if row.spec != largest:
+        has_its_weights = row.spec.partition("@")[0] == largest.partition("@")[0]
+        assert ("information" in row.scores) == (not has_its_weights)
+        if not has_its_weights:
             assert row.details["loss_test"] > 0
             assert "ratio_test" not in row.details
-    found = run(tmp_path / "plain", tmp_path, target="timm:test_vit@1", reference="timm:test_vit@1,2")
+    found = run(tmp_path / "plain", tmp_path, target="timm:test_vit2@1", reference="timm:test_vit@1,2")
     by_spec = {row.spec: row for row in found.rows}
     assert by_spec["timm:test_vit@1,2"].details["ratio_test"] == pytest.approx(1)
-    assert by_spec["timm:test_vit@1,2"].scores["information"].value > 3  # its own features are among them
-    assert by_spec["timm:test_vit2@1"].details["ratio_test"] < 1
+    plain, both = (by_spec[spec].scores["information"].value for spec in SPECS[:2])
+    assert by_spec["timm:test_vit@1"].details["ratio_test"] == pytest.approx(plain / both)
+    assert found.facts["I*"].startswith(f"{both:.3f} (")
+    with pytest.raises(S2WrapError, match="has the weights of the target"):
+        run(tmp_path / "plain", tmp_path, target="timm:test_vit@1", reference="timm:test_vit@1,2")
 
 
 def test_masks_are_for_segmentation(tmp_path):
@@ -187,7 +191,7 @@ def test_a_model_alone_cannot_be_reconstructed(stripes, tmp_path):
     (tmp_path / "plain").mkdir()
     for i, path in enumerate(sorted(stripes.rglob("*.png"))):
         Image.open(path).save(tmp_path / "plain" / f"{i}.png")
-    with pytest.raises(S2WrapError, match="is the only model; name others"):
+    with pytest.raises(S2WrapError, match="no model but timm:test_vit@1 and its own weights is named"):
         run(tmp_path / "plain", tmp_path, specs=SPECS[:1])
 
 

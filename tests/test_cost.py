@@ -66,7 +66,7 @@ def test_multiply_adds_are_those_that_the_paper_prints(name, image_size, scales,
 def test_some_models_of_the_paper_have_attention_counted_once(name, image_size, scales, printed, in_full):
     cost = cost_of(name, image_size, scales)
     assert cost.multiply_adds_attention_once / 1e9 == pytest.approx(printed, rel=0.0025)
-    assert cost.multiply_adds / 1e9 == pytest.approx(in_full, rel=0.001)
+    assert cost.multiply_adds / 1e9 == pytest.approx(in_full, rel=0.002)
 
 
 @pytest.mark.parametrize(

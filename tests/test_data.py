@@ -72,6 +72,15 @@ def test_copies_of_a_picture_stay_in_one_fold_whatever_their_file(tmp_path):
     assert [len(copies & set(fold.test)) for fold in pictures.folds].count(10) == 1
 
 
+def test_classes_may_be_links_and_hidden_folders_are_none(tmp_path):
+    classes(tmp_path / "elsewhere", names=("cat", "dog"))
+    classes(tmp_path / "data", names=("cat", ".ipynb_checkpoints"))
+    (tmp_path / "data" / "dog").symlink_to(tmp_path / "elsewhere" / "dog", target_is_directory=True)
+    pictures = read_folder(tmp_path / "data")
+    assert pictures.classes == ("cat", "dog")
+    assert len(pictures.paths) == 12
+
+
 def test_two_readings_are_the_same(tmp_path):
     one, two = (read_folder(classes(tmp_path)) for _ in range(2))
     assert one.contents == two.contents
@@ -149,9 +158,9 @@ def unknown_class(folder):
         (same_under_two, "are the same picture under two classes"),
         (other_size, r"3\.png: 40×49 pixels, but its picture has 40×50"),
         (colour_mask, "a mask of mode RGB; use grey"),
-        (no_mask, r"1 of 6 pictures have no mask, such as .*3\.png"),
-        (beside, r"has pictures beside folders of pictures, such as stray\.png"),
-        (two_tests, "has train/ and val/, test/; beside train/ put one of"),
+        (no_mask, r"1 of 6 pictures have no mask: there is no .*3\.png"),
+        (beside, r"has pictures beside folders, such as stray\.png and cat/"),
+        (two_tests, "has train/ and val/, test/; have just one of"),
         (lambda folder: classes(folder / "train"), "has train/ and nothing to test"),
         (mixed, "are laid out differently"),
         (unknown_class, "class 'cow' has 0 different pictures for training"),

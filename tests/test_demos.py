@@ -114,3 +114,28 @@ def test_export_engine_writes_the_files_and_a_picture_of_the_same_features(tmp_p
         panels.append(picture[int(0.4 * height) : int(0.85 * height), left : left + int(0.25 * width)])
         assert panels[-1].std() > 5
     assert abs(panels[1] - panels[2]).mean() < 5  # the same colours
+
+
+@pytest.mark.usefixtures("has_samples")
+def test_compare_prints_its_comparisons_and_writes_their_pages(tmp_path, monkeypatch, capsys):
+    """With fewer models and photographs than it has."""
+    if importlib.util.find_spec("conformal_clip_data") is None:
+        pytest.skip("needs the [demo] extra")
+    monkeypatch.syspath_prepend(DEMOS)
+    demo = importlib.import_module("compare")
+    lites = demo.LITES
+    monkeypatch.setattr(demo, "TEXTILE", [f"{lites[0]}@1", f"{lites[0]}@1,2"])
+    monkeypatch.setattr(demo, "SEEN", [f"{lites[0]}@1", f"{lites[1]}@1"])
+    monkeypatch.setattr(demo, "LARGER", f"{lites[0]}@1")
+    monkeypatch.setattr(demo, "MOSAICS", [f"{lites[0]}@1"])
+    monkeypatch.setattr(demo, "COUNTS", {"train": 8, "val": 4})
+    monkeypatch.setattr(demo, "PHOTOGRAPHS", demo.PHOTOGRAPHS[:2])
+    demo.main(tmp_path, pictures=7, seconds=0, cache=tmp_path / "cache")
+    printed = capsys.readouterr().out
+    assert "21 pictures in 3 classes" in printed
+    assert printed.count("Best accuracy") == 1
+    assert printed.count("reconstructed the features of") == 2
+    for name in ("textile", "mosaics", "photographs_1", "photographs_2"):
+        assert (tmp_path / f"{name}.html").read_text().startswith("<!doctype html>")
+    picture = np.asarray(Image.open(tmp_path / "compare.png").convert("RGB")).astype(float)
+    assert picture.std() > 5

@@ -82,3 +82,11 @@ def test_options_are_part_of_a_series_and_of_its_name():
 def test_series_of_the_same_name_in_two_families_are_told_apart():
     specs = [f"{family}:resnet{depth}@1" for family in ("timm", "torchvision") for depth in (18, 34, 50)]
     assert series(specs) == {"resnet* at 1": [0, 1, 2], "torchvision:resnet* at 1": [3, 4, 5]}
+
+
+def test_a_larger_input_and_another_way_to_look_are_no_more_scales():
+    specs = [
+        f"sample:dinov2_s14@{scales}" for scales in ("2:whole", "1", "1,2", "1,2:whole", "1,2,3", "1,2:whole,3:whole")
+    ]
+    expected = {"dinov2_s14 at more scales": [1, 2, 4], "dinov2_s14 at more scales (whole)": [1, 3, 5]}
+    assert series(specs) == expected

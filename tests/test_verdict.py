@@ -3,7 +3,7 @@ import pytest
 
 from s2wrap.compare.comparison import Row
 from s2wrap.compare.score import mean_score
-from s2wrap.compare.verdict import pareto_front, scaled_pairs, verdict
+from s2wrap.compare.verdict import judge, pareto_front, scaled_pairs
 from s2wrap.cost import Cost
 
 SMALL, S2, WHOLE, LARGE = (
@@ -34,7 +34,8 @@ def large(right, multiply_adds, **options):
 
 
 def said(*rows):
-    return verdict(rows, "accuracy", "200 pictures")
+    found = judge(rows, "accuracy", "200 pictures")
+    return found.verdict + found.pairs
 
 
 def test_several_scales_are_put_beside_the_ways_to_spend_the_same():
@@ -44,6 +45,11 @@ def test_several_scales_are_put_beside_the_ways_to_spend_the_same():
         (S2, WHOLE, "a larger input"),
         (S2, LARGE, "the larger model"),
     ]
+
+
+def test_what_is_called_larger_but_costs_less_is_no_rival():
+    smaller = row("sample:efficientnet_lite0:size=96@1", 1, 0.2)
+    assert [what for *_, what in scaled_pairs([row(SMALL, 1, 1), row(S2, 1, 5), smaller])] == ["one scale"]
 
 
 def test_a_smaller_model_is_no_rival():
@@ -57,7 +63,8 @@ def test_a_smaller_model_is_no_rival():
         (190, 1, 100, 2, "Several scales are better, and cheaper."),
         (190, 4, 100, 2, "Several scales are better, and cost more."),
         (190, 2, 100, 2, "Several scales are better."),
-        (100, 4, 190, 2, "The larger model is better, and simply wins: it costs no more."),
+        (100, 4, 190, 2, "The larger model is better, and simply wins: it costs less."),
+        (100, 2, 190, 2, "The larger model is better, at the same cost."),
         (100, 1, 190, 2, "The larger model is better, and costs more."),
         (100, 1, 101, 2, "No difference beyond the noise, and several scales cost less."),
         (
@@ -109,7 +116,15 @@ def test_more_comparisons_need_a_larger_difference():
 
 
 def test_one_model_alone_is_not_judged():
-    assert said(row(S2, 100, 5)) == []
+    assert said(row(S2, 100, 5)) == [f"Only {S2} has such a score: there is nothing to judge it by."]
+
+
+def test_few_pictures_give_no_verdict():
+    """Resamples of one picture are all alike: they would call any difference certain."""
+    rows = [row(S2, 100, 5), large(95, 2)]
+    for each, right in zip(rows, (1, 0), strict=True):
+        each.scores["accuracy"] = mean_score([right] * 3)
+    assert said(*rows) == ["No verdict: 3 pictures were tested, and fewer than 20 tell no noise."]
 
 
 def test_the_front_holds_what_nothing_cheaper_reaches():

@@ -1,6 +1,6 @@
 import pytest
 
-from s2wrap.compare.ways import LARGER, PATCH, PLAIN, SCALES, way_of, weights_of
+from s2wrap.compare.ways import LARGER, PATCH, PLAIN, SCALES, SMALLER, way_of, weights_of
 
 
 @pytest.mark.parametrize(
@@ -13,6 +13,7 @@ from s2wrap.compare.ways import LARGER, PATCH, PLAIN, SCALES, way_of, weights_of
         ("sample:dinov2_s14:size=448@1,2", SCALES),
         ("sample:dinov2_s14@2:whole", LARGER),
         ("sample:dinov2_s14@448px", LARGER),
+        ("sample:dinov2_s14@0.5", SMALLER),
         ("sample:dinov2_s14:size=448@1", LARGER),
         ("sample:dinov2_s14:patch=7@1", PATCH),
     ],

@@ -43,5 +43,7 @@ def main() -> None:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
-        print("s2wrap: out of memory; try a smaller --tile-batch, or smaller scales", file=sys.stderr)
+        print(
+            "s2wrap: out of memory; try fewer or smaller scales, or a smaller --tile-batch (features)", file=sys.stderr
+        )
         sys.exit(2)

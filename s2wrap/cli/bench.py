@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -67,7 +67,7 @@ def bench(
     the median over the rounds of its time over the first row's. The images are random and on the device already.
     Weights are random: nothing is downloaded.
     """
-    from s2wrap.timing import describe_device, time_calls
+    from s2wrap.timing import describe_device, time_calls, when_first_called
 
     place = options.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     asked_hw = options.image_hw(image) if image else None
@@ -80,7 +80,7 @@ def bench(
             else _model_ways(each, place, batch, asked_hw, precision, backend.split(","))
         )
     ]
-    calls = {str(number): _when_first_called(way.make) for number, way in enumerate(ways)}
+    calls = {str(number): when_first_called(way.make) for number, way in enumerate(ways)}
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with torch.inference_mode(), Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("timing", total=1)
@@ -121,6 +121,7 @@ def _file_ways(
     file: Path, device: torch.device, batch: int, asked_hw: tuple[int, int] | None, backends: list[str]
 ) -> list[Way]:
     """An exported file in its runtime; on a GPU, an engine also as a CUDA graph where that was asked for."""
+    from s2wrap.export import load as load_file
     from s2wrap.export.manifest import read_manifest
 
     manifest = read_manifest(file)
@@ -131,7 +132,7 @@ def _file_ways(
         smallest, _, largest = manifest["batch"]
         if manifest["part"] == "model" and not smallest <= batch <= largest:
             raise S2WrapError(f"it takes batches of {smallest} to {largest}, not of {batch}")
-        engine = _engine(file, manifest, device, cuda_graph)
+        engine = load_file(file, device=device, cuda_graph=cuda_graph, eager=True)
         return lambda: engine(images)
 
     graphs = device.type == "cuda" and manifest["kind"] != "onnx" and "cuda-graph" in backends
@@ -140,29 +141,11 @@ def _file_ways(
     return [Way(str(file), name, manifest["precision"], images, partial(make, graph)) for name, graph in names.items()]
 
 
-def _engine(file: Path, manifest: dict[str, Any], device: torch.device, cuda_graph: bool) -> Callable[[Tensor], object]:
-    """The file in its runtime; TensorRT-RTX compiles its fastest kernels at once."""
-    from s2wrap.export.engine import Engine, check_machine, load
-    from s2wrap.export.session import open_session
-
-    if manifest["kind"] != "tensorrt_rtx":
-        return load(file, device=device, cuda_graph=cuda_graph)
-    check_machine(file, manifest, device)
-    session = open_session(file, kind=manifest["kind"], device=device, cuda_graph=cuda_graph, eager=True)
-    return Engine(session, manifest)
-
-
 def _images_for(manifest: dict[str, Any], batch: int, image_hw: tuple[int, int], device: torch.device) -> Tensor:
     """Random images as the file takes them."""
     if manifest["pixels"] == "uint8":
         return torch.randint(256, (batch, *image_hw, 3), dtype=torch.uint8, device=device)
     return torch.randn(batch, 3, *image_hw, device=device)
-
-
-def _when_first_called(make: Callable[[], Callable[[], object]]) -> Callable[[], object]:
-    """A call that is made when it is first run, so that what cannot be made becomes its row's reason."""
-    made = cache(make)
-    return lambda: made()()
 
 
 def _copying(way: Way, call: Callable[[], object], timing: Any) -> list[str]:

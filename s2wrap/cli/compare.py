@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import track
 
 from s2wrap.cli import model as options
+from s2wrap.errors import S2WrapError
 
 SPEC_HELP = (
     "Models: FAMILY:NAME@SCALES; …@2:whole is a larger input in one pass, NAME:patch=7@1 has smaller patches "
@@ -65,25 +66,32 @@ def compare_models(
     Without labels, or with --target: how much of the largest model's features a linear map recovers. Without --data:
     costs only, with random weights. Features are kept on disk; an interrupted comparison goes on where it stopped.
     """
+    from s2wrap.backbones import parse_spec
     from s2wrap.compare import compare, propose
     from s2wrap.compare.report import check_ending, to_json, write_report
     from s2wrap.compare.table import print_table
 
     for path in report or []:
         check_ending(path)
+        if not path.absolute().parent.is_dir():
+            raise S2WrapError(f"cannot write {path}: there is no such folder")
     place = options.device(device)
-    backends = () if backend == "none" else tuple(backend.split(","))
+    backends = () if backend == "none" else tuple(part.strip() for part in backend.split(","))
     of_models: dict[str, Any] = {"fuse": fuse, "fit": fit, "norm": norm}
-    console = Console(stderr=True)
+    console, image_hw = Console(stderr=True), options.image_hw(image) if image else None
     if budget is not None:
         found = propose(
             specs,
             budget,
             backend=(backends or ("eager",))[0],
+            image_hw=image_hw,
             device=place,
             progress=lambda names: track(names, "proposing", console=console),
             **of_models,
         )
+        dropped = {str(parse_spec(spec)) for spec in specs} - {candidate.spec for candidate in found}
+        for spec in sorted(dropped):
+            console.print(f"above the budget: {spec}", style="yellow", markup=False, highlight=False)
         specs = [candidate.spec for candidate in found]
     if random_weights:
         of_models["pretrained"] = False
@@ -96,7 +104,7 @@ def compare_models(
         backends=backends,
         seconds=seconds,
         batch=batch,
-        image_hw=options.image_hw(image) if image else None,
+        image_hw=image_hw,
         device=place,
         skip_errors=skip_errors,
         console=console,

@@ -13,7 +13,7 @@ from s2wrap.compare.families import family_of
 from s2wrap.compare.latency import time_models
 from s2wrap.cost import count_cost
 from s2wrap.errors import S2WrapError
-from s2wrap.plan import scale_size
+from s2wrap.plan import Pair, scale_size
 from s2wrap.wrapper import MODEL_OPTIONS, MultiScale, load
 
 LADDER = ("1", "1,1.5", "1,2", "1,3", "1,2,3", "1,2,3,4", "1.5:whole", "2:whole", "3:whole")
@@ -67,6 +67,7 @@ def propose(
     *,
     backend: str = "eager",
     seconds: float = 1.0,
+    image_hw: Pair | None = None,
     device: str | torch.device = "cpu",
     progress: Callable[[list[Any]], Iterable[Any]] = iter,
     **options: Any,
@@ -82,6 +83,8 @@ def propose(
         budget: multiply-adds or a time for one image, such as "20GMAC" or "15ms".
         backend: what is timed, if the budget is a time.
         seconds: time of each, and ten runs at least.
+        image_hw: height and width of the image in pixels, which matter unless it is stretched; each model's own by
+            default.
         device: where models run.
         progress: wraps the list of backbones that are tried.
         **options: for every model, as for `s2wrap.load`.
@@ -94,8 +97,8 @@ def propose(
     tried: list[Candidate] = []
     for name in progress(list(dict.fromkeys(each for spec in parsed for each in siblings(spec)))):
         named = [",".join(spec.scales) for spec in parsed if spec.backbone == name]
-        models, costs = _candidates(name, (*named, *LADDER), budget, device, options)
-        times = _times(models, costs, budget, backend, seconds) if budget.timed else {}
+        models, costs = _candidates(name, (*named, *LADDER), budget, image_hw, device, options)
+        times = _times(models, costs, budget, image_hw, backend, seconds) if budget.timed else {}
         tried += [Candidate(spec, costs[spec], times.get(spec)) for spec in costs]
     fitting = [each for each in tried if _amount(each, budget) <= budget.amount]
     if not fitting:
@@ -115,39 +118,47 @@ def siblings(spec: Spec) -> list[str]:
 
 
 def _candidates(
-    name: str, ladder: Iterable[str], budget: Budget, device: str | torch.device, options: dict[str, Any]
+    name: str,
+    ladder: Iterable[str],
+    budget: Budget,
+    image_hw: Pair | None,
+    device: str | torch.device,
+    options: dict[str, Any],
 ) -> tuple[dict[str, MultiScale], dict[str, int]]:
     """One backbone at all scales that may fit, the plain one in any case, and their multiply-adds."""
     plain = load(f"{name}@1", **{"pretrained": False, **options}).to(device)
-    models, least = {f"{name}@1": plain}, count_cost(plain).multiply_adds
+    models, least = {f"{name}@1": plain}, count_cost(plain, image_hw).multiply_adds
+    stretched = options.get("fit", "stretch") == "stretch"  # else the image's shape counts
     for scales in dict.fromkeys(ladder):
         pixels = sum(_multiple(scale, plain.backbone) ** 2 for scale in scales.split(","))
-        if scales == "1" or (not budget.timed and pixels * least > 1.05 * budget.amount):
+        if scales == "1" or (stretched and not budget.timed and pixels * least > 1.05 * budget.amount):
             continue
         if "whole" not in scales or not plain.backbone.refuses_other_sizes:
             of_model = {key: value for key, value in options.items() if key in MODEL_OPTIONS}
             models[f"{name}@{scales}"] = MultiScale(plain.backbone, scales.split(","), **of_model).to(device)
-    return models, {spec: count_cost(model).multiply_adds for spec, model in models.items()}
+    return models, {spec: count_cost(model, image_hw).multiply_adds for spec, model in models.items()}
 
 
 def _times(
-    models: dict[str, MultiScale], costs: dict[str, int], budget: Budget, backend: str, seconds: float
+    models: dict[str, MultiScale],
+    costs: dict[str, int],
+    budget: Budget,
+    image_hw: Pair | None,
+    backend: str,
+    seconds: float,
 ) -> dict[str, float]:
     """Milliseconds of those that may fit, as the first one's time and their multiply-adds tell."""
     first = next(iter(models))
-    found = _medians({first: models[first]}, backend, seconds)
+    found = _medians({first: models[first]}, image_hw, backend, seconds)
     room = FAR * budget.amount / found[first]
-    return found | _medians(
-        {spec: model for spec, model in models.items() if spec != first and costs[spec] / costs[first] < room},
-        backend,
-        seconds,
-    )
+    near = {spec: model for spec, model in models.items() if spec != first and costs[spec] / costs[first] < room}
+    return found | _medians(near, image_hw, backend, seconds)
 
 
-def _medians(models: dict[str, MultiScale], backend: str, seconds: float) -> dict[str, float]:
+def _medians(models: dict[str, MultiScale], image_hw: Pair | None, backend: str, seconds: float) -> dict[str, float]:
     if not models:
         return {}
-    sizes = {spec: model.backbone.image_hw for spec, model in models.items()}
+    sizes = {spec: image_hw or model.backbone.image_hw for spec, model in models.items()}
     timings = time_models(models, [backend], sizes, batch=1, seconds=seconds, progress=lambda done: None)
     for spec, figures in timings.items():
         if "reason" in figures[backend]:

@@ -44,7 +44,8 @@ class Comparison:
         facts: what is told beside the figures: pictures, folds, device, versions.
         measures: the names of the scores, the one that decides first; empty without pictures.
         curves: of families of three or more sizes, by name.
-        verdict: sentences.
+        verdict: sentences on who is best, and how often several scales are better.
+        pairs: sentences on every model at several scales and what the same compute could be spent on.
         skipped: pictures that were left out, with the reason.
     """
 
@@ -53,6 +54,7 @@ class Comparison:
     measures: tuple[str, ...] = ()
     curves: dict[str, Any] = field(default_factory=dict)
     verdict: list[str] = field(default_factory=list)
+    pairs: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
 
     def to_frame(self) -> Any:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from s2wrap.compare.folds import Fold, check_folds, deal
 from s2wrap.errors import S2WrapError
-from s2wrap.images import find_images, load_image
+from s2wrap.images import SUFFIXES, find_images, load_image
 
 TEST_NAMES = ("val", "valid", "validation", "test")
 """What the folder beside `train` may be called."""
@@ -117,8 +117,8 @@ def _find(folder: Path) -> list[_Found]:
     others = [name for name in TEST_NAMES if (folder / name).is_dir()]
     if len(others) != 1:
         raise S2WrapError(
-            f"{folder} has train/ and {', '.join(f'{name}/' for name in others) or 'nothing to test'}; beside train/ "
-            f"put one of {', '.join(f'{name}/' for name in TEST_NAMES)}"
+            f"{folder} has train/ and {', '.join(f'{name}/' for name in others) or 'nothing to test'}; have just "
+            f"one of {', '.join(f'{name}/' for name in TEST_NAMES)}"
         )
     train, test = _find_part(folder / "train"), _find_part(folder / others[0])
     if (train[0].label is None, train[0].mask is None) != (test[0].label is None, test[0].mask is None):
@@ -128,24 +128,24 @@ def _find(folder: Path) -> list[_Found]:
 
 def _find_part(folder: Path) -> list[_Found]:
     if (folder / "images").is_dir() and (folder / "masks").is_dir():
-        masks = {path.stem: path for path in sorted((folder / "masks").iterdir()) if path.suffix.lower() == ".png"}
         images = find_images([folder / "images"])
-        if missing := [path for path in images if path.stem not in masks]:
-            raise S2WrapError(
-                f"{len(missing)} of {len(images)} pictures have no mask, such as {missing[0]}: it should be "
-                f"{folder / 'masks' / missing[0].stem}.png"
-            )
-        return [_Found(path, mask=masks[path.stem]) for path in images]
-    images = find_images([folder])
-    beside = [path for path in images if path.parent == folder]
-    if beside and len(beside) < len(images):
+        masks = [folder / "masks" / path.relative_to(folder / "images").with_suffix(".png") for path in images]
+        if missing := [mask for mask in masks if not mask.is_file()]:
+            raise S2WrapError(f"{len(missing)} of {len(images)} pictures have no mask: there is no {missing[0]}")
+        if len(set(masks)) < len(masks):
+            raise S2WrapError(f"{folder / 'images'}: two pictures differ in their endings only, and share a mask")
+        return [_Found(path, mask=mask) for path, mask in zip(images, masks, strict=True)]
+    entries = [entry for entry in sorted(folder.iterdir()) if entry.name[0] != "."]  # an editor's own folders
+    beside = [entry for entry in entries if entry.suffix.lower() in SUFFIXES and entry.is_file()]
+    classes = [entry for entry in entries if entry.is_dir()]
+    if beside and classes:
         raise S2WrapError(
-            f"{folder} has pictures beside folders of pictures, such as {beside[0].name}; put each into the folder of "
-            f"its class, or all into one"
+            f"{folder} has pictures beside folders, such as {beside[0].name} and {classes[0].name}/; put each picture "
+            f"into the folder of its class, or all into one"
         )
-    if beside:
-        return [_Found(path) for path in images]
-    return [_Found(path, label=path.relative_to(folder).parts[0]) for path in images]
+    if not classes:
+        return [_Found(path) for path in beside or find_images([folder])]  # which tells that there is none
+    return [_Found(path, label=each.name) for each in classes for path in find_images([each])]
 
 
 def _read(file: _Found) -> str:
@@ -158,6 +158,8 @@ def _read(file: _Found) -> str:
                 f"{file.mask}: {mask.shape[0]}×{mask.shape[1]} pixels, but its picture has "
                 f"{image.shape[1]}×{image.shape[2]}"
             )
+        if (mask == IGNORED).all():
+            raise S2WrapError(f"{file.mask}: every pixel is {IGNORED}, which does not count")
     return hashlib.sha256(str(tuple(image.shape)).encode() + image.numpy().tobytes()).hexdigest()
 
 
@@ -191,7 +193,7 @@ def _check_enough(folder: Path, pictures: Pictures, tests: np.ndarray, pair: boo
                 where = "" if side == "all" else f" for {side}"
                 raise S2WrapError(
                     f"{folder}: {what} has {different} different pictures{where} that can be read; it needs "
-                    f"{wanted} or more"
+                    f"{wanted} or more: add some, or take it out"
                 )
     if pictures.labels is not None:
         owners: dict[str, int] = {}

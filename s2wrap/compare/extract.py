@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from s2wrap.wrapper import MultiScale
 
 POOLS = ("mean", "max", "cls")
 """How maps become a vector: the mean or the largest value over the cells, or the first prefix token."""
+LIBRARIES = ("s2wrap", "torch", "torchvision", "timm", "open_clip_torch", "transformers")
+"""Whose versions features depend on."""
 AT_ONCE = 8
 """Pictures that a model is given at a time, and that an interruption costs at most."""
 
@@ -126,8 +128,15 @@ def model_key(model: MultiScale) -> str:
     """A hash of all that features depend on: how the model was made, its weights, and the versions."""
     known: dict[str, Any] = {name: value for name, value in (model.recipe or {}).items() if name != "checkpoint"}
     known |= {"weights": weights_sha256(model.backbone), "device": model.backbone.device.type}
-    known |= {package: version(package) for package in ("s2wrap", "torch")}
+    known |= {package: _version(package) for package in LIBRARIES}
     return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def default_folder() -> Path:

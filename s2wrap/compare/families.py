@@ -38,8 +38,8 @@ def series(specs: Sequence[str]) -> dict[str, list[int]]:
 
     Sizes of a family at the same scales: names alike but for words, letters or numbers for sizes (`vit_tiny_…`,
     `ViT-L-14`, `resnet50`, `lite0`). Their patches may differ, as those of the paper's ViT-B/16, L/16 and H/14 do,
-    unless a size comes with several. And one backbone at different scales. Options such as `:patch=7` make another
-    backbone of a name.
+    unless a size comes with several. And one backbone at its own size and at several lists of scales, of which all say
+    the same after colons. Options such as `:patch=7` make another backbone of a name.
 
     Args:
         specs: `FAMILY:NAME[.TAG][:OPTION=VALUE…]@SCALES`; of two that are the same the first counts.
@@ -67,10 +67,21 @@ def series(specs: Sequence[str]) -> dict[str, list[int]]:
             title = f"{_title(some)}{tag}{options} at {','.join(scales)}"
             found[f"{family}:{title}" if title in found else title] = [member.index for member in some]
     for (family, name), indices in models.items():
-        if len(indices) >= 3:
-            title = f"{name} at more scales"
-            found[f"{family}:{title}" if title in found else title] = list(indices.values())
+        for way, some in _more_scales(indices).items():
+            title = f"{name} at more scales{way}"
+            found[f"{family}:{title}" if title in found else title] = some
     return found
+
+
+def _more_scales(indices: dict[Any, int]) -> dict[str, list[int]]:
+    """One backbone at its own size and at three or more lists of scales in all, by what those say after colons."""
+    several: dict[str, list[int]] = defaultdict(list)
+    for scales, index in indices.items():
+        if len(scales) > 1:
+            ways = sorted({word for scale in scales for word in scale.split(":")[1:]})
+            several[f" ({', '.join(ways)})" if ways else ""].append(index)
+    plain = [index for scales, index in indices.items() if scales == ("1",)]
+    return {way: sorted(plain + some) for way, some in several.items() if len(plain + some) >= 3}
 
 
 def _member(index: int, family: str, name: str) -> tuple[_Member, str]:

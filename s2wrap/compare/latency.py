@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from s2wrap import timing
 from s2wrap.errors import S2WrapError
-from s2wrap.timing import time_calls, torch_call
+from s2wrap.timing import time_calls, torch_call, when_first_called
 from s2wrap.wrapper import MultiScale
 
 ENDINGS = {"onnx": ".onnx", "tensorrt": ".plan", "tensorrt-rtx": ".rtx"}
@@ -21,6 +21,8 @@ BACKENDS = (*timing.BACKENDS, *ENDINGS)
 
 def check_backends(backends: Sequence[str]) -> None:
     """Raise S2WrapError for a backend that does not exist. One that is not installed becomes a reason later."""
+    if len(set(backends)) < len(backends):
+        raise S2WrapError(f"backends {', '.join(backends)} name one twice; name each once")
     for backend in backends:
         if backend not in BACKENDS:
             raise S2WrapError(f"backend {backend!r} is unknown; use some of {', '.join(BACKENDS)}")
@@ -53,12 +55,12 @@ def time_models(
             images = torch.randn(batch, 3, *image_hw[name], device=device)
             for backend in backends:
                 make = partial(_call, backend, model, images, Path(folder) / str(number))
-                calls[f"{number} {backend}"] = _when_first_called(make)
-        timings = iter(time_calls(calls, seconds=seconds, device=device, progress=progress))
+                calls[f"{number} {backend}"] = when_first_called(make)
+        timings = {timed.name: timed for timed in time_calls(calls, seconds=seconds, device=device, progress=progress)}
         found: dict[str, dict[str, dict[str, Any]]] = {}
-        for name in models:
+        for number, name in enumerate(models):
             for backend in backends:
-                timed = next(timings)
+                timed = timings[f"{number} {backend}"]
                 figures = {"reason": timed.reason} if timed.reason is not None else timed.figures(batch)
                 found.setdefault(name, {})[backend] = figures
     return found
@@ -69,15 +71,14 @@ def _call(backend: str, model: MultiScale, images: Tensor, stem: Path) -> Callab
     if backend not in ENDINGS:
         return torch_call(backend, model, images)
     from s2wrap.export import export, load
+    from s2wrap.export.library import load_library
 
+    if backend != "onnx":
+        load_library(backend.replace("-", "_"))
+        if images.device.type != "cuda":
+            raise S2WrapError(f"engines run on a CUDA device, and the models are on {images.device}")
     path = stem.with_name(f"{stem.name}{ENDINGS[backend]}")
     count = len(images)
     export(model, path, image_hw=(images.shape[-2], images.shape[-1]), batch=(count, count, count))
-    engine = load(path, device=images.device)
+    engine = load(path, device=images.device, eager=True)
     return lambda: engine(images)
-
-
-def _when_first_called(make: Callable[[], Callable[[], object]]) -> Callable[[], object]:
-    """A call that is made when it is first run, so that what cannot be made becomes its reason."""
-    made = cache(make)
-    return lambda: made()()

@@ -11,12 +11,12 @@ import numpy as np
 from s2wrap.compare.comparison import INFORMATION, Comparison, Row
 from s2wrap.compare.labels import GREY, INK, PAPER, TEXT, Point, arrange, label
 from s2wrap.compare.verdict import pareto_front
-from s2wrap.compare.ways import LARGER, PATCH, PLAIN, SCALES, short_names, way_of, weights_of
+from s2wrap.compare.ways import LARGER, PATCH, PLAIN, SCALES, SMALLER, short_names, way_of, weights_of
 from s2wrap.errors import S2WrapError
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Colours that colour-blind people tell apart (Okabe and Ito 2008), without those that vanish on white or on black."""
-MARKERS = {PLAIN: ("o", 48), SCALES: ("D", 40), LARGER: ("s", 44), PATCH: ("^", 52)}
+MARKERS = {PLAIN: ("o", 48), SCALES: ("D", 40), LARGER: ("s", 44), PATCH: ("^", 52), SMALLER: ("v", 52)}
 """Shape and area, in square points, of the ways to spend compute."""
 DASHES = ("--", ":", "-.", (0, (6, 2, 1, 2, 1, 2)))
 

@@ -107,7 +107,7 @@ def to_json(comparison: Comparison) -> str:
         for name, curve in comparison.curves.items()
     }
     told = {"facts": comparison.facts, "measures": comparison.measures, "rows": rows, "curves": curves}
-    told |= {"verdict": comparison.verdict, "skipped": comparison.skipped}
+    told |= {"verdict": comparison.verdict, "pairs": comparison.pairs, "skipped": comparison.skipped}
     return json.dumps(_standard(told), indent=2, allow_nan=False)
 
 

@@ -1,6 +1,7 @@
 """`compare`: what models cost and what they know, beside each other. The page to read first."""
 
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
@@ -14,17 +15,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from s2wrap.backbones import parse_spec
-from s2wrap.compare.classify import classify
 from s2wrap.compare.comparison import INFORMATION, Comparison, Row
 from s2wrap.compare.curves import crossing, fit_curve
-from s2wrap.compare.data import IGNORED, Pictures, load_mask, read_folder
-from s2wrap.compare.extract import POOLS, Extractor, default_folder, maps_of, vectors_of
+from s2wrap.compare.data import Pictures, read_folder
+from s2wrap.compare.extract import POOLS, default_folder
 from s2wrap.compare.families import series
 from s2wrap.compare.latency import check_backends, time_models
 from s2wrap.compare.memory import peak_bytes
-from s2wrap.compare.reconstruct import reconstruct
-from s2wrap.compare.segment import segment
-from s2wrap.compare.verdict import pareto_front, verdict
+from s2wrap.compare.quality import add_accuracy, add_reconstruction, add_segmentation
+from s2wrap.compare.verdict import judge, pareto_front
 from s2wrap.cost import count_cost
 from s2wrap.errors import MissingExtraError, S2WrapError
 from s2wrap.plan import Pair
@@ -82,7 +81,7 @@ def compare(
     >>> compare(["timm:test_vit@1", "timm:test_vit@1,2"], backends=()).rows[1].cost.tiles
     5
     """
-    _check(specs, data, target, reference)
+    specs, target, reference = _check(specs, data, target, reference)
     check_backends(backends)
     pools = _pools(pool)
     console = console or Console(quiet=True)
@@ -94,37 +93,64 @@ def compare(
                 data, skip_errors=skip_errors, progress=partial(progress.track, description="reading")
             )
         options = {"pretrained": pictures is not None} | options
-        models = {spec: load(spec, **options).to(device) for spec in progress.track(specs, description="loading")}
-        rows = _costs(models, image_hw, backends, batch, seconds, progress)
-        facts = _facts(pictures, next(iter(models.values())), batch if backends else None)
+        reconstructs = pictures is not None and (target or reference or pictures.kind == "plain")
+        if reconstructs:
+            _check_reconstruction(options)
+        make = partial(_load, device=device, **options)
+        others = [spec for spec in (target, reference) if spec is not None]
+        named = list(dict.fromkeys([*specs, *others]))
+        models = {spec: make(spec) for spec in progress.track(named, description="loading")}
+        rows = _costs({spec: models[spec] for spec in specs}, image_hw, backends, batch, seconds, progress)
+        facts = _facts(pictures, models[specs[0]], batch if backends else None)
+        if not options["pretrained"]:
+            facts["weights"] = "random"
         comparison = Comparison(rows, facts)
         if pictures is None:
             return comparison
         comparison.skipped = pictures.skipped
         folder = (default_folder() if cache else None) if isinstance(cache, bool) else Path(cache)
         if pictures.kind == "labelled":
-            _classify(rows, models, pictures, folder, pools, shots, progress)
+            add_accuracy(rows, models, pictures, folder, pools, shots, progress)
         if pictures.kind == "masked":
-            _segment(rows, models, pictures, folder, progress)
-        if target is not None or reference is not None or pictures.kind == "plain":
+            add_segmentation(rows, models, pictures, folder, progress)
+        if reconstructs:
             target = target or max(rows, key=lambda row: row.cost.parameters).spec
-            facts["reconstructed"] = f"the features of {target}"
-            make = partial(load, **options)
-            _reconstruct(rows, target, reference, make, torch.device(device), pictures, folder, progress)
+            add_reconstruction(comparison, target, reference, models, make, pictures, folder, progress)
     _judge(comparison, pictures)
     return comparison
 
 
-def _check(specs: Sequence[str], data: Any, target: str | None, reference: str | None) -> None:
-    """Raise S2WrapError for what can be seen before any work."""
+def _check(
+    specs: Sequence[str], data: Any, target: str | None, reference: str | None
+) -> tuple[list[str], str | None, str | None]:
+    """The specs in one spelling. Raises S2WrapError for what can be seen before any work."""
     if isinstance(specs, str) or not specs:
         raise S2WrapError(f"compare() takes a list of models, not {specs!r}; give one spec or more")
-    if len(twice := [spec for spec in specs if list(specs).count(spec) > 1]):
+    named = [str(parse_spec(spec)) for spec in specs]
+    if len(twice := [spec for spec in named if named.count(spec) > 1]):
         raise S2WrapError(f"{twice[0]} is named twice; name each model once")
-    for spec in (*specs, *(each for each in (target, reference) if each is not None)):
-        parse_spec(spec)
     if data is None and (target or reference):
         raise S2WrapError("a target or reference is reconstructed on pictures; give a folder of them (data, --data)")
+    goal, best = (None if spec is None else str(parse_spec(spec)) for spec in (target, reference))
+    return named, goal, best
+
+
+def _check_reconstruction(options: dict[str, Any]) -> None:
+    """Raise S2WrapError for options with which no map can be fitted between models."""
+    for name, wanted in (("fit", "stretch"), ("target_grid", None)):
+        if options.get(name, wanted) != wanted:
+            raise S2WrapError(
+                f"{name}={options[name]!r} with a reconstruction, which has one grid for all models; leave it out"
+            )
+    if options.get("fuse") == "pyramid":
+        raise S2WrapError("fuse='pyramid' has several maps, and a reconstruction needs one; use another fusion")
+
+
+def _load(spec: str, device: str | torch.device, **options: Any) -> MultiScale:
+    """A model; where its weights are random, the same for every spec of a backbone, and every time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(zlib.crc32(parse_spec(spec).backbone.encode()))
+        return load(spec, **options).to(device)
 
 
 def _check_installed() -> None:
@@ -134,7 +160,7 @@ def _check_installed() -> None:
 
 
 def _pools(pool: Any) -> tuple[str, ...]:
-    pools = tuple(pool.split(",") if isinstance(pool, str) else pool)
+    pools = tuple(part.strip() for part in pool.split(",")) if isinstance(pool, str) else tuple(pool)
     if not pools or not set(pools) <= set(POOLS) or len(set(pools)) < len(pools):
         raise S2WrapError(f"pool={pool!r} is unknown; use some of {', '.join(POOLS)}, with commas")
     return pools
@@ -193,74 +219,6 @@ def _costs(
     return rows
 
 
-def _extract(
-    spec: str, model: MultiScale, pictures: Pictures, folder: Path | None, progress: Progress, *, maps: bool = False
-) -> list[dict[str, torch.Tensor]]:
-    task = progress.add_task(spec.rpartition(":")[2], total=len(pictures.paths))
-    return Extractor(model, folder, maps=maps)(pictures, lambda count: progress.advance(task, count))
-
-
-def _classify(
-    rows: list[Row],
-    models: dict[str, MultiScale],
-    pictures: Pictures,
-    folder: Path | None,
-    pools: tuple[str, ...],
-    shots: Sequence[int],
-    progress: Progress,
-) -> None:
-    """Add accuracies of classifiers on pooled features."""
-    vectors = {
-        row.spec: vectors_of(_extract(row.spec, models[row.spec], pictures, folder, progress), pools) for row in rows
-    }
-    for row in progress.track(rows, description="classifying"):
-        row.scores |= classify(
-            vectors[row.spec], pictures.labels, pictures.folds, pictures.contents, shots=tuple(shots)
-        )
-
-
-def _segment(
-    rows: list[Row], models: dict[str, MultiScale], pictures: Pictures, folder: Path | None, progress: Progress
-) -> None:
-    """Add the mIoU of a linear segmentation."""
-    masks = [load_mask(path) for path in pictures.masks or []]
-    counted = [int(mask[mask != IGNORED].max(initial=0)) for mask in masks]
-    for row in rows:
-        maps = maps_of(_extract(row.spec, models[row.spec], pictures, folder, progress, maps=True))
-        row.scores["mIoU"] = segment(maps, masks, pictures.folds, pictures.contents, classes=max(counted) + 1)
-
-
-def _reconstruct(
-    rows: list[Row],
-    target: str,
-    reference: str | None,
-    make: Callable[..., MultiScale],
-    device: torch.device,
-    pictures: Pictures,
-    folder: Path | None,
-    progress: Progress,
-) -> None:
-    """Add how much of the target's features a linear map recovers from those of each model."""
-    goal = make(target).to(device)
-    goals = maps_of(_extract(target, goal, pictures, folder, progress, maps=True))
-    grid_hw = tuple(goals[0].shape[1:])
-    names = list(dict.fromkeys([row.spec for row in rows] + ([reference] if reference else [])))
-    names = [name for name in names if name != target]
-    if not names:
-        raise S2WrapError(f"{target} is the only model; name others, from which it is to be reconstructed")
-    sources = {}
-    for name in names:
-        model = make(name, target_grid=grid_hw).to(device)
-        sources[name] = maps_of(_extract(name, model, pictures, folder, progress, maps=True))
-    found = reconstruct(goals, sources, pictures.folds, pictures.contents, reference=reference)
-    for row in rows:
-        if (one := found.get(row.spec)) is not None:
-            row.scores[INFORMATION] = one.information
-            names = ("information_train", "ratio_train", "ratio_test", "loss_train", "loss_test")
-            named = {name: getattr(one, name) for name in names}
-            row.details |= {name: value for name, value in named.items() if value is not None}
-
-
 def _judge(comparison: Comparison, pictures: Pictures) -> None:
     """Fill in the measures, the Pareto front, the curves and the verdict."""
     rows = comparison.rows
@@ -270,16 +228,19 @@ def _judge(comparison: Comparison, pictures: Pictures) -> None:
     first = comparison.measures[0]
     scored = [row for row in rows if first in row.scores]
     for row in pareto_front(scored, first, lambda row: row.cost.multiply_adds):
-        row.on_front = True
-    comparison.verdict = verdict(scored, first, comparison.facts["pictures"])
-    if first == INFORMATION:  # no share of anything: it has no error whose floor could be fitted
-        return
-    for name, members in series([row.spec for row in scored]).items():
-        chosen = [scored[index] for index in members]
+        row.on_front = len(scored) > 1
+    crossings = [] if first == INFORMATION else _curves(comparison, scored, first)  # information is no share, 0…1
+    found = judge(scored, first, comparison.facts["pictures"], crossings)
+    comparison.verdict, comparison.pairs = found.verdict, found.pairs
+
+
+def _curves(comparison: Comparison, rows: list[Row], measure: str) -> list[str]:
+    """Fit a curve to every series of models; what is to be said of those that share a range of compute."""
+    for name, members in series([row.spec for row in rows]).items():
+        chosen = [rows[index] for index in members]
         costs = [row.cost.multiply_adds for row in chosen]
         if len(set(costs)) >= 3:
-            comparison.curves[name] = fit_curve(costs, [row.scores[first] for row in chosen])
-    for (one, curve), (other, rival) in combinations(comparison.curves.items(), 2):
-        found = crossing(curve, rival)
-        if found.shared is not None:
-            comparison.verdict.append(f"As curves: {found.sentence(one, other)}.")
+            comparison.curves[name] = fit_curve(costs, [row.scores[measure] for row in chosen])
+    pairs = combinations(comparison.curves.items(), 2)
+    found = [(one, other, crossing(curve, rival)) for (one, curve), (other, rival) in pairs]
+    return [f"As curves: {each.sentence(one, other)}." for one, other, each in found if each.shared is not None]

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -29,13 +31,21 @@ class Score:
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
         """Between what the middle `level` of the samples lies."""
-        return _interval(self.samples, level)
+        low, high = np.quantile(self.samples, ((1 - level) / 2, (1 + level) / 2))
+        return float(low), float(high)
 
     def difference(self, other: "Score", level: float = LEVEL) -> tuple[float, float, float]:
-        """How much larger it is than another's, and between what that lies, picture by picture."""
-        return (self.value - other.value, *_interval(self.samples - other.samples, level))
+        """How much larger it is than another's, and between what that lies.
+
+        From the deviation of the paired samples, as if they were normal: levels near 1, for many models at once, lie
+        farther out than so many samples reach.
+        """
+        value, reach = self.value - other.value, NormalDist().inv_cdf((1 + level) / 2)
+        deviation = float((self.samples - other.samples).std())
+        return value, value - reach * deviation, value + reach * deviation
 
 
+@cache
 def resampled(count: int, seed: int = 0) -> np.ndarray:
     """How often each of `count` pictures is drawn: (resamples, count), rows that sum to `count`.
 
@@ -67,8 +77,3 @@ def mean_score(parts: Any) -> Score:
     """
     count = len(parts)
     return score(parts, lambda totals: totals / count)
-
-
-def _interval(samples: np.ndarray, level: float) -> tuple[float, float]:
-    low, high = np.quantile(samples, ((1 - level) / 2, (1 + level) / 2))
-    return float(low), float(high)

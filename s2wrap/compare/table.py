@@ -31,6 +31,8 @@ READ = {
     "MiB": ("memory_bytes", 2**20),
 }
 """The costs that people read, and how much of each is 1."""
+DETAILS = {"I train": "information_train", "I/I* train": "ratio_train", "I/I* test": "ratio_test"}
+"""Of a reconstruction: the information in training, and the shares of that of the reference."""
 LISTED = 10
 """Skipped pictures that the terminal shows."""
 ENDLESS, GAP = 1000, 2
@@ -68,8 +70,9 @@ def print_table(comparison: Comparison, console: Console) -> None:
     skipped = [f"left out: {text}" for text in comparison.skipped[:LISTED]]
     if len(comparison.skipped) > LISTED:
         skipped.append(f"left out: {len(comparison.skipped) - LISTED} more")
+    told = [*comparison.verdict, *comparison.pairs]
     front = ["● Pareto front: none that costs no more scores as much"] if any(row.on_front for row in rows) else []
-    for style, texts in (("", front), ("yellow", not_timed(rows) + skipped), ("", comparison.verdict)):
+    for style, texts in (("", front), ("yellow", not_timed(rows) + skipped), ("", told)):
         for text in texts:
             console.print(Text(printable(text), style=style), soft_wrap=piped)
 
@@ -117,7 +120,9 @@ def column_groups(comparison: Comparison) -> list[Columns]:
         sign = unit(measure)[1]
         heading = printable(f"{measure}, {sign}" if sign else measure)
         groups.append({heading: [_score_cell(row, measure) for row in comparison.rows]})
-    return groups + _times(comparison.rows)
+    details = {title: [cell(row.details.get(key)) for row in comparison.rows] for title, key in DETAILS.items()}
+    groups.append({title: cells for title, cells in details.items() if any(each != NOTHING for each in cells)})
+    return [group for group in groups + _times(comparison.rows) if group]
 
 
 def _costs(rows: Sequence[Row]) -> dict[str, list[Cell]]:
@@ -133,7 +138,8 @@ def _score_cell(row: Row, measure: str) -> Cell:
     factor, sign = unit(measure)
     found = score_figures(row, measure)
     value, low, high = (f"{factor * found[key]:.{1 if sign else 3}f}" for key in ("value", "low", "high"))
-    return Cell(f"{value} ({low}–{high})", found["value"])
+    between = f"{low}–{high}" if sign else f"{low} to {high}"  # information may be negative
+    return Cell(f"{value} ({between})".replace("-", "−"), found["value"])
 
 
 def _times(rows: Sequence[Row]) -> list[Columns]:

@@ -8,42 +8,59 @@ from s2wrap.compare.comparison import INFORMATION, Row
 from s2wrap.compare.score import LEVEL
 from s2wrap.compare.ways import LARGER, PATCH, PLAIN, SCALES, short_names, way_of, weights_of
 
+FEWEST = 20
+"""Tested pictures below which resamples are too much alike to tell noise."""
 CHEAPER = 0.95
 """Costs within five percent of each other are called the same."""
 
 
-def verdict(rows: Sequence[Row], measure: str, pictures: str) -> list[str]:
-    """Sentences on the models that have a score in this measure.
+@dataclass(frozen=True)
+class Judgement:
+    """What is to be said: of all models, and of each pair."""
 
-    Every difference is judged by its interval over resampled pictures, at 95 % for all that are judged together: for m
-    of them each interval is one of 1 − 0.05 / m (Bonferroni).
+    verdict: list[str]
+    pairs: list[str]
+
+
+def judge(rows: Sequence[Row], measure: str, pictures: str, crossings: Sequence[str] = ()) -> Judgement:
+    """What the scores in this measure say.
+
+    Every difference is judged by its interval over resampled pictures, at 95 % for all pairs of models together (which
+    of them is best is found on the same pictures): for m pairs each interval is one of 1 − 0.05 / m (Bonferroni).
 
     Args:
-        rows: the models.
+        rows: models that have such a score.
         measure: the score that decides.
         pictures: what was tested, in words.
+        crossings: what is to be said of curves.
     """
-    scored = [row for row in rows if measure in row.scores]
-    if len(scored) < 2:
-        return []
-    names = dict(zip((row.spec for row in scored), short_names([row.spec for row in scored]), strict=True))
-    best = max(scored, key=lambda row: (row.scores[measure].value, -row.cost.multiply_adds))
-    rivals = scaled_pairs(scored)
-    count = len(rivals) + len(scored) - 1
+    if len(rows) < 2:
+        return Judgement([f"Only {row.spec} has such a score: there is nothing to judge it by." for row in rows], [])
+    if (tested := rows[0].scores[measure].pictures) < FEWEST:
+        return Judgement([f"No verdict: {tested} pictures were tested, and fewer than {FEWEST} tell no noise."], [])
+    names = dict(zip((row.spec for row in rows), short_names([row.spec for row in rows]), strict=True))
+    best = max(rows, key=lambda row: (row.scores[measure].value, -row.cost.multiply_adds))
+    rivals = scaled_pairs(rows)
+    count = len(rows) * (len(rows) - 1) // 2
     level = 1 - (1 - LEVEL) / count
     pairs = [_Pair(*rival, measure, level, names) for rival in rivals]
-    return [
-        _about_best(best, [row for row in scored if row is not best], measure, level, names),
+    verdict = [
+        _about_best(best, [row for row in rows if row is not best], measure, level, names),
         *_summary(pairs),
-        *(pair.sentence() for pair in pairs),
-        f"{count} differences were judged together on {pictures}; the intervals are over resampled pictures, and so "
-        f"wide that all of them hold with {LEVEL:.0%}. What other training pictures would change is not in them.",
+        *crossings,
+        f"Judged on {pictures}. Intervals are over resampled pictures, and so wide that those of all {count} pairs of "
+        f"models hold together with {100 * LEVEL:.0f} %. What other training pictures would change is not in them.",
     ]
+    return Judgement(verdict, [pair.sentence() for pair in pairs])
 
 
 def scaled_pairs(rows: Sequence[Row]) -> list[tuple[Row, Row, str]]:
-    """Every model at several scales beside what the same compute could be spent on, and what that is."""
+    """Every model at several scales beside what the same compute could be spent on, and what that is.
+
+    A larger input or a smaller patch is one only if it costs more than the same weights at one scale.
+    """
     pairs: list[tuple[Row, Row, str]] = []
+    plain = {weights_of(row.spec): row.cost.multiply_adds for row in rows if way_of(row.spec) == PLAIN}
     for one in rows:
         if way_of(one.spec) != SCALES:
             continue
@@ -51,7 +68,7 @@ def scaled_pairs(rows: Sequence[Row]) -> list[tuple[Row, Row, str]]:
             same, way = weights_of(one.spec) == weights_of(other.spec), way_of(other.spec)
             if same and way == PLAIN:
                 pairs.append((one, other, "one scale"))
-            elif same and way in (LARGER, PATCH):
+            elif same and way in (LARGER, PATCH) and other.cost.multiply_adds > plain.get(weights_of(other.spec), 0):
                 pairs.append((one, other, way))
             elif not same and way == PLAIN and other.cost.parameters > one.cost.parameters:
                 pairs.append((one, other, "the larger model"))
@@ -105,7 +122,13 @@ class _Pair:
         if self.result == "better":
             return "Several scales are better" + (", and cheaper" if cheaper else ", and cost more" if dearer else "")
         if self.result == "worse":
-            wins = ", and costs more" if cheaper else ", and simply wins: it costs no more"
+            wins = (
+                ", and costs more"
+                if cheaper
+                else ", and simply wins: it costs less"
+                if dearer
+                else ", at the same cost"
+            )
             return f"{self.what[0].upper()}{self.what[1:]} is better{wins}"
         if dearer:
             return f"No difference beyond the noise: several scales buy nothing that {self.what} does not have for less"
@@ -155,8 +178,8 @@ def _value(row: Row, measure: str) -> str:
 
 
 def _signed(measure: str, difference: float) -> str:
-    text = f"{difference:+.3f}" if measure == INFORMATION else f"{100 * difference:+.1f}"
-    return text.replace("-", "−")
+    value, digits = (difference, 3) if measure == INFORMATION else (100 * difference, 1)
+    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")
 
 
 def _times(share: float) -> str:

@@ -4,11 +4,14 @@ from collections.abc import Sequence
 
 from s2wrap.backbones import parse_spec
 
-PLAIN, SCALES, LARGER, PATCH = "plain", "several scales", "a larger input", "a smaller patch"
+PLAIN, SCALES, PATCH = "plain", "several scales", "a smaller patch"
+LARGER, SMALLER = "a larger input", "a smaller input"
 
 
 def way_of(spec: str) -> str:
-    """How a model of this spec looks at an image: `PLAIN`, `SCALES`, `LARGER` or `PATCH`.
+    """How a model of this spec looks at an image: `PLAIN`, `SCALES`, `LARGER`, `SMALLER` or `PATCH`.
+
+    A size in pixels (`448px`, `:size=448`) and any other patch are taken for a larger input and a smaller patch.
 
     >>> way_of("sample:dinov2_s14@1,2"), way_of("sample:dinov2_s14@2:whole")
     ('several scales', 'a larger input')
@@ -19,7 +22,10 @@ def way_of(spec: str) -> str:
         return SCALES
     if parsed.patch is not None:
         return PATCH
-    return PLAIN if first.partition(":")[0] == "1" and parsed.size is None else LARGER
+    size = first.partition(":")[0]
+    if size.endswith("px") or parsed.size is not None:
+        return LARGER
+    return PLAIN if float(size) == 1 else LARGER if float(size) > 1 else SMALLER
 
 
 def weights_of(spec: str) -> str:
