@@ -7,9 +7,10 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedIOBase, BytesIO
 from itertools import product
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -93,10 +94,10 @@ def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> UInt8[Tenso
             return _read(file, path, max_pixels)
 
 
-def decode_image(stream: IO[bytes], name: str, *, max_pixels: int = MAX_PIXELS) -> UInt8[Tensor, "3 height width"]:
-    """The picture that a binary stream holds, as `load_image` reads it from a file; errors call it by `name`."""
+def decode_image(content: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> UInt8[Tensor, "3 height width"]:
+    """The picture whose file's content this is, as `load_image` reads it from a file; errors call it by `name`."""
     with _told(name):
-        return _read(stream, name, max_pixels)
+        return _read(BytesIO(content), name, max_pixels)
 
 
 @contextmanager
@@ -114,7 +115,7 @@ def _told(path: str | Path) -> Iterator[None]:
         raise S2WrapError(f"{path}: cannot be {failed} ({first_line(error)})") from error
 
 
-def _read(file: IO[bytes], path: str | Path, max_pixels: int) -> Tensor:
+def _read(file: BufferedIOBase, path: str | Path, max_pixels: int) -> Tensor:
     """The picture in a stream that can be sought in; `path` is what errors call it."""
     _check_work(file, path, max_pixels)
     with Image.open(file, formats=FORMATS) as image:
@@ -126,7 +127,7 @@ def _read(file: IO[bytes], path: str | Path, max_pixels: int) -> Tensor:
         return _pixels(image, path)
 
 
-def _check_work(file: IO[bytes], path: str | Path, max_pixels: int) -> None:
+def _check_work(file: BufferedIOBase, path: str | Path, max_pixels: int) -> None:
     """Refuse what would take PIL minutes, or much memory, though the file and the picture are small."""
     start, claims = file.read(8), []
     if start.startswith(b"\xff\xd8\xff"):

@@ -4,7 +4,6 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from io import BytesIO
 from typing import Any
 
 from torch import Tensor
@@ -49,9 +48,9 @@ def decode(picture: Picture) -> Decoded:
         return replace(known, problem=picture.problem)
     try:
         if picture.content is not None:
-            return replace(known, image=decode_image(BytesIO(picture.content), picture.name))
+            return replace(known, image=decode_image(picture.content, picture.name))
         if is_remote(picture.name):
-            return replace(known, image=decode_image(BytesIO(_fetch(picture.name)), picture.name))
+            return replace(known, image=decode_image(_fetch(picture.name), picture.name))
         return replace(known, image=load_image(picture.name))
     except S2WrapError as error:
         return replace(known, problem=str(error))
