@@ -1,6 +1,7 @@
 """One face at run time: images in, `Features` out, whatever runs the file."""
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,17 @@ class Engine:
                 f"fit={'/'.join(sorted(fits))}: stretching pictures would undo that; export the backbone alone "
                 f"(--tiles)"
             )
-        return [self(self._stretched(as_image(image)), **options) for image in images]
+        answers: list[Features] = []
+        stretched = (self._stretched(as_image(image)) for image in images)
+        while batch := list(islice(stretched, self.tile_batch_for(1, self.device))):
+            answers += self(torch.cat(batch), **options).split()
+        return answers
+
+    def tile_batch_for(self, count: int, device: torch.device) -> int:
+        """The most tiles, or images of one graph, in one call of the file, for that many images on a device."""
+        if self.model is not None:
+            return self.model.tile_batch_for(count, device)
+        return self.manifest["batch"][2]
 
     def _stretched(self, image: Tensor) -> Tensor:
         """An image (3, h, w) as a batch of one of the graph's size."""

@@ -50,6 +50,19 @@ class Features:
         """The average of the spatial map: one vector an image."""
         return reduce(self.spatial, "b c h w -> b c", "mean")
 
+    def split(self) -> "list[Features]":
+        """Those of each image: a batch of one each, views of this one's tensors."""
+        images = range(len(self.maps[0]))
+        return [
+            replace(
+                self,
+                maps=tuple(spatial[b : b + 1] for spatial in self.maps),
+                prefixes=tuple(prefix[b : b + 1] for prefix in self.prefixes),
+                ran=None if self.ran is None else tuple(tiles[b : b + 1] for tiles in self.ran),
+            )
+            for b in images
+        ]
+
     @property
     def block_size(self) -> Pair:
         """Rows and columns of tiles of the last scale: how `split_blocks` cuts a map on its grid (dynamic-S2)."""

@@ -255,6 +255,11 @@ class MultiScale(nn.Module):
         return self.tile_batch or (TILES_ON_CPU if device.type == "cpu" else max(count, TILES_ON_GPU))
 
     @property
+    def device(self) -> torch.device:
+        """Where the backbone's weights are."""
+        return self.backbone.device
+
+    @property
     def num_features(self) -> int:
         """Channels of the result (of each level, for a pyramid); of all layers together."""
         widths = [layout.num_features for layout in self.backbone.layouts]

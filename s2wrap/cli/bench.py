@@ -21,7 +21,6 @@ from s2wrap.wrapper import load
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 RUNTIMES = {"onnx": "ONNX Runtime", "tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
-ENDINGS = (".onnx", ".plan", ".engine", ".rtx")
 FIGURES = {
     "images/s": "images_per_second",
     "min": "min_ms",
@@ -76,7 +75,7 @@ def bench(
         for each in what
         for way in (
             _file_ways(Path(each), place, batch, asked_hw, backend.split(","))
-            if each.endswith(ENDINGS)
+            if each.endswith(options.FILE_ENDINGS)
             else _model_ways(each, place, batch, asked_hw, precision, backend.split(","))
         )
     ]

@@ -1,7 +1,7 @@
 """`s2wrap compare`: a larger model, a larger image, smaller patches or several scales?"""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -49,9 +49,9 @@ def compare_models(
     seconds: Annotated[float, typer.Option(help="Time each for so long, and ten runs at least.")] = 2.0,
     batch: Annotated[int, typer.Option(min=1, help="Images in a call that is timed.")] = 1,
     image: options.Image = None,
-    fuse: options.Fuse = "concat",
-    fit: options.Fit = "stretch",
-    norm: options.Norm = "none",
+    fuse: options.Fuse = None,
+    fit: options.Fit = None,
+    norm: options.Norm = None,
     device: options.Device = "cpu",
     cache: Annotated[
         Path | None, typer.Option(help="Where features are kept (default: the user's cache folder).")
@@ -77,7 +77,7 @@ def compare_models(
             raise S2WrapError(f"cannot write {path}: there is no such folder")
     place = options.device(device)
     backends = () if backend == "none" else tuple(part.strip() for part in backend.split(","))
-    of_models: dict[str, Any] = {"fuse": fuse, "fit": fit, "norm": norm}
+    of_models = options.given(fuse=fuse, fit=fit, norm=norm)
     console, image_hw = Console(stderr=True), options.image_hw(image) if image else None
     if budget is not None:
         found = propose(

@@ -1,18 +1,25 @@
 """`s2wrap features`: pictures in, a store or file of features out."""
 
+from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from s2wrap.cli import model as options
+from s2wrap.errors import S2WrapError
+from s2wrap.export.engine import Engine
+from s2wrap.export.engine import load as open_file
 from s2wrap.extraction.picture import Failure
 from s2wrap.extraction.run import Outcome, State, extract_features
 from s2wrap.wrapper import MultiScale, load
 
+WRAPPING = ("fit", "whole", "overlap", "blend", "norm", "target_grid", "fuse", "weights", "prefix")
 SHOWN = 20
 """Pictures that could not be read of which a line is printed; the list has all."""
 
@@ -26,24 +33,27 @@ def extract(
         ),
     ],
     *,
-    model: Annotated[str, typer.Option(help=options.SPEC_HELP)],
+    model: Annotated[str, typer.Option(help=f"{options.SPEC_HELP} Or an exported file: .onnx, .plan, .engine, .rtx.")],
     output: Annotated[
         Path, typer.Option(help=".parquet: pooled vectors; .zarr, .safetensors or .npz: maps and prefix tokens.")
     ],
-    fit: options.Fit = "stretch",
+    fit: options.Fit = None,
     whole: options.Whole = None,
-    overlap: options.Overlap = 0,
-    blend: options.Blend = "smooth",
-    norm: options.Norm = "none",
+    overlap: options.Overlap = None,
+    blend: options.Blend = None,
+    norm: options.Norm = None,
     target_grid: options.TargetGrid = None,
-    fuse: options.Fuse = "concat",
+    fuse: options.Fuse = None,
     weights: options.Weights = None,
-    prefix: options.Prefix = "area",
+    prefix: options.Prefix = None,
     tile_batch: options.TileBatch = None,
     image_size: options.ImageSize = None,
     checkpoint: options.Checkpoint = None,
     random_weights: options.RandomWeights = False,
-    device: options.Device = "cpu",
+    device: Annotated[
+        str | None,
+        typer.Option(help="Where to run: cpu, cuda, cuda:1, mps (default: cpu; CUDA for a TensorRT file)."),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="Of what is written: float32, float16, or bfloat16 (.safetensors).")] = (
         "float32"
     ),
@@ -62,6 +72,14 @@ def extract(
     skip_errors: Annotated[
         bool, typer.Option("--skip-errors", help="Exit with 0 although pictures could not be read, not with 3.")
     ] = False,
+    reject_scaling_attacks: Annotated[
+        bool,
+        typer.Option(
+            "--reject-scaling-attacks",
+            help="Count pictures that seem to hide another one, for a careless downscale, as unreadable. Each megapixel "
+            "takes a worker 5 seconds.",
+        ),
+    ] = False,
 ) -> None:
     """Write the features of pictures, as many as there are.
 
@@ -76,39 +94,66 @@ def extract(
 
     A picture that cannot be read is counted and passed over; the exit code is 3 then.
     """
-    asked: dict[str, Any] = {"fit": fit, "whole": whole, "overlap": overlap, "blend": blend, "norm": norm}
-    asked |= {"fuse": fuse, "prefix": prefix}
-    place, factors = options.device(device), options.weights(weights)
-
-    def load_model() -> MultiScale:
-        return load(
-            model,
-            pretrained=not random_weights,
-            image_size=image_size,
-            checkpoint=checkpoint,
-            tile_batch=tile_batch,
-            weights=factors,
-            target_grid=options.target_grid(target_grid),
-            **asked,
-        ).to(place)
-
+    wrapping = options.given(
+        fit=fit,
+        whole=whole,
+        overlap=overlap,
+        blend=blend,
+        norm=norm,
+        target_grid=options.target_grid(target_grid),
+        fuse=fuse,
+        weights=options.weights(weights),
+        prefix=prefix,
+    )
+    building = options.given(image_size=image_size, checkpoint=checkpoint, random_weights=random_weights or None)
+    exported = model.endswith(options.FILE_ENDINGS)
+    place = None if device is None else options.device(device)
+    running = wrapping | options.given(tile_batch=tile_batch)
+    make = partial(_open_file, model, place) if exported else partial(_load_model, model, place)
     console = Console(stderr=True)
     with _Bar(console) as bar:
         outcome = extract_features(
             photos,
             output,
-            load=load_model,
+            load=partial(make, running, building),
             spec=model,
-            options=asked | {"weights": weights, "target_grid": target_grid, "image_size": image_size},
+            options=({} if exported else _defaults()) | wrapping | options.given(image_size=image_size),
             dtype=dtype,
             shard=shard,
             workers=workers,
             errors=errors,
+            reject_attacks=reject_scaling_attacks,
             tell=bar.show,
         )
     _say(console, _summary(outcome, output))
     if outcome.failed and not skip_errors:
         raise typer.Exit(3)
+
+
+def _load_model(
+    spec: str, device: torch.device | None, wrapping: dict[str, Any], building: dict[str, Any]
+) -> MultiScale:
+    building = dict(building)
+    if building.pop("random_weights", False):
+        torch.manual_seed(0)  # so that a run that goes on draws them again
+        building["pretrained"] = False
+    return load(spec, **wrapping, **building).to(device or "cpu")
+
+
+def _open_file(path: str, device: torch.device | None, wrapping: dict[str, Any], building: dict[str, Any]) -> Engine:
+    """An exported file; S2WrapError where it has no say in what is asked, or where pictures do not fit it."""
+    if building:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in building)
+        raise S2WrapError(f"{names}: {path} is exported, with its weights and its size; export the model again")
+    engine = open_file(path, device=device, **wrapping)
+    engine.encode([])  # refuses a graph that pictures cannot be stretched for
+    return engine
+
+
+def _defaults() -> dict[str, Any]:
+    """The options of `MultiScale` as they are where none is given."""
+    parameters = signature(MultiScale.__init__).parameters
+    return {name: parameters[name].default for name in WRAPPING}
 
 
 def _summary(outcome: Outcome, output: Path) -> str:
@@ -130,7 +175,8 @@ class _Speed(ProgressColumn):
     """Pictures a second of this run."""
 
     def render(self, task: Task) -> Text:
-        return Text("" if task.speed is None else f"{task.speed:.1f} pictures/s")
+        done = task.completed - task.fields["before"]
+        return Text(f"{done / task.elapsed:.1f} pictures/s" if done and task.elapsed else "")
 
 
 class _Bar(Progress):
@@ -140,12 +186,13 @@ class _Bar(Progress):
         columns = (TextColumn("features"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
         super().__init__(*columns, console=console)
         self.failures = 0
-        self.number = self.add_task("features", total=None, start=False)
+        self.number = self.add_task("features", total=None, start=False, before=0)
 
     def show(self, state: State) -> None:
         """Move the bar to a state."""
         if state.item is None:
             self.start_task(self.number)
+            self.update(self.number, before=state.done)
         self.update(self.number, completed=state.done, total=state.expected)
         if isinstance(state.item, Failure):
             self.failures += 1

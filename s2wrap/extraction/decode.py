@@ -2,8 +2,9 @@
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -41,41 +42,67 @@ class Decoded:
         return self if self.image is None else replace(self, image=self.image.pin_memory())
 
 
-def decode(picture: Picture) -> Decoded:
-    """A picture in memory, or why there is none: every damage is told, none raised."""
+def decode(picture: Picture, *, reject_attacks: bool = False) -> Decoded:
+    """A picture in memory, or why there is none: every damage is told, none raised.
+
+    Args:
+        picture: to be read.
+        reject_attacks: whether to refuse what looks like an attack on image scaling, see `s2wrap.scaling_attacks`.
+    """
     known = Decoded(picture.name, mark=picture.mark)
     if picture.problem is not None:
         return replace(known, problem=picture.problem)
     try:
-        if picture.content is not None:
-            return replace(known, image=decode_image(picture.content, picture.name))
-        if is_remote(picture.name):
-            return replace(known, image=decode_image(_fetch(picture.name), picture.name))
-        return replace(known, image=load_image(picture.name))
+        image = _image(picture)
+        if reject_attacks:
+            _refuse_attack(image, picture.name)
+        return replace(known, image=image)
     except S2WrapError as error:
         return replace(known, problem=str(error))
     except ConnectionError as error:
         return replace(known, problem=str(error), lost=True)
 
 
-def decode_all(pictures: Iterable[Picture], *, workers: int, pin: bool = False) -> Iterator[Decoded]:
+def _image(picture: Picture) -> Tensor:
+    if picture.content is not None:
+        return decode_image(picture.content, picture.name)
+    return decode_image(_fetch(picture.name), picture.name) if is_remote(picture.name) else load_image(picture.name)
+
+
+def _refuse_attack(image: Tensor, name: str) -> None:
+    from s2wrap.scaling_attacks import find_scaling_attack
+
+    found = find_scaling_attack(image)
+    if found.is_attack:
+        height, width = found.image_hw
+        raise S2WrapError(
+            f"{name}: may hide another picture, which a {found.kernel} downscale to {height}×{width} shows (score "
+            f"{found.round_trip:.1f}; regular patterns score as much)"
+        )
+
+
+def decode_all(
+    pictures: Iterable[Picture], *, workers: int, pin: bool = False, reject_attacks: bool = False
+) -> Iterator[Decoded]:
     """The pictures decoded, in their order.
 
     Args:
         pictures: asked for one after the other, a few ahead of what is taken here.
         workers: processes that decode; 0: this one does.
         pin: whether the pixels go to a GPU.
+        reject_attacks: as for `decode`.
 
     Raises:
         S2WrapError: a server that gives no answer.
     """
-    for decoded in map(decode, pictures) if workers == 0 else _by_workers(iter(pictures), workers, pin):
+    read = partial(decode, reject_attacks=reject_attacks)
+    for decoded in map(read, pictures) if workers == 0 else _by_workers(iter(pictures), _Decoder(read), workers, pin):
         if decoded.lost:
             raise S2WrapError(f"{decoded.problem}; the same command again goes on from here")
         yield decoded
 
 
-def _by_workers(pictures: Iterator[Picture], workers: int, pin: bool) -> Iterator[Decoded]:
+def _by_workers(pictures: Iterator[Picture], decoder: "_Decoder", workers: int, pin: bool) -> Iterator[Decoded]:
     """A worker may crash, or be killed for its memory: each picture that it may have had is then tried alone."""
     given: deque[Picture] = deque()
 
@@ -86,7 +113,7 @@ def _by_workers(pictures: Iterator[Picture], workers: int, pin: bool) -> Iterato
 
     while True:
         try:
-            for decoded in _loader(give(), workers, pin):
+            for decoded in _loader(give(), decoder, workers, pin):
                 given.popleft()
                 yield decoded
             return
@@ -94,13 +121,13 @@ def _by_workers(pictures: Iterator[Picture], workers: int, pin: bool) -> Iterato
             if CRASH not in str(error):
                 raise
         while given:
-            yield _alone(given.popleft())
+            yield _alone(given.popleft(), decoder)
 
 
-def _alone(picture: Picture) -> Decoded:
+def _alone(picture: Picture, decoder: "_Decoder") -> Decoded:
     """A picture decoded in a process of its own, so that a crash is known to be its doing."""
     try:
-        (decoded,) = _loader(iter([picture]), 1, pin=False)
+        (decoded,) = _loader(iter([picture]), decoder, 1, pin=False)
     except RuntimeError as error:
         if CRASH not in str(error):
             raise
@@ -112,17 +139,20 @@ def _alone(picture: Picture) -> Decoded:
 class _Decoder(Dataset):
     """What a DataLoader asks for pictures; its "index" is the picture that is to be read."""
 
+    def __init__(self, read: Callable[[Picture], Decoded]):
+        self.read = read
+
     def __getitem__(self, picture: Picture) -> Decoded:
-        return decode(picture)
+        return self.read(picture)
 
 
 def _as_it_is(decoded: Any) -> Any:
     return decoded
 
 
-def _loader(pictures: Iterator[Picture], workers: int, pin: bool) -> DataLoader:
+def _loader(pictures: Iterator[Picture], decoder: _Decoder, workers: int, pin: bool) -> DataLoader:
     return DataLoader(
-        _Decoder(),
+        decoder,
         sampler=pictures,
         batch_size=None,
         num_workers=workers,

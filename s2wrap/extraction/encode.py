@@ -9,12 +9,14 @@ from einops import reduce
 from torch import Tensor
 
 from s2wrap.errors import S2WrapError
+from s2wrap.export.engine import Engine
 from s2wrap.extraction.decode import Decoded
 from s2wrap.extraction.picture import Arrays, Failure, Row
 from s2wrap.features import Features
 from s2wrap.wrapper import MultiScale
 
 Keep = Callable[[Features], Arrays]
+Encoder = MultiScale | Engine
 
 
 def whole_maps(features: Features) -> Arrays:
@@ -32,7 +34,7 @@ def pooled_vector(features: Features) -> Arrays:
 
 
 def encode_all(
-    model: MultiScale, pictures: Iterable[Decoded], keep: Keep, *, dtype: torch.dtype
+    model: Encoder, pictures: Iterable[Decoded], keep: Keep, *, dtype: torch.dtype
 ) -> Iterator[Row | Failure]:
     """What is kept of the features of each picture, in their order; or why there are none.
 
@@ -46,14 +48,14 @@ def encode_all(
         dtype: of what is kept.
     """
     pictures = iter(pictures)
-    size = model.tile_batch_for(1, model.backbone.device)
+    size = model.tile_batch_for(1, model.device)
     before: _Window | None = None
     while window := list(islice(pictures, size)):
         begun = _begin(model, window, keep, dtype)
         if before is not None:
             yield from before.rows()
         before = begun
-        if model.backbone.device.type == "cpu":  # nothing runs beside: rows are safe sooner
+        if model.device.type == "cpu":  # nothing runs beside: rows are safe sooner
             yield from before.rows()
             before = None
     if before is not None:
@@ -85,9 +87,9 @@ class _Window:
 
 
 @torch.inference_mode()
-def _begin(model: MultiScale, pictures: list[Decoded], keep: Keep, dtype: torch.dtype) -> _Window:
+def _begin(model: Encoder, pictures: list[Decoded], keep: Keep, dtype: torch.dtype) -> _Window:
     """Enqueue the work on a window, and the copy of what comes out."""
-    device = model.backbone.device
+    device = model.device
     images = [picture.image for picture in pictures if picture.image is not None]
     answers = iter([_moved(answer, keep, dtype) for answer in _encode(model, images)])
     nothing = S2WrapError("not decoded")
@@ -99,9 +101,9 @@ def _begin(model: MultiScale, pictures: list[Decoded], keep: Keep, dtype: torch.
     return _Window(pictures, in_order, copied)
 
 
-def _encode(model: MultiScale, images: list[Tensor]) -> list[Features | S2WrapError]:
+def _encode(model: Encoder, images: list[Tensor]) -> list[Features | S2WrapError]:
     """The features of images together; where the model refuses one, each alone."""
-    device = model.backbone.device
+    device = model.device
     try:
         return list(model.encode(image.to(device, non_blocking=True) for image in images))
     except S2WrapError as error:

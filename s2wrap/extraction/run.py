@@ -14,11 +14,11 @@ import torch
 from s2wrap.backbones.checkpoint import weights_sha256
 from s2wrap.errors import S2WrapError
 from s2wrap.extraction.decode import decode_all
-from s2wrap.extraction.encode import encode_all, whole_maps
+from s2wrap.extraction.encode import Encoder, encode_all, whole_maps
 from s2wrap.extraction.formats import make_writer
 from s2wrap.extraction.picture import Failure, Row
 from s2wrap.extraction.single import SingleFile
-from s2wrap.extraction.sources import Section, count_pictures, find_sections, pictures_after
+from s2wrap.extraction.sources import count_pictures, find_sections, pictures_after
 from s2wrap.extraction.store import Store, check_parent, check_place, opened_store
 from s2wrap.extraction.writer import Writer
 from s2wrap.files import whole_file
@@ -58,13 +58,14 @@ def extract_features(
     addresses: Iterable[str],
     output: Path,
     *,
-    load: Callable[[], MultiScale],
+    load: Callable[[], Encoder],
     spec: str,
     options: Mapping[str, Any],
     dtype: str = "float32",
     shard: int | None = None,
     workers: int | None = None,
     errors: Path | None = None,
+    reject_attacks: bool = False,
     tell: Callable[[State], object] = lambda state: None,
 ) -> Outcome:
     """Write the features of pictures to a store, going on where an earlier run ended; or to one file.
@@ -80,6 +81,8 @@ def extract_features(
         shard: pictures of a part file or chunk, see `make_writer`.
         workers: processes that decode; 0: this one does. Default: one a processor, less one for the model.
         errors: where to write the list of pictures that could not be read: a line {"name": …, "reason": …} each.
+        reject_attacks: whether pictures that look like an attack on image scaling count as unreadable, see
+            `s2wrap.scaling_attacks`.
         tell: told after every picture.
 
     Raises:
@@ -99,10 +102,11 @@ def extract_features(
         description = {
             "spec": spec,
             "options": dict(options),
-            "weights_sha256": weights_sha256(model.backbone),
+            "weights_sha256": _weights_sha256(model),
             "s2wrap_version": version("s2wrap"),
             "dtype": dtype,
             "shard": shard,
+            "reject_scaling_attacks": reject_attacks,
         }
         into: AbstractContextManager[Store | SingleFile]
         if writer is None:
@@ -111,7 +115,15 @@ def extract_features(
             into = opened_store(output, writer, description)
         with into as sink:
             try:
-                shapes = _fill(sink, writer, model, sections, total, getattr(torch, dtype), workers, tell)
+                pictures = decode_all(
+                    pictures_after(sections, sink.mark),
+                    workers=workers,
+                    pin=model.device.type == "cuda",
+                    reject_attacks=reject_attacks,
+                )
+                keep = writer.keep if writer else whole_maps
+                items = encode_all(model, pictures, keep, dtype=getattr(torch, dtype))
+                shapes = _fill(sink, items, len(sections), total, tell)
             finally:
                 if errors is not None:
                     sink.copy_failures(errors)
@@ -120,21 +132,15 @@ def extract_features(
 
 def _fill(
     sink: Store | SingleFile,
-    writer: Writer | None,
-    model: MultiScale,
-    sections: list[Section],
+    items: Iterable[Row | Failure],
+    sections: int,
     total: int | None,
-    dtype: torch.dtype,
-    workers: int,
     tell: Callable[[State], object],
 ) -> list[Shapes]:
     """Give the sink all pictures that it does not have yet."""
     tell(State(None, sink.rows + sink.failed, total))
-    pictures = decode_all(
-        pictures_after(sections, sink.mark), workers=workers, pin=model.backbone.device.type == "cuda"
-    )
     shapes: list[Shapes] = []
-    for item in encode_all(model, pictures, writer.keep if writer else whole_maps, dtype=dtype):
+    for item in items:
         if isinstance(item, Row):
             _check_overflow(item)
             seen = {name: tuple(array.shape) for name, array in item.arrays.items()}
@@ -144,7 +150,7 @@ def _fill(
                 shapes.append(seen)
         sink.add(item)
         done = sink.rows + sink.failed
-        tell(State(item, done, total or _guess(done, item.mark.section, len(sections))))
+        tell(State(item, done, total or _guess(done, item.mark.section, sections)))
     sink.commit(finished=True)
     if sink.rows == 0:
         raise S2WrapError(f"none of {sink.failed} pictures could be read; nothing was written")
@@ -154,6 +160,11 @@ def _fill(
 def _guess(done: int, section: int, sections: int) -> int | None:
     """The pictures of all sections, from those of the first ones; None before one is done."""
     return round(done * sections / (section + 0.5)) if section else None
+
+
+def _weights_sha256(model: Encoder) -> str:
+    """What tells models of the same name apart: their weights, or the exported file."""
+    return weights_sha256(model.backbone) if isinstance(model, MultiScale) else model.manifest["sha256"]
 
 
 @contextmanager

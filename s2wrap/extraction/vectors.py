@@ -37,7 +37,7 @@ class VectorWriter(PartWriter):
             "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1]),
         }
         table = pa.table(columns).replace_schema_metadata({key: text(value) for key, value in self.description.items()})
-        pq.write_table(table, path, use_dictionary=False, write_statistics=["name", "height", "width"])
+        pq.write_table(table, path, use_dictionary=False, write_statistics=["name", "height", "width"])  # type: ignore[arg-type] (its stubs know only yes or no)
 
     def read_part(self, path: Path) -> list[Row]:
         """The rows of such a file."""
