@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from skimage import data
 import s2wrap
 from s2wrap import S2WrapError, cli
 from s2wrap.cli import models
+from s2wrap.export import export
 from s2wrap.images import load_image
 
 PHOTOS = {"astronaut.jpg": data.astronaut(), "cat.png": data.chelsea(), "sub/coffee.webp": data.coffee()}
@@ -190,6 +192,28 @@ def test_calls_that_cannot_work_are_one_line_and_exit_code_2(photos, monkeypatch
     assert message.splitlines()[-1].startswith("s2wrap: ")
     assert "Traceback" not in message
     assert sorted(os.listdir(photos)) == ["astronaut.jpg", "cat.png", "sub"]
+
+
+def test_an_exported_file_stands_for_its_model(photos, tmp_path, capsys):
+    weights, tiles = checkpoint(tmp_path), tmp_path / "tiles.onnx"
+    model = s2wrap.load("timm:test_vit@1,2", checkpoint=weights)
+    export(model, tiles, tiles=True, verify=False)
+    ours = ["features", photos, "--workers", 0, "--fuse", "mean", "--output"]
+    assert run(*ours, tmp_path / "a.npz", "--model", tiles) == 0
+    assert run(*ours, tmp_path / "b.npz", "--model", "timm:test_vit@1,2", "--checkpoint", weights) == 0
+    found, expected = np.load(tmp_path / "a.npz"), np.load(tmp_path / "b.npz")
+    np.testing.assert_allclose(found["spatial"], expected["spatial"], atol=1e-4)
+    whole = tmp_path / "whole.onnx"
+    export(s2wrap.wrap(model.backbone, (1, 2), fit="pad"), whole, verify=False)
+    refused = {
+        (tiles, "--random-weights"): "--random-weights: .*tiles.onnx is exported, with its weights",
+        (whole, "--fuse", "mean"): "fuse: whole.onnx is one graph, whose scales and fusion are fixed",
+        (whole,): "fit=pad: stretching pictures would undo that",
+    }
+    for (file, *given), words in refused.items():
+        assert run("features", photos, "--model", file, *given, "--output", tmp_path / "c.npz") == 2
+        assert re.search(words, capsys.readouterr().err)
+    assert not (tmp_path / "c.npz").exists()
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(photos, tmp_path, capsys, monkeypatch):

@@ -88,6 +88,16 @@ def test_pictures_of_any_size_are_stretched_to_a_graphs(graph_file, model, tmp_p
     close(one.spatial, model(stretched).spatial)
 
 
+def test_pictures_share_calls_of_a_graph(graph_file):
+    engine, pictures, calls = load(graph_file), list(torch.randn(11, 3, 160, 200)), []
+    engine.manifest["batch"], run = [1, 4, 4], engine.session.run
+    engine.session.run = lambda inputs: calls.append(len(inputs["images"])) or run(inputs)
+    found = engine.encode(pictures)
+    assert calls == [4, 4, 3]
+    for number, picture in enumerate(pictures):
+        close(found[number].spatial, engine(picture[None]).spatial)
+
+
 @pytest.mark.parametrize(
     "options",
     [

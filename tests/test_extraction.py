@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
+from skimage import data
 
 import s2wrap
 from s2wrap import S2WrapError
@@ -290,6 +291,24 @@ def test_what_float16_cannot_hold_is_refused(model, folder, tmp_path):
     large.normalise.known = True
     with pytest.raises(S2WrapError, match="values beyond 65504, which float16 cannot; use float32"):
         extract(large, [folder], tmp_path / "out.safetensors", dtype="float16")
+
+
+def test_pictures_that_hide_another_one_are_rejected_on_demand(model, tmp_path):
+    """The pixels that a nearest downscale to 224 reads are those of another picture."""
+    photo, target = data.astronaut(), data.chelsea()[:224, :224]
+    read_by = np.arange(224) * 512 // 224
+    hiding = photo.copy()
+    hiding[np.ix_(read_by, read_by)] = target
+    Image.fromarray(photo).save(tmp_path / "a.png")
+    Image.fromarray(hiding).save(tmp_path / "b.png")
+    assert extract(model, [tmp_path], tmp_path / "all.safetensors").rows == 2
+    for workers in (0, 1):
+        errors, output = tmp_path / "errors.jsonl", tmp_path / f"{workers}.safetensors"
+        outcome = extract(model, [tmp_path], output, reject_attacks=True, workers=workers, errors=errors)
+        assert (outcome.rows, outcome.failed) == (1, 1)
+        assert read(output)[0] == [str(tmp_path / "a.png")]
+        reason = json.loads(errors.read_text())["reason"]
+        assert "b.png: may hide another picture, which a nearest downscale to 224×224 shows" in reason
 
 
 def test_expected_pictures_are_counted_or_guessed_from_the_tars_that_are_done(model, folder, tmp_path):

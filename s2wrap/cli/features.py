@@ -76,8 +76,8 @@ def extract(
         bool,
         typer.Option(
             "--reject-scaling-attacks",
-            help="Count pictures that seem to hide another one, for a careless downscale, as unreadable. Each megapixel "
-            "takes a worker 5 seconds.",
+            help="Count pictures that seem to hide another one, for a careless downscale, as unreadable; a megapixel "
+            "takes 5 seconds.",
         ),
     ] = False,
 ) -> None:
