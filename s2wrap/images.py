@@ -7,7 +7,7 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from io import BufferedIOBase, BytesIO
+from io import BufferedReader, BytesIO
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,7 @@ def _told(path: str | Path) -> Iterator[None]:
         raise S2WrapError(f"{path}: cannot be {failed} ({first_line(error)})") from error
 
 
-def _read(file: BufferedIOBase, path: str | Path, max_pixels: int) -> Tensor:
+def _read(file: BufferedReader | BytesIO, path: str | Path, max_pixels: int) -> Tensor:
     """The picture in a stream that can be sought in; `path` is what errors call it."""
     _check_work(file, path, max_pixels)
     with Image.open(file, formats=FORMATS) as image:
@@ -127,7 +127,7 @@ def _read(file: BufferedIOBase, path: str | Path, max_pixels: int) -> Tensor:
         return _pixels(image, path)
 
 
-def _check_work(file: BufferedIOBase, path: str | Path, max_pixels: int) -> None:
+def _check_work(file: BufferedReader | BytesIO, path: str | Path, max_pixels: int) -> None:
     """Refuse what would take PIL minutes, or much memory, though the file and the picture are small."""
     start, claims = file.read(8), []
     if start.startswith(b"\xff\xd8\xff"):
