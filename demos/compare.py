@@ -20,13 +20,13 @@ Features are kept in the user's cache folder, so that a second run is quick.
 
 import sys
 import tempfile
-from itertools import product
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
 from defects import KINDS, check_installed, spread, textiles
+from photos import FILES, PIECES, squares
 from PIL import Image
 from rich.console import Console
 from skimage import data
@@ -51,12 +51,6 @@ COUNTS, SIDE, SPOTS = {"train": 40, "val": 24}, 224, 6
 """Mosaics of each part, their side in pixels, and the pieces that each has."""
 LARGER = "sample:dinov2_s14@1"
 """A model larger than the largest EfficientNet, though of another kind."""
-PHOTOGRAPHS = ["astronaut.png", "brick.png", "camera.png", "chelsea.png", "clock_motion.png", "coffee.png", "coins.png"]
-PHOTOGRAPHS += ["grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png", "moon.png", "motorcycle_left.png"]
-PHOTOGRAPHS += ["page.png", "retina.jpg", "rocket.jpg"]
-"""Those of scikit-image."""
-PIECES = 3
-"""Squares along the shorter side of a photograph."""
 
 
 def main(
@@ -133,14 +127,10 @@ def cut_photographs(folder: Path) -> None:
     """Each photograph in squares that do not overlap: those on the left in train/, those on the right in val/."""
     for part in ("train", "val"):
         (folder / part).mkdir(parents=True)
-    for name in PHOTOGRAPHS:
-        photograph = Image.open(Path(data.__file__).parent / name).convert("RGB")
-        side = min(photograph.size) // PIECES
-        columns, rows = photograph.width // side, photograph.height // side
-        for column, row in product(range(columns), range(rows)):
+    for file in FILES:
+        for row, column, columns, piece in squares(file):
             part = "train" if column < columns - columns // PIECES else "val"
-            piece = photograph.crop((column * side, row * side, (column + 1) * side, (row + 1) * side))
-            piece.save(folder / part / f"{Path(name).stem}_{row}_{column}.png")
+            piece.save(folder / part / f"{Path(file).stem}_{row}_{column}.png")
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ def test_a_damaged_picture_is_counted_and_told_by_the_exit_code(photos, tmp_path
             assert file.get_tensor("spatial").shape[0] == 3
             assert len(json.loads(file.metadata()["files"])) == 3
     (line,) = errors.read_text().splitlines()
-    assert json.loads(line)["name"] == str(photos / "bad.jpg")
+    assert json.loads(line)["path"] == str(photos / "bad.jpg")
     assert "cut short" in json.loads(line)["reason"]
     assert sorted(os.listdir(tmp_path)) == ["errors.jsonl", "out.safetensors", "photos"]
 

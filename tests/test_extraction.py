@@ -264,18 +264,18 @@ def test_failures_are_counted_and_listed_over_several_runs(model, folder, tmp_pa
 
     with pytest.raises(KeyboardInterrupt):
         extract(model, [photos], output, shard=4, errors=errors, tell=stop)
-    first = [json.loads(line)["name"] for line in errors.read_text().splitlines()]
+    first = [json.loads(line)["path"] for line in errors.read_text().splitlines()]
     assert 0 < len(first) < len(bad)
     assert first == bad[: len(first)]
     for _ in range(2):
         outcome = extract(model, [photos], output, shard=4, errors=errors)
         assert (outcome.rows, outcome.failed) == (COUNT - len(bad), len(bad))
         lines = [json.loads(line) for line in errors.read_text().splitlines()]
-        assert [line["name"] for line in lines] == bad
+        assert [line["path"] for line in lines] == bad
         assert all("not a picture" in line["reason"] for line in lines)
     alone = tmp_path / "alone.safetensors"
     assert extract(model, [photos], alone, errors=errors).failed == len(bad)
-    assert [json.loads(line)["name"] for line in errors.read_text().splitlines()] == bad
+    assert [json.loads(line)["path"] for line in errors.read_text().splitlines()] == bad
     assert read(alone)[0] == read(output)[0]
 
 
@@ -390,11 +390,11 @@ def arrays_of(output):
         import pyarrow.dataset
 
         table = pyarrow.dataset.dataset(output).to_table()
-        return table["name"].to_pylist(), torch.from_numpy(np.stack(table["vector"].to_pylist()))
+        return table["path"].to_pylist(), torch.from_numpy(np.stack(table["vector"].to_pylist()))
     import zarr
 
     group = zarr.open_group(output, mode="r")
-    return [str(name) for name in group["name"][:]], torch.from_numpy(group["spatial"][:])
+    return [str(name) for name in group["path"][:]], torch.from_numpy(group["spatial"][:])
 
 
 @pytest.mark.parametrize(

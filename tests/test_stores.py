@@ -56,7 +56,7 @@ def read(output):
         import pyarrow.dataset
 
         rows = pyarrow.dataset.dataset(output).to_table().to_pylist()
-        return {row["name"]: (row["height"], row["width"], {"vector": np.float32(row["vector"])}) for row in rows}
+        return {row["path"]: (row["height"], row["width"], {"vector": np.float32(row["vector"])}) for row in rows}
     if output.suffix == ".zarr":
         import zarr
 
@@ -64,7 +64,7 @@ def read(output):
         sizes, maps, prefixes = group["image_hw"][:], group["spatial"][:], group["prefix"][:]
         return {
             str(name): (*map(int, sizes[n]), {"spatial": maps[n], "prefix": prefixes[n]})
-            for n, name in enumerate(group["name"][:])
+            for n, name in enumerate(group["path"][:])
         }
     found = {}
     for path in sorted(output.glob("part-*")):
@@ -89,7 +89,7 @@ def assert_holds(output, count):
             np.testing.assert_array_equal(arrays[name], array.numpy())
     committed = json.loads((output / "_s2wrap" / "progress.json").read_text())["failure_bytes"]
     lines = (output / "_s2wrap" / "failures.jsonl").read_bytes()[:committed].splitlines()
-    assert [json.loads(line)["name"] for line in lines] == [item.name for item in items if isinstance(item, Failure)]
+    assert [json.loads(line)["path"] for line in lines] == [item.name for item in items if isinstance(item, Failure)]
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 5, 19, 33])
@@ -241,9 +241,9 @@ def test_vectors_are_read_by_pandas_duckdb_and_pyarrow_as_they_are(tmp_path):
     expected = [item for item in (made_up(n, output) for n in range(33)) if isinstance(item, Row)]
     vectors = np.stack([row.arrays["vector"].numpy() for row in expected])
     frame = pandas.read_parquet(output)
-    assert frame["name"].tolist() == [row.name for row in expected]
+    assert frame["path"].tolist() == [row.name for row in expected]
     np.testing.assert_array_equal(np.stack(frame["vector"]), vectors)
-    found = duckdb.sql(f"select name, vector from '{output}/*.parquet' order by height").fetchall()
+    found = duckdb.sql(f"select path, vector from '{output}/*.parquet' order by height").fetchall()
     assert [name for name, _ in found] == [row.name for row in expected]
     np.testing.assert_array_equal(np.array([vector for _, vector in found], np.float32), vectors)
     schema = pyarrow.parquet.read_schema(output / "part-000000.parquet")

@@ -83,7 +83,7 @@ def extract(
 ) -> None:
     """Write the features of pictures, as many as there are.
 
-    `NAME.parquet` is a folder of part files with a row a picture: name, height, width and the pooled vector.
+    `NAME.parquet` is a folder of part files with a row a picture: path, height, width and the pooled vector.
     `NAME.zarr` holds the maps (pictures, channels, rows, columns) and prefix tokens (pictures, tokens, channels), and
     `NAME.safetensors` with `--shard N` is a folder of files of N pictures each. After a kill, a crash or a full disk,
     the same command goes on where it stopped; another model or option is refused.

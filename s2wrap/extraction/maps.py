@@ -29,7 +29,7 @@ def filled_maps(features: Features) -> Arrays:
 
 
 class MapWriter(Writer):
-    """A group of arrays with a row a picture: spatial (n, c, h, w), prefix (n, p, c), name (n,), image_hw (n, 2)."""
+    """A group of arrays with a row a picture: spatial (n, c, h, w), prefix (n, p, c), path (n,), image_hw (n, 2)."""
 
     keep: Keep = staticmethod(filled_maps)
 
@@ -63,7 +63,7 @@ class MapWriter(Writer):
         for name, array in row.arrays.items():
             shape = tuple(array.shape)
             self.group.create_array(name, shape=(0, *shape), chunks=(self.chunk, *shape), dtype=self.dtype)
-        self.group.create_array("name", shape=(0,), chunks=(self.block,), dtype=str)
+        self.group.create_array("path", shape=(0,), chunks=(self.block,), dtype=str)
         self.group.create_array("image_hw", shape=(0, 2), chunks=(self.block, 2), dtype="int32")
         self.group.attrs["arrays"] = list(row.arrays)
 
@@ -73,7 +73,7 @@ class MapWriter(Writer):
             check_same_shapes(self.like, row, REMEDY)
         behind = first + len(rows)
         columns: dict[str, Any] = {name: np.stack([row.arrays[name].numpy() for row in rows]) for name in self.like}
-        columns["name"] = np.array([printable(row.name) for row in rows], self.group["name"].dtype)
+        columns["path"] = np.array([printable(row.name) for row in rows], self.group["path"].dtype)
         columns["image_hw"] = np.array([[row.height, row.width] for row in rows], np.int32)
         for name, values in columns.items():
             array = self.group[name]
@@ -93,13 +93,13 @@ class MapWriter(Writer):
         self.chunk, self.block = chunk, chunk * CHUNKS
 
     def _resize(self, rows: int) -> None:
-        for name in (*self.group.attrs["arrays"], "name", "image_hw"):
+        for name in (*self.group.attrs["arrays"], "path", "image_hw"):
             array = self.group[name]
             array.resize((rows, *array.shape[1:]))
 
     def _read(self, first: int, behind: int) -> list[Row]:
         arrays = {name: torch.from_numpy(self.group[name][first:behind]) for name in self.group.attrs["arrays"]}
-        names, sizes = self.group["name"][first:behind], self.group["image_hw"][first:behind]
+        names, sizes = self.group["path"][first:behind], self.group["image_hw"][first:behind]
         return [
             Row(str(name), int(height), int(width), {key: array[number] for key, array in arrays.items()})
             for number, (name, (height, width)) in enumerate(zip(names, sizes, strict=True))

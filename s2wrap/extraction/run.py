@@ -80,7 +80,7 @@ def extract_features(
         dtype: "float32", "float16", or "bfloat16" (.safetensors).
         shard: pictures of a part file or chunk, see `make_writer`.
         workers: processes that decode; 0: this one does. Default: one a processor, less one for the model.
-        errors: where to write the list of pictures that could not be read: a line {"name": …, "reason": …} each.
+        errors: where to write the list of pictures that could not be read: a line {"path": …, "reason": …} each.
         reject_attacks: whether pictures that look like an attack on image scaling count as unreadable, see
             `s2wrap.scaling_attacks`.
         tell: told after every picture.

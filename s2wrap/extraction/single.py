@@ -44,6 +44,6 @@ class SingleFile:
 
     def copy_failures(self, path: Path) -> None:
         """Write the list of the failures to a file, whole or not at all."""
-        lines = [json.dumps({"name": failure.name, "reason": failure.reason}) + "\n" for failure in self.failures]
+        lines = [json.dumps({"path": failure.name, "reason": failure.reason}) + "\n" for failure in self.failures]
         with whole_file(path) as draft, disk_errors(path):
             draft.write_text("".join(lines))

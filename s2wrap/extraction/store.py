@@ -77,7 +77,7 @@ class Store:
         if isinstance(item, Failure):
             self.failed += 1
             with disk_errors(self.folder):
-                self.failures.write(json.dumps({"name": item.name, "reason": item.reason}).encode() + b"\n")
+                self.failures.write(json.dumps({"path": item.name, "reason": item.reason}).encode() + b"\n")
         else:
             if self.rows == 0:
                 self.writer.size_block(item)

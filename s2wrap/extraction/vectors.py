@@ -15,7 +15,7 @@ from s2wrap.extraction.writer import PartWriter
 
 
 class VectorWriter(PartWriter):
-    """Columns name, height, width and vector (a list of fixed size); what the run was, in the schema's metadata."""
+    """Columns path, height, width and vector (a list of fixed size); what the run was, in the schema's metadata."""
 
     ending = ".parquet"
     keep: Keep = staticmethod(pooled_vector)
@@ -31,13 +31,13 @@ class VectorWriter(PartWriter):
 
         vectors = np.stack([row.arrays["vector"].numpy() for row in rows])
         columns = {
-            "name": pa.array([printable(row.name) for row in rows], pa.string()),
+            "path": pa.array([printable(row.name) for row in rows], pa.string()),
             "height": pa.array([row.height for row in rows], pa.int32()),
             "width": pa.array([row.width for row in rows], pa.int32()),
             "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1]),
         }
         table = pa.table(columns).replace_schema_metadata({key: text(value) for key, value in self.description.items()})
-        pq.write_table(table, path, use_dictionary=False, write_statistics=["name", "height", "width"])  # type: ignore[arg-type] (its stubs know only yes or no)
+        pq.write_table(table, path, use_dictionary=False, write_statistics=["path", "height", "width"])  # type: ignore[arg-type] (its stubs know only yes or no)
 
     def read_part(self, path: Path) -> list[Row]:
         """The rows of such a file."""
@@ -47,7 +47,7 @@ class VectorWriter(PartWriter):
         table = pq.read_table(path)
         vectors = table.column("vector").combine_chunks()
         matrix = np.array(vectors.flatten().to_numpy(zero_copy_only=False)).reshape(len(table), -1)
-        columns = [table.column(name).to_pylist() for name in ("name", "height", "width")]
+        columns = [table.column(name).to_pylist() for name in ("path", "height", "width")]
         return [
             Row(name, height, width, {"vector": torch.from_numpy(vector)})
             for name, height, width, vector in zip(*columns, matrix, strict=True)
