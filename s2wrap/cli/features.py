@@ -1,5 +1,6 @@
 """`s2wrap features`: pictures in, a store or file of features out."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,9 +10,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from s2wrap.cli import model as options
+from s2wrap.errors import S2WrapError
+from s2wrap.extraction.fleet import Cluster
 from s2wrap.extraction.picture import Failure
 from s2wrap.extraction.run import Outcome, State, extract_features
-from s2wrap.wrapper import MultiScale, load
+from s2wrap.wrapper import load
 
 SHOWN = 20
 """Pictures that could not be read of which a line is printed; the list has all."""
@@ -56,6 +59,15 @@ def extract(
     workers: Annotated[
         int | None, typer.Option(help="Processes that decode; 0: none (default: one a processor, less one).")
     ] = None,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Work on Ray: the cluster that RAY_ADDRESS names, or one of this machine.")
+    ] = False,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Work on the Ray cluster with its head at HOST:PORT, or on this node's (auto).")
+    ] = None,
+    actors: Annotated[
+        int | None, typer.Option(help="Ray's processes with a model each (default: one a GPU; or CPU, less one).")
+    ] = None,
     errors: Annotated[
         Path | None, typer.Option(help="Where to list the pictures that could not be read, as JSON lines.")
     ] = None,
@@ -75,40 +87,56 @@ def extract(
     number: `0/spatial`, `0/prefix`, `1/spatial`, …
 
     A picture that cannot be read is counted and passed over; the exit code is 3 then.
+
+    With `--ray` or `--ray-address`, the nodes of a Ray cluster read, decode and encode, and this process, on one of
+    them, writes the same store; a node or process that dies is replaced. All nodes need the same version of s2wrap, and
+    the pictures and weights at the same addresses. `--device cuda` gives each of the `--actors` a GPU; every free CPU
+    decodes.
     """
     asked: dict[str, Any] = {"fit": fit, "whole": whole, "overlap": overlap, "blend": blend, "norm": norm}
     asked |= {"fuse": fuse, "prefix": prefix}
-    place, factors = options.device(device), options.weights(weights)
-
-    def load_model() -> MultiScale:
-        return load(
-            model,
-            pretrained=not random_weights,
-            image_size=image_size,
-            checkpoint=checkpoint,
-            tile_batch=tile_batch,
-            weights=factors,
-            target_grid=options.target_grid(target_grid),
-            **asked,
-        ).to(place)
+    factors = options.weights(weights)
+    cluster = _cluster(ray, ray_address, actors, device)
+    build = partial(
+        load,
+        model,
+        pretrained=not random_weights,
+        image_size=image_size,
+        checkpoint=checkpoint,
+        tile_batch=tile_batch,
+        weights=factors,
+        target_grid=options.target_grid(target_grid),
+        **asked,
+    )
+    place = None if cluster else options.device(device)  # actors move the model: this machine may have no GPU
 
     console = Console(stderr=True)
     with _Bar(console) as bar:
         outcome = extract_features(
             photos,
             output,
-            load=load_model,
+            load=build if place is None else lambda: build().to(place),
             spec=model,
             options=asked | {"weights": weights, "target_grid": target_grid, "image_size": image_size},
             dtype=dtype,
             shard=shard,
             workers=workers,
+            cluster=cluster,
             errors=errors,
             tell=bar.show,
         )
     _say(console, _summary(outcome, output))
     if outcome.failed and not skip_errors:
         raise typer.Exit(3)
+
+
+def _cluster(ray: bool, address: str | None, actors: int | None, device: str) -> Cluster | None:
+    """The Ray that is asked for."""
+    if ray or address is not None:
+        return Cluster(address, actors, device)
+    if actors is not None:
+        raise S2WrapError(f"--actors {actors} are processes of Ray; add --ray or --ray-address")
+    return None
 
 
 def _summary(outcome: Outcome, output: Path) -> str:

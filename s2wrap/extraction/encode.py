@@ -1,6 +1,6 @@
 """Decoded pictures in, features out; tiles of several pictures share backbone calls."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -33,7 +33,7 @@ def pooled_vector(features: Features) -> Arrays:
 
 def encode_all(
     model: MultiScale, pictures: Iterable[Decoded], keep: Keep, *, dtype: torch.dtype
-) -> Iterator[Row | Failure]:
+) -> Generator[Row | Failure]:
     """What is kept of the features of each picture, in their order; or why there are none.
 
     A window holds as many pictures as a backbone call holds tiles, so that calls are full. On a GPU, the next window
