@@ -231,6 +231,22 @@ def test_a_picture_that_kills_its_worker_is_named_and_the_others_are_kept(folder
     assert "the process that decoded it crashed" in found[3].problem
 
 
+def test_a_worker_that_dies_while_the_model_works_does_not_stop_that(folder, monkeypatch):
+    paths = sorted(folder.iterdir())[:8]
+
+    def deadly(path):
+        if str(path) == str(paths[5]):
+            ctypes.string_at(0)
+        return load_image(path)
+
+    monkeypatch.setattr(decoding, "load_image", deadly)
+    found = []
+    for decoded in decode_all([Picture(str(path)) for path in paths], workers=1):
+        time.sleep(0.2)  # the model works; meanwhile the worker goes on to the deadly picture
+        found.append(decoded)
+    assert [decoded.image is None for decoded in found] == [False] * 5 + [True] + [False] * 2
+
+
 def test_a_server_that_gives_no_answer_is_asked_again_and_then_stops_the_run(monkeypatch, folder):
     content, asked, waited = next(folder.iterdir()).read_bytes(), [], []
 

@@ -15,6 +15,7 @@ from s2wrap.cli import model as options
 from s2wrap.errors import S2WrapError
 from s2wrap.export.engine import Engine
 from s2wrap.export.engine import load as open_file
+from s2wrap.extraction.fleet import Cluster
 from s2wrap.extraction.picture import Failure
 from s2wrap.extraction.run import Outcome, State, extract_features
 from s2wrap.wrapper import MultiScale, load
@@ -66,6 +67,15 @@ def extract(
     workers: Annotated[
         int | None, typer.Option(help="Processes that decode; 0: none (default: one a processor, less one).")
     ] = None,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Work on Ray: the cluster that RAY_ADDRESS names, or one of this machine.")
+    ] = False,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Work on the Ray cluster with its head at HOST:PORT, or on this node's (auto).")
+    ] = None,
+    actors: Annotated[
+        int | None, typer.Option(help="Ray's processes with a model each (default: one a GPU; or CPU, less one).")
+    ] = None,
     errors: Annotated[
         Path | None, typer.Option(help="Where to list the pictures that could not be read, as JSON lines.")
     ] = None,
@@ -93,6 +103,11 @@ def extract(
     number: `0/spatial`, `0/prefix`, `1/spatial`, …
 
     A picture that cannot be read is counted and passed over; the exit code is 3 then.
+
+    With `--ray` or `--ray-address`, the nodes of a Ray cluster read, decode and encode, and this process, on one of
+    them, writes the same store; a node or process that dies is replaced. All nodes need the same version of s2wrap, and
+    the pictures and weights at the same addresses. `--device cuda` gives each of the `--actors` a GPU; every free CPU
+    decodes.
     """
     wrapping = options.given(
         fit=fit,
@@ -106,10 +121,14 @@ def extract(
         prefix=prefix,
     )
     building = options.given(image_size=image_size, checkpoint=checkpoint, random_weights=random_weights or None)
-    exported = model.endswith(options.FILE_ENDINGS)
-    place = None if device is None else options.device(device)
     running = wrapping | options.given(tile_batch=tile_batch)
-    make = partial(_open_file, model, place) if exported else partial(_load_model, model, place)
+    exported = model.endswith(options.FILE_ENDINGS)
+    usual = "cuda" if exported and not model.endswith(".onnx") else "cpu"
+    cluster = _cluster(ray, ray_address, actors, device or usual)
+    if exported:
+        make = partial(_open_file, model, None if device is None else options.device(device))
+    else:  # actors move the model themselves: this machine may have no GPU
+        make = partial(_load_model, model, torch.device("cpu") if cluster else options.device(device or "cpu"))
     console = Console(stderr=True)
     with _Bar(console) as bar:
         outcome = extract_features(
@@ -121,6 +140,7 @@ def extract(
             dtype=dtype,
             shard=shard,
             workers=workers,
+            cluster=cluster,
             errors=errors,
             reject_attacks=reject_scaling_attacks,
             tell=bar.show,
@@ -130,14 +150,12 @@ def extract(
         raise typer.Exit(3)
 
 
-def _load_model(
-    spec: str, device: torch.device | None, wrapping: dict[str, Any], building: dict[str, Any]
-) -> MultiScale:
+def _load_model(spec: str, device: torch.device, wrapping: dict[str, Any], building: dict[str, Any]) -> MultiScale:
     building = dict(building)
     if building.pop("random_weights", False):
-        torch.manual_seed(0)  # so that a run that goes on draws them again
+        torch.manual_seed(0)  # so that a run that goes on, and every actor, draws them again
         building["pretrained"] = False
-    return load(spec, **wrapping, **building).to(device or "cpu")
+    return load(spec, **wrapping, **building).to(device)
 
 
 def _open_file(path: str, device: torch.device | None, wrapping: dict[str, Any], building: dict[str, Any]) -> Engine:
@@ -154,6 +172,15 @@ def _defaults() -> dict[str, Any]:
     """The options of `MultiScale` as they are where none is given."""
     parameters = signature(MultiScale.__init__).parameters
     return {name: parameters[name].default for name in WRAPPING}
+
+
+def _cluster(ray: bool, address: str | None, actors: int | None, device: str) -> Cluster | None:
+    """The Ray that is asked for."""
+    if ray or address is not None:
+        return Cluster(address, actors, device)
+    if actors is not None:
+        raise S2WrapError(f"--actors {actors} are processes of Ray; add --ray or --ray-address")
+    return None
 
 
 def _summary(outcome: Outcome, output: Path) -> str:

@@ -1,5 +1,7 @@
 """Pictures read and decoded, in worker processes that stay a little ahead."""
 
+import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -113,7 +115,7 @@ def _by_workers(pictures: Iterator[Picture], decoder: "_Decoder", workers: int, 
 
     while True:
         try:
-            for decoded in _loader(give(), decoder, workers, pin):
+            for decoded in _decoded(give(), decoder, workers, pin):
                 given.popleft()
                 yield decoded
             return
@@ -127,7 +129,7 @@ def _by_workers(pictures: Iterator[Picture], decoder: "_Decoder", workers: int, 
 def _alone(picture: Picture, decoder: "_Decoder") -> Decoded:
     """A picture decoded in a process of its own, so that a crash is known to be its doing."""
     try:
-        (decoded,) = _loader(iter([picture]), decoder, 1, pin=False)
+        (decoded,) = _decoded(iter([picture]), decoder, 1, pin=False)
     except RuntimeError as error:
         if CRASH not in str(error):
             raise
@@ -150,8 +152,13 @@ def _as_it_is(decoded: Any) -> Any:
     return decoded
 
 
-def _loader(pictures: Iterator[Picture], decoder: _Decoder, workers: int, pin: bool) -> DataLoader:
-    return DataLoader(
+def _decoded(pictures: Iterator[Picture], decoder: _Decoder, workers: int, pin: bool) -> Iterator[Decoded]:
+    """The pictures by a DataLoader, which is to raise where it is asked for the next one and a worker has died.
+
+    It has a handler of the signal too, which raises in the midst of whatever this thread does then, such as encoding.
+    Without that it looks every 5 seconds, while it waits.
+    """
+    loader = DataLoader(
         decoder,
         sampler=pictures,
         batch_size=None,
@@ -160,6 +167,12 @@ def _loader(pictures: Iterator[Picture], decoder: _Decoder, workers: int, pin: b
         collate_fn=_as_it_is,
         pin_memory=pin,
     )
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        return iter(loader)  # there it has no handler
+    before = signal.getsignal(signal.SIGCHLD)
+    decoded = iter(loader)
+    signal.signal(signal.SIGCHLD, before)
+    return decoded
 
 
 def _fetch(address: str) -> bytes:

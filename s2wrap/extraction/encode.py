@@ -1,6 +1,6 @@
 """Decoded pictures in, features out; tiles of several pictures share backbone calls."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -8,6 +8,7 @@ import torch
 from einops import reduce
 from torch import Tensor
 
+from s2wrap.backbones.checkpoint import weights_sha256
 from s2wrap.errors import S2WrapError
 from s2wrap.export.engine import Engine
 from s2wrap.extraction.decode import Decoded
@@ -17,6 +18,11 @@ from s2wrap.wrapper import MultiScale
 
 Keep = Callable[[Features], Arrays]
 Encoder = MultiScale | Engine
+
+
+def weights_of(model: Encoder) -> str:
+    """What tells models of the same name apart: the SHA-256 of their weights, or of the exported file."""
+    return weights_sha256(model.backbone) if isinstance(model, MultiScale) else model.manifest["sha256"]
 
 
 def whole_maps(features: Features) -> Arrays:
@@ -35,7 +41,7 @@ def pooled_vector(features: Features) -> Arrays:
 
 def encode_all(
     model: Encoder, pictures: Iterable[Decoded], keep: Keep, *, dtype: torch.dtype
-) -> Iterator[Row | Failure]:
+) -> Generator[Row | Failure]:
     """What is kept of the features of each picture, in their order; or why there are none.
 
     A window holds as many pictures as a backbone call holds tiles, so that calls are full. On a GPU, the next window

@@ -2,29 +2,31 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from s2wrap.backbones.checkpoint import weights_sha256
 from s2wrap.errors import S2WrapError
+from s2wrap.extraction.cluster import Job, encode_on
 from s2wrap.extraction.decode import decode_all
-from s2wrap.extraction.encode import Encoder, encode_all, whole_maps
+from s2wrap.extraction.encode import Encoder, Keep, encode_all, weights_of, whole_maps
+from s2wrap.extraction.fleet import Cluster, connected
 from s2wrap.extraction.formats import make_writer
-from s2wrap.extraction.picture import Failure, Row
+from s2wrap.extraction.picture import Failure, Mark, Row
 from s2wrap.extraction.single import SingleFile
-from s2wrap.extraction.sources import count_pictures, find_sections, pictures_after
+from s2wrap.extraction.sources import Section, count_pictures, find_sections, pictures_after
 from s2wrap.extraction.store import Store, check_parent, check_place, opened_store
 from s2wrap.extraction.writer import Writer
 from s2wrap.files import whole_file
-from s2wrap.wrapper import MultiScale
 
 Shapes = dict[str, tuple[int, ...]]
+Work = Callable[[list[Section], Mark], Generator[Row | Failure]]
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ def extract_features(
     dtype: str = "float32",
     shard: int | None = None,
     workers: int | None = None,
+    cluster: Cluster | None = None,
     errors: Path | None = None,
     reject_attacks: bool = False,
     tell: Callable[[State], object] = lambda state: None,
@@ -74,12 +77,14 @@ def extract_features(
         addresses: as for `find_sections`.
         output: a folder NAME.parquet (pooled vectors), NAME.zarr (maps), NAME.safetensors with `shard` (maps in part
             files); or a file NAME.safetensors or NAME.npz, which is kept in memory until all pictures are done.
-        load: gives the model on its device; called once the output is known to be possible.
+        load: gives the model on its device; called once the output is known to be possible. With `cluster`, on the
+            CPU: here for its weights' hash, and, pickled by cloudpickle, once an actor, which moves it.
         spec: what the model is called.
         options: whatever else decides what the features are; both are kept with them, and compared when going on.
         dtype: "float32", "float16", or "bfloat16" (.safetensors).
         shard: pictures of a part file or chunk, see `make_writer`.
         workers: processes that decode; 0: this one does. Default: one a processor, less one for the model.
+        cluster: the Ray that reads, decodes and encodes, instead of this machine; its CPUs decode, not `workers`.
         errors: where to write the list of pictures that could not be read: a line {"path": …, "reason": …} each.
         reject_attacks: whether pictures that look like an attack on image scaling count as unreadable, see
             `s2wrap.scaling_attacks`.
@@ -87,27 +92,31 @@ def extract_features(
 
     Raises:
         S2WrapError: an impossible output, sources that are missing or not those of before, another model or options
-            than before, a full disk, or no picture that could be read.
+            than before, a full disk, no picture that could be read, or a cluster that is not there or of no use.
     """
-    if workers is None:
-        workers = max(0, len(os.sched_getaffinity(0)) - 1 if hasattr(os, "sched_getaffinity") else 1)
-    if workers < 0:
-        raise S2WrapError(f"--workers {workers} is no number of processes; use 0 (none) or more")
+    workers = _check_workers(workers, cluster)
     if errors is not None:
         check_parent(errors)
     writer, sections = make_writer(output, dtype, shard), find_sections(addresses)
     total = count_pictures(sections)
-    with _place(output, writer) as draft:
+    with _place(output, writer) as draft, nullcontext() if cluster is None else connected(cluster) as fleet:
         model = load()
         description = {
             "spec": spec,
             "options": dict(options),
-            "weights_sha256": _weights_sha256(model),
+            "weights_sha256": weights_of(model),
             "s2wrap_version": version("s2wrap"),
             "dtype": dtype,
             "shard": shard,
             "reject_scaling_attacks": reject_attacks,
         }
+        keep, number = writer.keep if writer else whole_maps, getattr(torch, dtype)
+        work: Work
+        if fleet is None:
+            work = partial(_encode_here, model, keep, number, workers, reject_attacks)
+        else:
+            work = partial(encode_on, fleet, Job(load, keep, number, description["weights_sha256"], reject_attacks))
+        del model
         into: AbstractContextManager[Store | SingleFile]
         if writer is None:
             into = nullcontext(SingleFile(output, draft, description))
@@ -115,26 +124,45 @@ def extract_features(
             into = opened_store(output, writer, description)
         with into as sink:
             try:
-                pictures = decode_all(
-                    pictures_after(sections, sink.mark),
-                    workers=workers,
-                    pin=model.device.type == "cuda",
-                    reject_attacks=reject_attacks,
-                )
-                keep = writer.keep if writer else whole_maps
-                items = encode_all(model, pictures, keep, dtype=getattr(torch, dtype))
-                shapes = _fill(sink, items, len(sections), total, tell)
+                with closing(work(sections, sink.mark)) as items:
+                    shapes = _fill(sink, items, total, len(sections), tell)
             finally:
                 if errors is not None:
                     sink.copy_failures(errors)
             return Outcome(sink.rows, sink.failed, shapes)
 
 
+def _check_workers(workers: int | None, cluster: Cluster | None) -> int:
+    """The processes of this machine that decode."""
+    if cluster is not None and workers is not None:
+        raise S2WrapError(f"--workers {workers} with Ray: every free CPU of the cluster decodes; leave it out")
+    if workers is None:
+        workers = max(0, len(os.sched_getaffinity(0)) - 1 if hasattr(os, "sched_getaffinity") else 1)
+    if workers < 0:
+        raise S2WrapError(f"--workers {workers} is no number of processes; use 0 (none) or more")
+    return workers
+
+
+def _encode_here(
+    model: Encoder,
+    keep: Keep,
+    dtype: torch.dtype,
+    workers: int,
+    reject_attacks: bool,
+    sections: list[Section],
+    mark: Mark,
+) -> Generator[Row | Failure]:
+    """What is kept of the pictures after a mark, computed by this machine."""
+    pin = model.device.type == "cuda"
+    pictures = decode_all(pictures_after(sections, mark), workers=workers, pin=pin, reject_attacks=reject_attacks)
+    return encode_all(model, pictures, keep, dtype=dtype)
+
+
 def _fill(
     sink: Store | SingleFile,
     items: Iterable[Row | Failure],
-    sections: int,
     total: int | None,
+    sections: int,
     tell: Callable[[State], object],
 ) -> list[Shapes]:
     """Give the sink all pictures that it does not have yet."""
@@ -160,11 +188,6 @@ def _fill(
 def _guess(done: int, section: int, sections: int) -> int | None:
     """The pictures of all sections, from those of the first ones; None before one is done."""
     return round(done * sections / (section + 0.5)) if section else None
-
-
-def _weights_sha256(model: Encoder) -> str:
-    """What tells models of the same name apart: their weights, or the exported file."""
-    return weights_sha256(model.backbone) if isinstance(model, MultiScale) else model.manifest["sha256"]
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from s2wrap.extraction.tars import is_tar, read_tar
 from s2wrap.images import SUFFIXES
 
 WILD = frozenset("*?[")
+Piece = Callable[[], Iterator[Picture]]
+"""Reads pictures that come together, in any process."""
 
 
 @dataclass(frozen=True)
@@ -88,24 +91,57 @@ def pictures_after(sections: list[Section], mark: Mark) -> Iterator[Picture]:
     Raises:
         S2WrapError: the pictures up to the mark are not those that they were.
     """
-    digest, found = "", mark == START
+    for read in pieces_after(sections, mark, files=1):
+        yield from read()
+
+
+def pieces_after(sections: list[Section], mark: Mark, *, files: int) -> Iterator[Piece]:
+    """The pictures of `pictures_after`, in pieces that other processes may read.
+
+    A piece is a tar, or so many files at most, of which only the names are read here.
+
+    Raises:
+        S2WrapError: the files up to the mark are not those that they were; for a tar, its piece raises this.
+    """
+    digest = ""
     for number, section in enumerate(sections):
-        digest = _chain(digest, section.address)
-        if section.tar and number < mark.section:
+        start = Mark(number, 0, _chain(digest, section.address))
+        digest = start.digest
+        if section.tar:  # adds its address to the digest, and no more: the same whether it is read or passed over
+            if number >= mark.section:
+                yield partial(_read_section, section, start, mark)
             continue
-        outside = digest
-        for inside, picture in enumerate(section.read(), start=1):
-            digest = _chain(digest, picture.name)
-            if found:
-                yield replace(picture, mark=Mark(number, inside, digest))
-            elif (number, inside) == (mark.section, mark.inside):
-                if digest != mark.digest:
-                    raise _others(f"up to {picture.name} they are not")
-                found = True
-        if section.tar:
-            digest = outside  # the same whether it is read or passed over
+        pictures = _read_section(section, start, mark) if number >= mark.section else _marked(section, start)
+        while group := list(islice(pictures, files)):
+            digest = group[-1].mark.digest
+            if number >= mark.section:
+                yield partial(iter, group)
+        if number == mark.section and digest == start.digest:
+            digest = mark.digest or digest  # no picture of it is behind the mark
+    if mark.section >= len(sections) and mark != START:
+        raise _others("there are fewer now")
+
+
+def _read_section(section: Section, start: Mark, mark: Mark) -> Iterator[Picture]:
+    """The pictures of a section that come after a mark."""
+    found = mark == START or mark.section < start.section
+    for picture in _marked(section, start):
+        if found:
+            yield picture
+        elif picture.mark.inside == mark.inside:
+            if picture.mark.digest != mark.digest:
+                raise _others(f"up to {picture.name} they are not")
+            found = True
     if not found:
         raise _others("there are fewer now")
+
+
+def _marked(section: Section, start: Mark) -> Iterator[Picture]:
+    """The pictures of a section, each with its mark."""
+    digest = start.digest
+    for inside, picture in enumerate(section.read(), start=1):
+        digest = _chain(digest, picture.name)
+        yield replace(picture, mark=Mark(start.section, inside, digest))
 
 
 def _others(what: str) -> S2WrapError:
