@@ -207,8 +207,9 @@ def draw(found: list[Found], queries: list[int], folder: Path, output: Path) -> 
                         spine.set(color=colour, linewidth=2.5)
     axes[0][0].set_title("query", fontsize=11, loc="left")
     for number, way in enumerate(found):
-        title = axes[0][2 + number * (count + 1)].set_title(f"nearest with {way.way}", fontsize=11, loc="left")
-        title.set_in_layout(False)  # it reaches over the columns beside it
+        axis = axes[0][2 + number * (count + 1)]
+        heading = axis.text(0, 1.06, f"nearest with {way.way}", transform=axis.transAxes, fontsize=11)
+        heading.set_in_layout(False)  # it reaches over the columns beside it
     right = "; ✓ blue: of the query's class, ✗ orange: of another" if several else ""
     figure.suptitle(f"Nearest of {len(found[0].names)} pictures, with their cosine{right}", fontsize=12)
     with whole_file(output) as draft:

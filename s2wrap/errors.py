@@ -5,6 +5,11 @@ class S2WrapError(ValueError):
     """A call that cannot work: says what was asked, with its values, and what would work."""
 
 
+def printable(text: str) -> str:
+    """A text without control characters, which a terminal would obey; line breaks stay."""
+    return "".join("?" if (ord(char) < 32 and char != "\n") or 127 <= ord(char) < 160 else char for char in text)
+
+
 def first_line(error: BaseException) -> str:
     """The kind and the first line of another library's error, to be told in one of ours."""
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

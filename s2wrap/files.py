@@ -10,10 +10,14 @@ from s2wrap.errors import S2WrapError
 
 
 @contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
+def whole_file(path: str | Path, *, drafts: Path | None = None) -> Iterator[Path]:
     """A temporary path beside `path`, which takes its name when the block ends well, and is removed otherwise.
 
     The temporary file is made at once, so a folder that cannot be written to is found before the work, not after.
+
+    Args:
+        path: the file.
+        drafts: a folder on the same disk for the temporary path, where readers of `path`'s own would stumble on it.
 
     Raises:
         S2WrapError: the folder is missing or read-only, or the disk is full.
@@ -23,7 +27,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     if path.is_dir():
         raise S2WrapError(f"cannot write {path}: it is a folder; name a file")
     with disk_errors(path):
-        handle, name = tempfile.mkstemp(prefix=".s2wrap-", suffix=path.suffix, dir=target.parent)
+        handle, name = tempfile.mkstemp(prefix=".s2wrap-", suffix=path.suffix, dir=drafts or target.parent)
         os.close(handle)
     draft = Path(name)
     try:

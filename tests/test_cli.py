@@ -243,6 +243,14 @@ def test_an_interrupted_run_leaves_nothing(photos, tmp_path, capsys, monkeypatch
     assert sorted(os.listdir(tmp_path)) == ["photos"]
 
 
+def test_names_do_not_command_the_terminal(photos, tmp_path, capsys):
+    (photos / "a\x1b[31mred\x07.png").write_text("no picture")
+    assert run("features", photos, *MODEL, "--workers", 0, "--output", tmp_path / "out.npz", "--skip-errors") == 0
+    told = capsys.readouterr().err
+    assert "a?[31mred?.png" in told
+    assert "\x1b[31mred" not in told
+
+
 def test_odd_names_are_kept(tmp_path, capsys):
     folder = tmp_path / "d[b]"
     folder.mkdir()

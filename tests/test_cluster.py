@@ -164,7 +164,7 @@ def test_a_killed_run_goes_on_with_the_same_command(address, sources, expected, 
     command += ["--output", str(output), "--ray-address", address, "--actors", "1"]
     program = [sys.executable, "-c", "from s2wrap.cli import main; main()", *command]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    run, deadline = subprocess.Popen(program, env=environment, stderr=subprocess.DEVNULL), time.monotonic() + 120
+    run, deadline = subprocess.Popen(program, env=environment, stderr=subprocess.DEVNULL), time.monotonic() + 400
     while not (output / "_s2wrap" / "progress.json").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     run.kill()

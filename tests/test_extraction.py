@@ -295,6 +295,84 @@ def test_failures_are_counted_and_listed_over_several_runs(model, folder, tmp_pa
     assert read(alone)[0] == read(output)[0]
 
 
+def test_a_disk_that_is_gone_stops_the_run_and_a_picture_that_is_gone_does_not(model, folder, tmp_path):
+    photos, output = tmp_path / "disk" / "photos", tmp_path / "out.safetensors"
+    photos.mkdir(parents=True)
+    for path in sorted(folder.iterdir()):
+        (photos / path.name).write_bytes(path.read_bytes())
+
+    def unmount(state):
+        if state.done == 8:
+            (tmp_path / "disk").rename(tmp_path / "away")
+
+    with pytest.raises(S2WrapError, match=r"pictures in a row cannot be reached \(.*there is no such file\), nor what"):
+        extract(model, [photos], output, shard=4, tell=unmount)
+    (tmp_path / "away").rename(tmp_path / "disk")
+
+    def remove(state):
+        if state.done == 12:
+            for number in (20, 23):
+                (photos / f"{number:05d}.png").unlink()
+
+    outcome = extract(model, [photos], output, shard=4, tell=remove)
+    assert (outcome.rows, outcome.failed) == (COUNT - 2, 2)
+    assert read(output)[0] == [f"{photos}/{number:05d}.png" for number in range(COUNT) if number not in (20, 23)]
+
+
+def test_going_on_without_any_picture_left_stops_the_run(model, folder, tmp_path):
+    files, output, listed = sorted(folder.iterdir()), tmp_path / "out.safetensors", tmp_path / "list.txt"
+    listed.write_text("".join(f"{file}\n" for file in files[:8]))
+    extract(model, [listed], output, shard=4)
+    listed.write_text("".join(f"{file}\n" for file in [*files[:8], "/none/a.png", "/none/b.png"]))
+    with pytest.raises(S2WrapError, match="2 pictures in a row cannot be reached"):
+        extract(model, [listed], output, shard=4)
+
+
+def test_what_the_system_lacks_is_no_fault_of_the_picture(folder, monkeypatch):
+    def load(path):
+        try:
+            raise OSError(24, "Too many open files")
+        except OSError as error:
+            raise S2WrapError(f"{path}: cannot be opened (Too many open files)") from error
+
+    monkeypatch.setattr(decoding, "load_image", load)
+    with pytest.raises(S2WrapError, match="Too many open files.*the same command again goes on from here"):
+        list(decode_all([Picture(str(next(folder.iterdir())))], workers=0))
+
+
+def test_shared_memory_that_is_full_is_told_and_not_waited_for(folder, monkeypatch):
+    def full(self):
+        raise RuntimeError("unable to allocate shared memory(shm)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    with pytest.raises(S2WrapError, match="no shared memory to hand it over .* use fewer --workers, or 0"):
+        list(decode_all([Picture(str(next(folder.iterdir())))], workers=1))
+
+
+def test_pictures_that_could_not_be_read_at_all_are_tried_again(model, folder, tmp_path):
+    picture, output = tmp_path / "a.png", tmp_path / "out.safetensors"
+    picture.write_text("no picture")
+    for _ in range(2):
+        with pytest.raises(S2WrapError, match="none of 1 pictures could be read"):
+            extract(model, [picture], output, shard=4)
+    picture.write_bytes(next(folder.iterdir()).read_bytes())
+    assert extract(model, [picture], output, shard=4).rows == 1
+
+
+def test_an_interrupted_run_keeps_what_it_has_done(model, folder, tmp_path):
+    output, seen = tmp_path / "out.safetensors", []
+
+    def stop(state):
+        if state.done == 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extract(model, [folder], output, shard=100, tell=stop)
+    extract(model, [folder], output, shard=100, tell=seen.append)
+    assert seen[0].done == 10
+    assert read(output)[0] == [str(path) for path in sorted(folder.iterdir())]
+
+
 def test_nothing_readable_is_an_error(model, tmp_path):
     (tmp_path / "bad.png").write_text("no picture")
     for name, options in (("one.safetensors", {}), ("many.safetensors", {"shard": 4})):

@@ -1,6 +1,9 @@
+import codecs
+import gzip
 import io
 import os
 import tarfile
+import tracemalloc
 
 import pytest
 from PIL import Image
@@ -81,6 +84,56 @@ def test_a_parquet_list_has_a_column_path(folder, tmp_path):
 def test_a_file_with_wild_letters_in_its_name_is_a_file(tmp_path):
     CAT.save(tmp_path / "a[1].png")
     assert names(tmp_path / "a[1].png") == [str(tmp_path / "a[1].png")]
+
+
+def test_joined_tars_and_huge_headers_are_told(tmp_path):
+    one, two = (write_tar(tmp_path / f"{name}.tar", [(f"{name}.png", png())]) for name in "ab")
+    joined = tmp_path / "joined.tar"
+    joined.write_bytes(one.read_bytes() + two.read_bytes())
+    first, problem = pictures_after(find_sections([str(joined)]), START)
+    assert first.name.endswith("joined.tar/a.png")
+    assert "joined.tar: damaged or cut short after 1 pictures" in problem.problem
+    assert "more follows behind its end" in problem.problem
+    for kind in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE):
+        with gzip.open(tmp_path / "bomb.tar.gz", "wb") as stream:
+            info = tarfile.TarInfo("x")
+            info.type, info.size = kind, 50 << 20
+            stream.write(info.tobuf())
+            stream.write(bytes(50 << 20))
+        tracemalloc.start()
+        (problem,) = pictures_after(find_sections([str(tmp_path / "bomb.tar.gz")]), START)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert "a header of 52428800 bytes" in problem.problem
+        assert peak < 20 << 20
+
+
+def test_files_of_macos_lists_and_stores_are_not_pictures(folder, tmp_path):
+    (folder / "._z.png").write_bytes(b"macOS")
+    (folder / "readme.txt").write_text("see there")
+    (folder / "Thumbs.db").write_bytes(b"?")
+    (folder / "store.zarr" / "_s2wrap").mkdir(parents=True)
+    assert names(folder / "*") == names(folder)
+    assert not any("._z" in name for name in names(folder))
+    (folder / "list.txt").write_bytes(codecs.BOM_UTF8 + b"one.png\r\ntwo.png")
+    assert names(folder / "lis*.txt") == ["one.png", "two.png"]
+    (folder / "list.txt").write_bytes("one.png".encode("utf-16"))
+    with pytest.raises(S2WrapError, match="list.txt is UTF-16; save the list as UTF-8"):
+        names(folder / "list.txt")
+
+
+def test_a_picture_named_in_two_ways_is_named_twice(folder):
+    with pytest.raises(S2WrapError, match="is named twice"):
+        count_pictures(find_sections([f"{folder}/b.png", f"{folder}/./b.png"]))
+
+
+def test_a_column_path_of_numbers_is_refused(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"path": [1, 2]}), tmp_path / "list.parquet")
+    with pytest.raises(S2WrapError, match="has a column path of int64; a list needs texts"):
+        names(tmp_path / "list.parquet")
 
 
 def test_addresses_of_fsspec_are_searched_too():
@@ -236,7 +289,7 @@ def test_names_that_are_no_text_are_kept(tmp_path):
 def test_what_is_not_there_says_so(tmp_path):
     with pytest.raises(S2WrapError, match="no such file or folder"):
         names(tmp_path / "none")
-    with pytest.raises(S2WrapError, match="the pattern names no file"):
+    with pytest.raises(S2WrapError, match="the pattern names no picture, tar or folder"):
         names(tmp_path / "*.png")
     with pytest.raises(S2WrapError, match="no file has a name of 300 characters"):
         names("x" * 300)

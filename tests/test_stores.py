@@ -109,6 +109,50 @@ def test_a_run_that_stops_anywhere_is_gone_on_with(output, stop, seconds, monkey
     assert_holds(output, 21)
 
 
+def test_a_picture_behind_the_count_that_fails_next_time_is_not_in_both(output):
+    """Killed between a part and its count; then the last picture is broken."""
+    fill(output, 6)
+    control = output / "_s2wrap" / "progress.json"
+    count = control.read_text()
+    fill(output, 7)
+    control.write_text(count)
+    with opened_store(output, make_writer(output, "float32", 4), ABOUT) as store:
+        store.add(Failure("6.png", "broken", Mark(0, 7, "6")))
+        store.commit(finished=True)
+    assert list(read(output)) == ["0.png", "1.png", "2.png", "4.png", "5.png"]
+
+
+@pytest.mark.parametrize("name", ["progress.json", "s2wrap.json"])
+def test_damaged_control_files_are_told(output, name):
+    fill(output, 6)
+    (output / "_s2wrap" / name).write_text("")
+    with pytest.raises(S2WrapError, match=f"{name} is damaged .*remove the store and begin anew"):
+        fill(output, 12)
+
+
+@pytest.mark.parametrize("ending", ["parquet", "safetensors"])
+def test_a_damaged_part_is_told(tmp_path, ending):
+    output = tmp_path / f"x.{ending}"
+    fill(output, 6)
+    part = output / f"part-000001.{ending}"
+    part.write_bytes(part.read_bytes()[:50])
+    with pytest.raises(S2WrapError, match=r"part-000001.* is damaged .*begin anew"):
+        fill(output, 12)
+
+
+def test_drafts_are_out_of_sight_of_readers(tmp_path):
+    """DuckDB reads hidden files too."""
+    output, seen = tmp_path / "x.safetensors", []
+    writer = make_writer(output, "float32", 4)
+    write = writer.write_part
+    writer.write_part = lambda rows, path: seen.append(path) or write(rows, path)
+    with opened_store(output, writer, ABOUT) as store:
+        store.add(made_up(0, output))
+        store.commit()
+    assert [path.parent.name for path in seen] == ["_s2wrap"]
+    assert_holds(output, 1)
+
+
 def test_a_finished_store_grows_at_its_end(output):
     for count in (3, 6, 20):
         fill(output, count)
@@ -262,6 +306,27 @@ def fill_rounded(output, dtype):
                     arrays = {key: array.to(getattr(torch, dtype)) for key, array in item.arrays.items()}
                     store.add(replace(item, arrays=arrays))
             store.commit()
+
+
+def test_vectors_are_taken_by_lancedb_as_they_are(tmp_path):
+    lancedb = pytest.importorskip("lancedb")
+    from pyarrow import dataset
+
+    for dtype in ("float32", "float16"):
+        output = tmp_path / f"{dtype}.parquet"
+        fill_rounded(output, dtype)
+        table = lancedb.connect(tmp_path / "base").create_table(dtype, dataset.dataset(output))
+        query = made_up(4, output).arrays["vector"].numpy()
+        found = table.search(query, vector_column_name="vector").metric("cosine").limit(1).to_list()
+        assert [row["path"] for row in found] == ["4.png"]
+
+
+def test_zarr_names_nothing_but_arrays_without_a_warning(tmp_path, recwarn):
+    zarr = pytest.importorskip("zarr")
+    fill(tmp_path / "maps.zarr", 6)
+    group = zarr.open_group(tmp_path / "maps.zarr", mode="r")
+    assert sorted(group.array_keys()) == ["image_hw", "path", "prefix", "spatial"]
+    assert not [warning for warning in recwarn if "not recognized" in str(warning.message)]
 
 
 def test_float16_rounds_and_nothing_else(output):

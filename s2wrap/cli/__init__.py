@@ -8,7 +8,7 @@ import torch
 import typer
 
 from s2wrap.cli import bench, compare, export, features, inspect, models
-from s2wrap.errors import S2WrapError
+from s2wrap.errors import S2WrapError, printable
 
 app = typer.Typer(
     name="s2wrap",
@@ -38,7 +38,7 @@ def main() -> None:
     try:
         app()
     except S2WrapError as error:
-        print(f"s2wrap: {error}", file=sys.stderr)
+        print(f"s2wrap: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):

@@ -1,5 +1,7 @@
 """`s2wrap features`: pictures in, a store or file of features out."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -12,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from s2wrap.cli import model as options
-from s2wrap.errors import S2WrapError
+from s2wrap.errors import S2WrapError, printable
 from s2wrap.export.engine import Engine
 from s2wrap.export.engine import load as open_file
 from s2wrap.extraction.fleet import Cluster
@@ -130,7 +132,7 @@ def extract(
     else:  # actors move the model themselves: this machine may have no GPU
         make = partial(_load_model, model, torch.device("cpu") if cluster else options.device(device or "cpu"))
     console = Console(stderr=True)
-    with _Bar(console) as bar:
+    with _Bar(console) as bar, _last_words(bar, console):
         outcome = extract_features(
             photos,
             output,
@@ -174,6 +176,16 @@ def _defaults() -> dict[str, Any]:
     return {name: parameters[name].default for name in WRAPPING}
 
 
+@contextmanager
+def _last_words(bar: "_Bar", console: Console) -> Iterator[None]:
+    """Say how far a run came that is interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _say(console, f"stopped after {bar.done} pictures; a store is gone on with by the same command", style="yellow")
+        raise
+
+
 def _cluster(ray: bool, address: str | None, actors: int | None, device: str) -> Cluster | None:
     """The Ray that is asked for."""
     if ray or address is not None:
@@ -194,8 +206,8 @@ def _summary(outcome: Outcome, output: Path) -> str:
 
 
 def _say(console: Console, text: str, style: str | None = None) -> None:
-    """Print a line as it is: names of files may look like markup."""
-    console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+    """Print a line as it is: names of files may look like markup, or hold what a terminal would obey."""
+    console.print(printable(text), style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 class _Speed(ProgressColumn):
@@ -212,7 +224,7 @@ class _Bar(Progress):
     def __init__(self, console: Console):
         columns = (TextColumn("features"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
         super().__init__(*columns, console=console)
-        self.failures = 0
+        self.failures, self.done = 0, 0
         self.number = self.add_task("features", total=None, start=False, before=0)
 
     def show(self, state: State) -> None:
@@ -220,6 +232,7 @@ class _Bar(Progress):
         if state.item is None:
             self.start_task(self.number)
             self.update(self.number, before=state.done)
+        self.done = state.done
         self.update(self.number, completed=state.done, total=state.expected)
         if isinstance(state.item, Failure):
             self.failures += 1

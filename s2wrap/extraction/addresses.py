@@ -20,8 +20,8 @@ def is_remote(address: str) -> bool:
 
 
 def is_picture(name: str) -> bool:
-    """Whether a name ends as that of a picture."""
-    return os.path.splitext(name)[1].lower() in SUFFIXES
+    """Whether a name ends as that of a picture; ._NAME is what macOS keeps about another file."""
+    return os.path.splitext(name)[1].lower() in SUFFIXES and not os.path.basename(name).startswith("._")
 
 
 @contextmanager
@@ -51,6 +51,12 @@ def kind(address: str) -> str | None:
     with answers(address):
         files, path = _files(address)
         return "folder" if files.isdir(path) else "file" if files.exists(path) else None
+
+
+def fetch(address: str) -> bytes:
+    """The bytes at an address of a server, in one request."""
+    files, path = _files(address)
+    return files.cat_file(path)
 
 
 def expand(pattern: str) -> list[str]:
@@ -90,9 +96,11 @@ def _walk_local(folder: str) -> Iterator[str]:
 
 
 def _walk_remote(files: Any, folder: str) -> Iterator[str]:
-    # the entry of a folder itself is a marker that some tools leave in object stores
-    entries = [entry for entry in files.ls(folder, detail=True) if entry["name"].rstrip("/") != folder.rstrip("/")]
-    for entry in sorted(entries, key=lambda entry: entry["name"]):
+    for entry in sorted(files.ls(folder, detail=True), key=lambda entry: entry["name"]):
+        if entry["name"].rstrip("/") == folder.rstrip("/"):
+            if entry.get("StorageClass") == "DIRECTORY":  # S3's word for names that go on
+                raise S2WrapError(f"{folder} has names with //, which cannot be searched; give a list of the pictures")
+            continue  # a marker that some tools leave in object stores
         if entry["type"] == "directory":
             yield from _walk_remote(files, entry["name"])
         elif is_picture(entry["name"]):

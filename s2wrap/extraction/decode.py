@@ -1,5 +1,7 @@
 """Pictures read and decoded, in worker processes that stay a little ahead."""
 
+import errno
+import os
 import signal
 import threading
 import time
@@ -12,8 +14,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from s2wrap.errors import S2WrapError, first_line
-from s2wrap.extraction.addresses import is_remote, opened
+from s2wrap.errors import MissingExtraError, S2WrapError, first_line
+from s2wrap.extraction.addresses import fetch, is_remote
 from s2wrap.extraction.picture import START, Mark, Picture
 from s2wrap.images import decode_image, load_image
 
@@ -21,6 +23,8 @@ AHEAD = 4
 """Pictures that each worker holds ready, at most."""
 TRIES = 4
 """Times that a server is asked for a picture; between them one second, then two, then four."""
+PASSING = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
+"""What the system says of itself, not of a file."""
 CRASH = "exited unexpectedly"
 """How a DataLoader says that a worker was killed."""
 
@@ -30,12 +34,14 @@ class Decoded:
     """A picture in memory, (3, height, width) in 0…255; or why there is none.
 
     Attributes:
-        lost: whether the server gave no answer: the picture may be fine, and the run is to stop.
+        gone: whether nothing is there, or may be read: so may it be for all pictures, once their disk is gone.
+        lost: whether the server, the disk or the memory failed: the picture may be fine, and the run is to stop.
     """
 
     name: str
     image: Tensor | None = None
     problem: str = ""
+    gone: bool = False
     lost: bool = False
     mark: Mark = START
 
@@ -59,8 +65,12 @@ def decode(picture: Picture, *, reject_attacks: bool = False) -> Decoded:
         if reject_attacks:
             _refuse_attack(image, picture.name)
         return replace(known, image=image)
+    except MissingExtraError as error:
+        return replace(known, problem=str(error), lost=True)
     except S2WrapError as error:
-        return replace(known, problem=str(error))
+        cause = error.__cause__
+        lost = isinstance(cause, MemoryError) or getattr(cause, "errno", None) in PASSING
+        return replace(known, problem=str(error), gone=_is_gone(picture, cause), lost=lost)
     except ConnectionError as error:
         return replace(known, problem=str(error), lost=True)
 
@@ -69,6 +79,13 @@ def _image(picture: Picture) -> Tensor:
     if picture.content is not None:
         return decode_image(picture.content, picture.name)
     return decode_image(_fetch(picture.name), picture.name) if is_remote(picture.name) else load_image(picture.name)
+
+
+def _is_gone(picture: Picture, cause: BaseException | None) -> bool:
+    if picture.content is not None:
+        return False
+    absent = not is_remote(picture.name) and not os.path.exists(picture.name)
+    return absent or isinstance(cause, FileNotFoundError | PermissionError)
 
 
 def _refuse_attack(image: Tensor, name: str) -> None:
@@ -145,7 +162,14 @@ class _Decoder(Dataset):
         self.read = read
 
     def __getitem__(self, picture: Picture) -> Decoded:
-        return self.read(picture)
+        decoded = self.read(picture)
+        try:
+            if decoded.image is not None:
+                decoded.image.share_memory_()  # as the loader does out of sight, where an error is a wait without end
+        except RuntimeError as error:
+            full = f"{picture.name}: no shared memory to hand it over ({first_line(error)}); use fewer --workers, or 0"
+            return replace(decoded, image=None, problem=full, lost=True)
+        return decoded
 
 
 def _as_it_is(decoded: Any) -> Any:
@@ -194,9 +218,8 @@ def _fetch(address: str) -> bytes:
 
 def _read(address: str) -> bytes:
     try:
-        with opened(address) as stream:
-            return stream.read()
+        return fetch(address)
     except FileNotFoundError as error:
         raise S2WrapError(f"{address}: there is no such file") from error
-    except (PermissionError, IsADirectoryError) as error:
+    except (PermissionError, IsADirectoryError, ValueError) as error:  # ValueError: no such protocol, no such address
         raise S2WrapError(f"{address}: cannot be opened: {first_line(error)}") from error

@@ -81,7 +81,7 @@ class _Window:
             self.copied.synchronize()
         for picture, answer in zip(self.pictures, self.answers, strict=True):
             if picture.image is None:
-                yield Failure(picture.name, picture.problem, picture.mark)
+                yield Failure(picture.name, picture.problem, picture.mark, picture.gone)
             elif isinstance(answer, S2WrapError):
                 reason = str(answer).removeprefix("image 0: ")
                 yield Failure(picture.name, f"{picture.name}: {reason}", picture.mark)

@@ -45,6 +45,7 @@ class MapWriter(Writer):
         if rows == 0:
             self._clear()
             self.group = _zarr().open_group(self.folder, mode="a", zarr_format=3, attributes=dict(description))
+            self.group.require_group(CONTROL)  # readers warn of a folder that is none
             return []
         for path in self.folder.rglob("*.partial"):  # what the library leaves of a chunk when it is killed
             path.unlink()

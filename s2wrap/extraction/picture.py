@@ -55,8 +55,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Failure:
-    """A picture that could not be read, and why."""
+    """A picture that could not be read, and why; `gone` where nothing is there, or may be read."""
 
     name: str
     reason: str
     mark: Mark = START
+    gone: bool = False

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from s2wrap.errors import S2WrapError
+from s2wrap.extraction.addresses import kind
 from s2wrap.extraction.cluster import Job, encode_on
 from s2wrap.extraction.decode import decode_all
 from s2wrap.extraction.encode import Encoder, Keep, encode_all, weights_of, whole_maps
@@ -22,9 +23,12 @@ from s2wrap.extraction.picture import Failure, Mark, Row
 from s2wrap.extraction.single import SingleFile
 from s2wrap.extraction.sources import Section, count_pictures, find_sections, pictures_after
 from s2wrap.extraction.store import Store, check_parent, check_place, opened_store
-from s2wrap.extraction.writer import Writer
+from s2wrap.extraction.tars import container
+from s2wrap.extraction.writer import PartWriter, Writer
 from s2wrap.files import whole_file
 
+GONE = 1000
+"""Pictures in a row that may be gone before it is asked whether their disk or server is."""
 Shapes = dict[str, tuple[int, ...]]
 Work = Callable[[list[Section], Mark], Generator[Row | Failure]]
 
@@ -107,7 +111,7 @@ def extract_features(
             "weights_sha256": weights_of(model),
             "s2wrap_version": version("s2wrap"),
             "dtype": dtype,
-            "shard": shard,
+            "shard": writer.block if isinstance(writer, PartWriter) else shard,
             "reject_scaling_attacks": reject_attacks,
         }
         keep, number = writer.keep if writer else whole_maps, getattr(torch, dtype)
@@ -123,12 +127,8 @@ def extract_features(
         else:
             into = opened_store(output, writer, description)
         with into as sink:
-            try:
-                with closing(work(sections, sink.mark)) as items:
-                    shapes = _fill(sink, items, total, len(sections), tell)
-            finally:
-                if errors is not None:
-                    sink.copy_failures(errors)
+            with _listed(sink, errors), closing(work(sections, sink.mark)) as items:
+                shapes = _fill(sink, _checked(items, sink.rows), total, len(sections), tell)
             return Outcome(sink.rows, sink.failed, shapes)
 
 
@@ -168,21 +168,87 @@ def _fill(
     """Give the sink all pictures that it does not have yet."""
     tell(State(None, sink.rows + sink.failed, total))
     shapes: list[Shapes] = []
-    for item in items:
-        if isinstance(item, Row):
-            _check_overflow(item)
-            seen = {name: tuple(array.shape) for name, array in item.arrays.items()}
-            if not shapes:
-                _check_room(item, total and total - sink.rows - sink.failed, sink.folder)
-            if seen not in shapes[:2]:
-                shapes.append(seen)
-        sink.add(item)
-        done = sink.rows + sink.failed
-        tell(State(item, done, total or _guess(done, item.mark.section, sections)))
+    added = True
+    try:
+        for item in items:
+            if isinstance(item, Row):
+                _check_overflow(item)
+                seen = {name: tuple(array.shape) for name, array in item.arrays.items()}
+                if not shapes:
+                    _check_room(item, total and total - sink.rows - sink.failed, sink.folder)
+                if seen not in shapes[:2]:
+                    shapes.append(seen)
+            added = False
+            sink.add(item)
+            added = True
+            done = sink.rows + sink.failed
+            tell(State(item, done, total or _guess(done, item.mark.section, sections)))
+    except (KeyboardInterrupt, SystemExit):
+        if added:  # not in the midst of it
+            sink.commit()
+        raise
     sink.commit(finished=True)
     if sink.rows == 0:
         raise S2WrapError(f"none of {sink.failed} pictures could be read; nothing was written")
     return shapes
+
+
+def _checked(items: Iterable[Row | Failure], before: int) -> Iterator[Row | Failure]:
+    """The same, but pictures that are gone are failures only while those before them are there.
+
+    Of a disk that is unmounted, or a bucket that is closed, every picture left would be a failure otherwise.
+
+    Args:
+        items: from the place where earlier runs ended.
+        before: rows of earlier runs.
+
+    Raises:
+        S2WrapError: the last picture that could be read is gone too; or, going on, none can be read any more.
+    """
+    gone: list[Failure] = []
+    last: str | None = None
+    for item in items:
+        if isinstance(item, Failure) and item.gone:
+            gone.append(item)
+            if len(gone) == GONE:
+                _check_there(gone, last, before)
+                yield from gone
+                gone.clear()
+            continue
+        yield from gone
+        gone.clear()
+        last = item.name if isinstance(item, Row) else last
+        yield item
+    if gone:
+        _check_there(gone, last, before)
+        yield from gone
+
+
+def _check_there(gone: list[Failure], last: str | None, before: int) -> None:
+    """Raise S2WrapError where the sources are gone, not only these pictures."""
+    there = before == 0
+    if last is not None:
+        with suppress(S2WrapError):
+            there = kind(container(last)) is not None
+    if not there:
+        raise S2WrapError(
+            f"{len(gone)} pictures in a row cannot be reached ({gone[0].reason}), nor what was read before; the same "
+            f"command again goes on from here"
+        )
+
+
+@contextmanager
+def _listed(sink: Store | SingleFile, path: Path | None) -> Iterator[None]:
+    """Write the list of failures at the end, however that comes."""
+    try:
+        yield
+    except BaseException:
+        if path is not None:
+            with suppress(S2WrapError):  # the first error is to be told
+                sink.copy_failures(path)
+        raise
+    if path is not None:
+        sink.copy_failures(path)
 
 
 def _guess(done: int, section: int, sections: int) -> int | None:

@@ -1,5 +1,6 @@
 """From folders, patterns, lists, tars and files to pictures, in an order that is the same every time."""
 
+import codecs
 import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator
@@ -12,11 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from s2wrap.errors import MissingExtraError, S2WrapError
-from s2wrap.extraction.addresses import answers, expand, is_remote, kind, opened, walk
+from s2wrap.extraction.addresses import answers, expand, is_picture, is_remote, kind, opened, walk
 from s2wrap.extraction.picture import START, Mark, Picture
 from s2wrap.extraction.tars import is_tar, read_tar
+from s2wrap.extraction.writer import CONTROL
 from s2wrap.images import SUFFIXES
 
+LISTS = (".txt", ".parquet")
 WILD = frozenset("*?[")
 Piece = Callable[[], Iterator[Picture]]
 """Reads pictures that come together, in any process."""
@@ -158,13 +161,23 @@ def _chain(digest: str, name: str) -> str:
 def _expanded(addresses: Iterable[str]) -> Iterator[str]:
     """Patterns as what they stand for; a file may well be called a[1].png."""
     for address in addresses:
-        if WILD.intersection(address) and (is_remote(address) or not os.path.lexists(address)):
-            found = expand(address)
+        if WILD.intersection(address) and kind(address) is None:
+            found = [match for match in expand(address) if _is_source(match, address)]
             if not found:
-                raise S2WrapError(f"{address}: the pattern names no file or folder")
+                raise S2WrapError(f"{address}: the pattern names no picture, tar or folder")
             yield from found
         else:
-            yield address
+            yield address if is_remote(address) else os.path.normpath(address)
+
+
+def _is_source(match: str, pattern: str) -> bool:
+    """Whether what a pattern names is meant: not other files beside the pictures, lists by their ending, or stores."""
+    ending = os.path.splitext(match)[1].lower()
+    if ending in LISTS and not os.path.isdir(match):
+        return pattern.lower().endswith(ending)
+    if os.path.isdir(os.path.join(match, CONTROL)):
+        return False
+    return is_picture(match) or is_tar(match) or kind(match) == "folder"
 
 
 def _section(address: str) -> Section | None:
@@ -188,14 +201,17 @@ def _files(files: list[str]) -> Section:
 
 def _read_lines(address: str) -> Iterator[Picture]:
     with answers(address), opened(address) as stream:
-        for line in stream:
-            name = os.fsdecode(line.strip(b"\r\n"))
+        for number, line in enumerate(stream):
+            if number == 0 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                raise S2WrapError(f"{address} is UTF-16; save the list as UTF-8")
+            name = os.fsdecode(line.removeprefix(codecs.BOM_UTF8 if number == 0 else b"").strip(b"\r\n"))
             if name:
                 yield Picture(name)
 
 
 def _read_column(address: str) -> Iterator[Picture]:
     try:
+        import pyarrow
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
         raise MissingExtraError("pyarrow", "features") from error
@@ -203,6 +219,9 @@ def _read_column(address: str) -> Iterator[Picture]:
         table = ParquetFile(stream)
         if "path" not in table.schema_arrow.names:
             raise S2WrapError(f'{address} has columns {", ".join(table.schema_arrow.names)}; a list needs one "path"')
+        found = table.schema_arrow.field("path").type
+        if not (pyarrow.types.is_string(found) or pyarrow.types.is_large_string(found)):
+            raise S2WrapError(f"{address} has a column path of {found}; a list needs texts")
         for batch in table.iter_batches(columns=["path"]):
             yield from (Picture(name) for name in batch.column(0).to_pylist() if name)
 

@@ -10,13 +10,13 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from io import BufferedWriter
 from pathlib import Path
 from typing import Any
 
-from s2wrap.errors import S2WrapError
+from s2wrap.errors import S2WrapError, first_line
 from s2wrap.extraction.picture import START, Failure, Mark, Row
 from s2wrap.extraction.writer import CONTROL, DRAFT, Writer
 from s2wrap.files import disk_errors, whole_file
@@ -65,7 +65,7 @@ class Store:
         self.failures = self._open_failures()
         self.block = self.writer.start(self.progress.rows, description)
         self.rows, self.failed, self.mark = self.progress.rows, self.progress.failed, self.progress.mark
-        self.committed = time.monotonic()
+        self.committed, self.took = time.monotonic(), 0.0
 
     def add(self, item: Row | Failure) -> None:
         """Take the next picture; it is safe once it is committed, which happens by the way.
@@ -85,11 +85,12 @@ class Store:
             self.block.append(replace(item, mark=START))
             if len(self.block) == self.writer.block:
                 self.commit()
-        if time.monotonic() - self.committed > COMMIT_SECONDS:
+        if time.monotonic() - self.committed > max(COMMIT_SECONDS, 10 * self.took):
             self.commit()
 
     def commit(self, *, finished: bool = False) -> None:
         """Make all pictures so far safe: first their rows, then their failures, then the count of both."""
+        start = time.monotonic()
         with disk_errors(self.folder):
             if self.rows > self.progress.rows:
                 self.writer.write(self.rows - len(self.block), self.block)
@@ -99,6 +100,7 @@ class Store:
         self.progress = Progress(self.rows, self.failed, length, self.mark, finished)
         _write_json(_control(self.folder, "progress.json"), asdict(self.progress))
         self.committed = time.monotonic()
+        self.took = self.committed - start  # a growing part is written anew each time: seldom, where that takes long
         if self.rows and len(self.block) == self.writer.block:
             self.block = []
 
@@ -131,7 +133,8 @@ def opened_store(folder: Path, writer: Writer, description: Mapping[str, Any]) -
         try:
             yield store
         finally:
-            store.failures.close()
+            with suppress(OSError):  # of a full disk; what counts was written by the commit
+                store.failures.close()
 
 
 def check_place(folder: Path) -> None:
@@ -161,7 +164,7 @@ def _check_description(folder: Path, description: Mapping[str, Any]) -> None:
     if not path.exists():
         _write_json(path, asked)
         return
-    there = json.loads(path.read_text())
+    there = _read_json(path)
     for key in sorted(there.keys() | asked.keys()):
         if there.get(key) != asked.get(key):
             raise S2WrapError(
@@ -174,12 +177,21 @@ def _read_progress(folder: Path) -> Progress:
     path = _control(folder, "progress.json")
     if not path.exists():
         return Progress()
-    there = json.loads(path.read_text())
-    return Progress(**there | {"mark": Mark(**there["mark"])})
+    there = _read_json(path)
+    there["mark"] = Mark(**there["mark"])
+    progress = Progress(**there)
+    return Progress() if progress.finished and progress.rows == 0 else progress  # nothing could be read: try again
 
 
 def _control(folder: Path, name: str) -> Path:
     return folder / CONTROL / name
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise S2WrapError(f"{path} is damaged ({first_line(error)}); remove the store and begin anew") from error
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from s2wrap.errors import S2WrapError
+from s2wrap.errors import S2WrapError, first_line
 from s2wrap.extraction.encode import Keep, whole_maps
 from s2wrap.extraction.picture import Arrays, Row
 from s2wrap.files import whole_file
@@ -68,18 +68,27 @@ class PartWriter(Writer):
         self.description = description
         full, left = divmod(rows, self.block)
         kept = {self._path(number) for number in range(full + (left > 0))}
-        for path in [*self.folder.glob(f"part-*{self.ending}"), *self.folder.glob(DRAFT)]:
+        for path in [*self.folder.glob(f"part-{'[0-9]' * 6}{self.ending}"), *self.folder.glob(DRAFT)]:
             if path not in kept:
                 path.unlink()
         for path in sorted(kept):
             if not path.is_file():
                 raise S2WrapError(f"{path} is missing, though {rows} rows were written; bring it back, or begin anew")
-        return self.read_part(self._path(full))[:left] if left else []
+        there = self._read(self._path(full)) if left else []
+        if len(there) > left:  # a run was killed between a part and its count; those pictures may fail this time
+            self.write(full * self.block, there[:left])
+        return there[:left]
 
     def write(self, first: int, rows: Sequence[Row]) -> None:
         """Write the part of a block."""
-        with whole_file(self._path(first // self.block)) as draft:
+        with whole_file(self._path(first // self.block), drafts=self.folder / CONTROL) as draft:
             self.write_part(rows, draft)
+
+    def _read(self, path: Path) -> list[Row]:
+        try:
+            return self.read_part(path)
+        except Exception as error:  # each format's library has errors of its own
+            raise S2WrapError(f"{path} is damaged ({first_line(error)}); remove the store and begin anew") from error
 
     def _path(self, number: int) -> Path:
         return self.folder / f"part-{number:06d}{self.ending}"
