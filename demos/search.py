@@ -26,6 +26,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pyarrow.dataset
+import torch
 import typer
 from matplotlib.axes import Axes
 from photos import cut_squares
@@ -108,13 +109,19 @@ def write_vectors(folder: Path, store: Path, spec: str, *, pretrained: bool) -> 
         outcome = extract_features(
             [str(folder)],
             store,
-            load=partial(s2wrap.load, spec, pretrained=pretrained),
+            load=partial(load, spec, pretrained),
             spec=spec,
             options={},
             tell=lambda state: progress.update(task, completed=state.done, total=state.expected),
         )
     if outcome.failed:
         print(f"{outcome.failed} pictures could not be read; {store}/_s2wrap/failures.jsonl has them")
+
+
+def load(spec: str, pretrained: bool) -> s2wrap.MultiScale:
+    """The model; with random weights, the same every time."""
+    torch.manual_seed(0)
+    return s2wrap.load(spec, pretrained=pretrained)
 
 
 def search(store: Path, way: str, count: int) -> Found:
@@ -213,7 +220,7 @@ def draw(found: list[Found], queries: list[int], folder: Path, output: Path) -> 
     right = "; ✓ blue: of the query's class, ✗ orange: of another" if several else ""
     figure.suptitle(f"Nearest of {len(found[0].names)} pictures, with their cosine{right}", fontsize=12)
     with whole_file(output) as draft:
-        figure.savefig(draft, dpi=90)
+        figure.savefig(draft, dpi=80)
 
 
 def show(axis: Axes, path: str) -> None:

@@ -6,7 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+import s2wrap
+from s2wrap.images import load_image
 
 DEMOS = Path(__file__).parent.parent / "demos"
 
@@ -139,3 +143,44 @@ def test_compare_prints_its_comparisons_and_writes_their_pages(tmp_path, monkeyp
         assert (tmp_path / f"{name}.html").read_text().startswith("<!doctype html>")
     picture = np.asarray(Image.open(tmp_path / "compare.png").convert("RGB")).astype(float)
     assert picture.std() > 5
+
+
+def test_search_finds_what_a_plain_sort_finds_and_draws_it(tmp_path):
+    random = np.random.default_rng(0)
+    for kind in ("light", "dark"):
+        (tmp_path / "photos" / kind).mkdir(parents=True)
+        for number in range(5):
+            pixels = random.integers(0, 60, (40 + number, 50, 3)) + 150 * (kind == "light")
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "photos" / kind / f"{number}.png")
+    (tmp_path / "photos" / "broken.png").write_text("no picture")
+    output, table = tmp_path / "search.png", tmp_path / "nearest.csv"
+    command = [sys.executable, DEMOS / "search.py", tmp_path / "photos", "--model", "timm:test_vit", "--random-weights"]
+    command += ["--nearest", "3", "--queries", "2", "--output", output, "--csv", table, "--stores", tmp_path / "stores"]
+    ran = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "1 pictures could not be read" in ran.stdout
+    assert "10 pictures of 2 classes" in ran.stdout
+    with table.open() as stream:
+        rows = list(csv.DictReader(stream))
+    paths = sorted((tmp_path / "photos").glob("*/*.png"))
+    for scales in ("1", "1,2"):
+        torch.manual_seed(0)
+        model = s2wrap.load(f"timm:test_vit@{scales}", pretrained=False)
+        vectors = np.stack([model(load_image(path)[None]).spatial[0].mean((1, 2)).numpy() for path in paths])
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        cosines = vectors @ vectors.T
+        np.fill_diagonal(cosines, -2)
+        for number, path in enumerate(paths):
+            found = [row for row in rows if row["query"] == str(path) and row["way"].endswith(f"@{scales}")]
+            assert [int(row["rank"]) for row in found] == [1, 2, 3]
+            expected = np.sort(cosines[number])[::-1][:3]
+            np.testing.assert_allclose([float(row["cosine"]) for row in found], expected, atol=1e-5)
+            of_found = [cosines[number, paths.index(Path(row["picture"]))] for row in found]
+            np.testing.assert_allclose(of_found, expected, atol=1e-5)
+    picture = np.asarray(Image.open(output).convert("RGB")).astype(float)
+    height, width = picture.shape[:2]
+    assert picture[int(0.2 * height) : int(0.4 * height), : width // 10].std() > 3
+    ran = subprocess.run([*command, "--query", "none.png"], capture_output=True, text=True)
+    assert ran.returncode == 1
+    assert ran.stderr.strip().endswith("error: --query none.png: 0 pictures of the folder end so; name one of them")
+    ran = subprocess.run([*command, "--nearest", "10"], capture_output=True, text=True)
+    assert "10 pictures, and 10 are to be found for each: give --nearest below" in ran.stderr
