@@ -129,7 +129,7 @@ def expected(sources, tmp_path_factory):
     """The stores that this machine makes without Ray, by name of the output."""
     folder = tmp_path_factory.mktemp("expected")
     extract(sources, folder / "out.parquet", shard=50)
-    extract(sources, folder / "out.safetensors", shard=50, dtype="bfloat16")
+    extract(sources, folder / "photos.safetensors", ["photos"], shard=50, dtype="bfloat16")
     return folder
 
 
@@ -152,8 +152,8 @@ def test_one_of_two_actors_killed_in_the_middle_changes_nothing(address, sources
             os.kill(killed[0], signal.SIGKILL)
 
     options = {"shard": 50, "dtype": "bfloat16", "load": loader(sources, loads, seconds=0.01), "tell": kill}
-    extract(sources, output, cluster=Cluster(actors=2), **options)
-    assert_same(output, expected / "out.safetensors")
+    extract(sources, output, ["photos"], cluster=Cluster(actors=2), **options)
+    assert_same(output, expected / "photos.safetensors")
     assert len(list(loads.iterdir())) == 3  # another took its place: it had not done its work
 
 

@@ -2,6 +2,7 @@ import codecs
 import gzip
 import io
 import os
+import pickle
 import tarfile
 import tracemalloc
 
@@ -12,7 +13,7 @@ from skimage import data
 from s2wrap import S2WrapError
 from s2wrap.extraction.decode import decode
 from s2wrap.extraction.picture import START, Mark
-from s2wrap.extraction.sources import count_pictures, find_sections, pictures_after
+from s2wrap.extraction.sources import count_pictures, find_sections, pictures_after, pieces_after
 from s2wrap.images import load_image
 
 CAT = Image.fromarray(data.chelsea()[:40, :60])
@@ -296,3 +297,25 @@ def test_what_is_not_there_says_so(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(S2WrapError, match="no picture in .*empty; endings read: .jpg.*tars in a folder"):
         count_pictures(find_sections([str(tmp_path / "empty")]))
+
+
+def test_pieces_read_in_another_process_give_the_same_pictures_after_every_mark(folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    tars = [write_tar(tmp_path / f"{n}.tar", [(f"{m}.png", png()) for m in range(3)]) for n in range(2)]
+    sections = find_sections(map(str, [tmp_path / "empty", folder, *tars, tmp_path / "empty", folder / "b.png"]))
+    everything = list(pictures_after(sections, START))
+    assert len(everything) == 4 + 2 * 3 + 1
+    for done in range(len(everything) + 1):
+        mark = everything[done - 1].mark if done else START
+        for files in (1, 3, 100):
+            sent = [pickle.dumps(piece) for piece in pieces_after(sections, mark, files=files)]
+            assert [picture for piece in sent for picture in pickle.loads(piece)()] == everything[done:]
+
+
+def test_a_piece_is_a_tar_or_so_many_files_and_its_bytes_are_read_only_by_whoever_calls_it(folder, tmp_path):
+    path = write_tar(tmp_path / "shard.tar", [("a.png", png())])
+    files, more, tar = pieces_after(find_sections([str(folder), str(path)]), START, files=3)
+    assert [len(list(piece())) for piece in (files, more)] == [3, 1]
+    path.unlink()
+    with pytest.raises(S2WrapError, match="shard.tar cannot be read"):
+        list(tar())

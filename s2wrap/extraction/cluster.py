@@ -84,7 +84,7 @@ def _pipeline(fleet: Fleet, job: Job, sections: list[Section], mark: Mark) -> An
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    tars = any(section.tar for section in sections)
+    tars = sum(section.tar for section in sections)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)  # lists may be here only
     step = partial(partial, _step, os.getcwd())
     with fleet.settings():
@@ -93,7 +93,7 @@ def _pipeline(fleet: Fleet, job: Job, sections: list[Section], mark: Mark) -> An
         listed = step(partial(_pieces if tars else _files, sections))
         rows = rows.map_batches(listed, **whole, num_cpus=0, compute=TaskPoolStrategy(1), scheduling_strategy=here)
         if tars:
-            readers = TaskPoolStrategy(fleet.actors + 1)
+            readers = TaskPoolStrategy(min(tars, fleet.actors + 1))
             rows = rows.map_batches(step(_read), **whole, num_cpus=0, compute=readers, max_retries=RETRIES)
         rows = rows.map_batches(step(partial(_decode, job.reject_attacks)), **whole, num_cpus=1, max_retries=RETRIES)
         return rows.map_batches(

@@ -136,8 +136,8 @@ def _by_workers(pictures: Iterator[Picture], decoder: "_Decoder", workers: int, 
                 given.popleft()
                 yield decoded
             return
-        except RuntimeError as error:
-            if CRASH not in str(error):
+        except (RuntimeError, OSError, EOFError) as error:
+            if not _is_crash(error):
                 raise
         while given:
             yield _alone(given.popleft(), decoder)
@@ -147,12 +147,17 @@ def _alone(picture: Picture, decoder: "_Decoder") -> Decoded:
     """A picture decoded in a process of its own, so that a crash is known to be its doing."""
     try:
         (decoded,) = _decoded(iter([picture]), decoder, 1, pin=False)
-    except RuntimeError as error:
-        if CRASH not in str(error):
+    except (RuntimeError, OSError, EOFError) as error:
+        if not _is_crash(error):
             raise
         problem = f"{picture.name}: the process that decoded it crashed, or was killed for its memory"
         return Decoded(picture.name, problem=problem, mark=picture.mark)
     return decoded
+
+
+def _is_crash(error: Exception) -> bool:
+    """Whether a DataLoader's error means that a worker has died, or is dying and cannot hand over what it has."""
+    return isinstance(error, ConnectionError | EOFError | FileNotFoundError) or CRASH in str(error)
 
 
 class _Decoder(Dataset):
