@@ -128,6 +128,20 @@ def test_radio_of_transformers_has_its_registers_first_and_normalises_for_itself
     assert features.prefix.shape == (1, 10, 32)
 
 
+def test_pixtral_keeps_the_images_of_a_batch_apart():
+    """The library joins them to one sequence."""
+    config = transformers.PixtralVisionConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, image_size=64, patch_size=16
+    )
+    tower, images = transformers.PixtralVisionModel(config).eval(), torch.randn(3, 3, 64, 64)
+    with torch.no_grad():
+        alone = [tower(image, output_hidden_states=True) for image in images.split(1)]
+    found = s2wrap.wrap(tower, (1,))(images)
+    torch.testing.assert_close(found.tokens, torch.cat([answer.last_hidden_state for answer in alone]))
+    layered = s2wrap.wrap(tower, (1,), layers=(1,))(images)
+    torch.testing.assert_close(layered.tokens, torch.cat([answer.hidden_states[2] for answer in alone]))
+
+
 def test_all_cls_tokens_are_prefix_tokens():
     config = transformers.PixioConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=64)
     features = s2wrap.wrap(transformers.PixioModel(config).eval(), scales=(1,))(torch.randn(1, 3, 64, 64))

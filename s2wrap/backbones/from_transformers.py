@@ -13,7 +13,7 @@ from s2wrap.backbones.backbone import Backbone
 from s2wrap.backbones.checkpoint import from_hub, load_exactly
 from s2wrap.backbones.family import Family, known_first, made_by
 from s2wrap.errors import MissingExtraError, S2WrapError
-from s2wrap.features import Features
+from s2wrap.features import Features, join
 
 OUTPUTS = ("last_hidden_state", "feature_maps", "encoder_last_hidden_state")
 UNTOLD_STRIDES: dict[str, tuple[int, int]] = dict.fromkeys(
@@ -73,6 +73,8 @@ class TransformersBackbone(Backbone):
 
     def call(self, tiles: Tensor) -> Any:
         """The last hidden state, (b, n, c) or (b, c, h, w); after the last norm, where the model has one."""
+        if self.kind == "pixtral" and len(tiles) > 1:  # it joins the images of a batch to one sequence
+            return torch.cat([self.call(tile) for tile in tiles.split(1)])
         answer = self._run(tiles)
         if self.output is not None:
             return answer
@@ -84,6 +86,8 @@ class TransformersBackbone(Backbone):
 
     def call_layers(self, tiles: Tensor) -> Features:
         """The hidden states after blocks, as the model gives them: without its last norm."""
+        if self.kind == "pixtral" and len(tiles) > 1:
+            return join([self.call_layers(tile) for tile in tiles.split(1)])
         states = self._run(tiles, output_hidden_states=True).hidden_states
         count = len(states) - 1  # the first is what the blocks are given
         numbers = [layer + count if layer < 0 else layer for layer in self.layers or ()]
