@@ -1,6 +1,7 @@
 """Features of many pictures: from folders, lists, tars and object stores into a store that survives a killed run."""
 
+from s2wrap.extraction.fleet import Cluster
 from s2wrap.extraction.run import Outcome, extract_features
 from s2wrap.extraction.sources import find_sections
 
-__all__ = ["Outcome", "extract_features", "find_sections"]
+__all__ = ["Cluster", "Outcome", "extract_features", "find_sections"]
