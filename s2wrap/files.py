@@ -37,8 +37,19 @@ def whole_file(path: str | Path, *, drafts: Path | None = None) -> Iterator[Path
                 os.fsync(stream.fileno())
             draft.chmod(0o666 & ~umask())
             draft.replace(target)
+            sync_folder(target.parent)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the disk hold which names a folder has: a power cut may undo a renaming otherwise."""
+    if os.name == "posix":  # Windows opens no folders
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 @contextmanager

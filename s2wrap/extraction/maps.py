@@ -15,6 +15,7 @@ from s2wrap.extraction.picture import Arrays, Row
 from s2wrap.extraction.vectors import printable
 from s2wrap.extraction.writer import CONTROL, Writer, check_same_shapes
 from s2wrap.features import Features
+from s2wrap.files import sync_folder
 
 CHUNK = 4 << 20
 """Bytes of a chunk before compression, about: little enough to fetch a picture, enough for few files."""
@@ -63,9 +64,11 @@ class MapWriter(Writer):
         self.like = row.arrays
         for name, array in row.arrays.items():
             shape = tuple(array.shape)
-            self.group.create_array(name, shape=(0, *shape), chunks=(self.chunk, *shape), dtype=self.dtype)
-        self.group.create_array("path", shape=(0,), chunks=(self.block,), dtype=str)
-        self.group.create_array("image_hw", shape=(0, 2), chunks=(self.block, 2), dtype="int32")
+            self.group.create_array(
+                name, shape=(0, *shape), chunks=(self.chunk, *shape), dtype=self.dtype, overwrite=True
+            )
+        self.group.create_array("path", shape=(0,), chunks=(self.block,), dtype=str, overwrite=True)
+        self.group.create_array("image_hw", shape=(0, 2), chunks=(self.block, 2), dtype="int32", overwrite=True)
         self.group.attrs["arrays"] = list(row.arrays)
 
     def write(self, first: int, rows: Sequence[Row]) -> None:
@@ -116,6 +119,8 @@ def _sync(folder: Path, chunks: range) -> None:
     for path in files:
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
+    for parent in {parent for path in files for parent in path.parents if parent.is_relative_to(folder)}:
+        sync_folder(parent)
 
 
 def _zarr() -> Any:
