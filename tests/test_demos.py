@@ -133,7 +133,7 @@ def test_compare_prints_its_comparisons_and_writes_their_pages(tmp_path, monkeyp
     monkeypatch.setattr(demo, "LARGER", f"{lites[0]}@1")
     monkeypatch.setattr(demo, "MOSAICS", [f"{lites[0]}@1"])
     monkeypatch.setattr(demo, "COUNTS", {"train": 8, "val": 4})
-    monkeypatch.setattr(demo, "PHOTOGRAPHS", demo.PHOTOGRAPHS[:2])
+    monkeypatch.setattr(demo, "FILES", demo.FILES[:2])
     demo.main(tmp_path, pictures=7, seconds=0, cache=tmp_path / "cache")
     printed = capsys.readouterr().out
     assert "21 pictures in 3 classes" in printed
