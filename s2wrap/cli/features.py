@@ -15,8 +15,6 @@ from rich.text import Text
 
 from s2wrap.cli import model as options
 from s2wrap.errors import S2WrapError, printable
-from s2wrap.export.engine import Engine
-from s2wrap.export.engine import load as open_file
 from s2wrap.extraction.fleet import Cluster
 from s2wrap.extraction.picture import Failure
 from s2wrap.extraction.run import Outcome, State, extract_features
@@ -160,11 +158,13 @@ def _load_model(spec: str, device: torch.device, wrapping: dict[str, Any], build
     return load(spec, **wrapping, **building).to(device)
 
 
-def _open_file(path: str, device: torch.device | None, wrapping: dict[str, Any], building: dict[str, Any]) -> Engine:
+def _open_file(path: str, device: torch.device | None, wrapping: dict[str, Any], building: dict[str, Any]) -> Any:
     """An exported file; S2WrapError where it has no say in what is asked, or where pictures do not fit it."""
     if building:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in building)
         raise S2WrapError(f"{names}: {path} is exported, with its weights and its size; export the model again")
+    from s2wrap.export import load as open_file
+
     engine = open_file(path, device=device, **wrapping)
     engine.encode([])  # refuses a graph that pictures cannot be stretched for
     return engine

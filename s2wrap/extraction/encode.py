@@ -3,6 +3,7 @@
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
 from einops import reduce
@@ -10,14 +11,14 @@ from torch import Tensor
 
 from s2wrap.backbones.checkpoint import weights_sha256
 from s2wrap.errors import S2WrapError
-from s2wrap.export.engine import Engine
 from s2wrap.extraction.decode import Decoded
 from s2wrap.extraction.picture import Arrays, Failure, Row
 from s2wrap.features import Features
 from s2wrap.wrapper import MultiScale
 
 Keep = Callable[[Features], Arrays]
-Encoder = MultiScale | Engine
+Encoder = Any
+"""A `MultiScale`, or an exported file as `s2wrap.export.load` gives it; this package does not import export."""
 
 
 def weights_of(model: Encoder) -> str:
