@@ -9,8 +9,12 @@ one goes on. FAISS finds for each picture those with the largest cosine; nothing
 Where a folder has sub-folders, each is a class, and what is found is right if it is of the query's class. The table has
 the share that is right for every picture as the query, not only for the few in the picture; these are drawn by chance.
 
-Without FOLDER: squares cut from the photographs that come with scikit-image, a class each. They do not overlap: what is
-found is another part of the same photograph, though a neighbour may share an edge with it.
+Without FOLDER, one of two sets, so that both ends can be seen:
+
+- photographs: squares cut from the photographs that come with scikit-image, a class each. They do not overlap: what is
+  found is another part of the same photograph, though a neighbour may share an edge with it.
+- textiles (`--example textiles`): pictures of a woven textile (package conformal-clip-data; simulated), without a
+  defect, with a torn spot of a few pixels, or woven differently all over; these are the classes.
 """
 
 import csv
@@ -28,6 +32,7 @@ import numpy as np
 import pyarrow.dataset
 import torch
 import typer
+from defects import KINDS, check_installed, spread, textiles
 from matplotlib.axes import Axes
 from photos import cut_squares
 from PIL import Image, ImageOps
@@ -42,6 +47,8 @@ from s2wrap.files import whole_file
 
 RIGHT, WRONG = "#0072b2", "#d55e00"
 """Blue and orange, which the colour-blind tell apart; a mark says it too."""
+TEXTILES = 40
+"""Textile pictures of each class."""
 SIDE = 160
 """Pixels of a picture that is shown."""
 
@@ -71,6 +78,7 @@ class Found:
 def main(
     folder: Annotated[Path | None, typer.Argument(help="Pictures; a sub-folder a class, if there are some.")] = None,
     *,
+    example: Annotated[str, typer.Option(help="Without FOLDER: photographs or textiles.")] = "photographs",
     model: Annotated[str, typer.Option(help="FAMILY:NAME.")] = "sample:dinov2_s14",
     scales: Annotated[str, typer.Option(help="The scales beside 1.")] = "1,2",
     query: Annotated[list[str] | None, typer.Option(help="Show this picture of the folder; may be repeated.")] = None,
@@ -87,7 +95,7 @@ def main(
     with tempfile.TemporaryDirectory() as scratch:
         kept = Path(scratch) if stores is None else stores
         kept.mkdir(parents=True, exist_ok=True)
-        folder = cut_squares(kept / "photographs") if folder is None else folder
+        folder = lay_out(example, kept / example) if folder is None else folder
         ways = [f"{model}@1", f"{model}@{scales}"]
         paths = [kept / f"{number}.parquet" for number in (1, 2)]
         for way, path in zip(ways, paths, strict=True):
@@ -100,6 +108,20 @@ def main(
             write_csv(found, as_csv)
         draw(found, choose(found[0].names, query or [], queries), folder, output)
     print(f"wrote {output}")
+
+
+def lay_out(example: str, folder: Path) -> Path:
+    """The pictures of an example, a sub-folder a class; gives the folder."""
+    if example == "photographs":
+        return cut_squares(folder)
+    if example != "textiles":
+        raise s2wrap.S2WrapError(f"--example {example} is unknown; use textiles or photographs")
+    check_installed()
+    for kind in KINDS:
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        for path in spread(textiles(kind), TEXTILES):
+            (folder / kind / path.name).write_bytes(path.read_bytes())
+    return folder
 
 
 def write_vectors(folder: Path, store: Path, spec: str, *, pretrained: bool) -> None:
@@ -206,7 +228,7 @@ def draw(found: list[Found], queries: list[int], folder: Path, output: Path) -> 
             for rank, axis in enumerate(row[first + 1 : first + 1 + count]):
                 show(axis, way.names[way.nearest[query, rank]])
                 mark = ("✓ " if right[rank] else "✗ ") if several else ""
-                axis.set_xlabel(f"{mark}{way.cosines[query, rank]:.2f}", fontsize=8)
+                axis.set_xlabel(f"{mark}{way.cosines[query, rank]:.3f}", fontsize=8)
                 if several:
                     colour = RIGHT if right[rank] else WRONG
                     axis.xaxis.label.set_color(colour)
@@ -232,9 +254,9 @@ def show(axis: Axes, path: str) -> None:
 
 
 def shortened(name: str, folder: Path) -> str:
-    """A name within the folder, its end if it is long."""
-    inside = name.removeprefix(f"{folder}/")
-    return inside if len(inside) <= 18 else f"…{inside[-17:]}"
+    """A name within the folder, a line for its class and one for its file; the end of what is long."""
+    parts = Path(name.removeprefix(f"{folder}/")).parts
+    return "\n".join(part if len(part) <= 18 else f"…{part[-17:]}" for part in parts[-2:])
 
 
 if __name__ == "__main__":

@@ -359,20 +359,6 @@ def test_pictures_that_could_not_be_read_at_all_are_tried_again(model, folder, t
     assert extract(model, [picture], output, shard=4).rows == 1
 
 
-def test_an_interrupted_run_keeps_what_it_has_done(model, folder, tmp_path):
-    output, seen = tmp_path / "out.safetensors", []
-
-    def stop(state):
-        if state.done == 10:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        extract(model, [folder], output, shard=100, tell=stop)
-    extract(model, [folder], output, shard=100, tell=seen.append)
-    assert seen[0].done == 10
-    assert read(output)[0] == [str(path) for path in sorted(folder.iterdir())]
-
-
 def test_nothing_readable_is_an_error(model, tmp_path):
     (tmp_path / "bad.png").write_text("no picture")
     for name, options in (("one.safetensors", {}), ("many.safetensors", {"shard": 4})):
@@ -560,19 +546,21 @@ def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path):
     assert peaks[1] < min(1.1 * peaks[0], peaks[0] + 20)
 
 
-def test_a_store_goes_on_after_its_last_commit_not_from_the_beginning(model, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(stores, "COMMIT_SECONDS", 0)
+@pytest.mark.parametrize(
+    ("error", "seconds", "kept"), [(KeyboardInterrupt, 30, [10]), (OSError, 30, [0]), (OSError, 0, range(1, 11))]
+)
+def test_a_store_goes_on_after_its_last_commit(model, folder, tmp_path, monkeypatch, error, seconds, kept):
+    """An interruption commits what is done; whatever else ends a run does not."""
+    monkeypatch.setattr(stores, "COMMIT_SECONDS", seconds)
     output, seen = tmp_path / "out.safetensors", []
 
     def stop(state):
         if state.done == 10:
-            raise KeyboardInterrupt
+            raise error
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(error):
         extract(model, [folder], output, shard=100, tell=stop)
-    started = time.monotonic()
     extract(model, [folder], output, shard=100, tell=seen.append)
-    assert seen[0].done == 10
-    assert [state.done for state in seen] == list(range(10, COUNT + 1))
-    assert time.monotonic() - started < 60
+    assert seen[0].done in kept
+    assert [state.done for state in seen] == list(range(seen[0].done, COUNT + 1))
     assert read(output)[0] == [str(path) for path in sorted(folder.iterdir())]
