@@ -3,7 +3,7 @@
     python benchmarks/zoo.py [--library timm] [--pattern 'vit_*'] [--part 0/2]
 
 Random weights, the models' own input sizes. Models above `--reduce-above` million parameters keep the first and last
-of each row of equal blocks: every kind of layer is there, at its width, but the depth is not. Small models come first,
+of each run of equal blocks: every kind of layer is there, at its width, but the depth is not. Small models come first,
 and it goes on where it stopped: a model that is in the table already is not run again. Scale 1 must be the library's
 features, and scale 2 those of a plain loop over four tiles, to 1e-4 of the largest value; where patches leave a rest of
 the tile unseen, after averaging both over even cells.
@@ -432,19 +432,17 @@ def fill(model: nn.Module) -> None:
 
 
 def shorten(model: nn.Module) -> None:
-    """Keep the first and the last of every row of more than two equal blocks."""
+    """Take the inner ones out of every run of equal blocks: of more than two, the first and the last stay."""
     for parent in list(model.modules()):
         for row in list(parent.children()):
             blocks = list(row.children())
-            equal = len({type(block) for block in blocks}) == 1 and sum(1 for _ in blocks[0].modules()) > 5
-            if isinstance(row, nn.Sequential | nn.ModuleList) and len(blocks) > 2 and equal and not stages(row):
-                row._modules = {"0": blocks[0], "1": blocks[-1]}
-
-
-def stages(row: nn.Module) -> bool:
-    """Whether the members of a row differ in width: stages, which must all stay."""
-    shapes = [[tuple(parameter.shape) for parameter in block.parameters()] for block in list(row.children())[1:]]
-    return any(shape != shapes[-1] for shape in shapes)
+            alike = len({type(block) for block in blocks}) == 1 and sum(1 for _ in blocks[0].modules()) > 5
+            if isinstance(row, nn.Sequential | nn.ModuleList) and len(blocks) > 2 and alike:
+                shapes = [[tuple(parameter.shape) for parameter in block.parameters()] for block in blocks]
+                triples = zip(shapes[:-2], shapes[1:-1], shapes[2:], strict=True)
+                inner = [before == own == after for before, own, after in triples]
+                stay = [block for block, out in zip(blocks, [False, *inner, False], strict=True) if not out]
+                row._modules = {str(number): block for number, block in enumerate(stay)}
 
 
 def quiet() -> None:

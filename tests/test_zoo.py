@@ -164,13 +164,15 @@ def test_small_models_come_first():
     assert sorted(models, key=lambda pair: zoo.work(*pair)) == [models[1], models[3], models[2], models[0]]
 
 
-def test_shortened_models_keep_the_ends_of_rows_of_equal_blocks_and_all_stages():
+def test_shortened_models_keep_the_ends_of_runs_of_equal_blocks_and_all_stages():
     def block(width):
         return nn.Sequential(*(nn.Linear(width, width) for _ in range(6)))
 
-    model = nn.Sequential(nn.Sequential(*(block(4) for _ in range(5))), nn.Sequential(block(4), block(8), block(16)))
+    widths = [(4,) * 5, (4, 8, 16), (4, 4, 4, 8, 8, 8, 8, 4)]
+    model = nn.Sequential(*(nn.Sequential(*(block(width) for width in row)) for row in widths))
     zoo.shorten(model)
-    assert [len(list(part.children())) for part in model.children()] == [2, 3]
+    kept = [[next(iter(block.parameters())).shape[0] for block in row.children()] for row in model.children()]
+    assert kept == [[4, 4], [4, 8, 16], [4, 4, 8, 8, 4]]
     assert model[0](torch.zeros(1, 4)).shape == (1, 4)
 
 
