@@ -404,6 +404,40 @@ def test_expected_pictures_are_counted_or_guessed_from_the_tars_that_are_done(mo
     assert all(abs(state.expected - COUNT) <= COUNT / 3 for state in states[7:])
 
 
+ORPHAN = """
+import os, sys, time
+from pathlib import Path
+from torch.utils.data._utils import worker
+from s2wrap.extraction.decode import decode_all
+from s2wrap.extraction.picture import Picture
+
+
+class Late(worker.ManagerWatchdog):
+    def __init__(self):
+        Path(sys.argv[1]).write_text("started")
+        time.sleep(1)
+        super().__init__()
+
+
+worker.ManagerWatchdog = Late
+list(decode_all([Picture("nothing.png")], workers=1))
+"""
+
+
+def test_a_worker_ends_with_its_run_even_while_it_starts(tmp_path):
+    """A DataLoader's worker looks for its parent, but takes for it whatever that is once it has started."""
+    started = tmp_path / "started"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, "-c", ORPHAN, started], env=environment, stdout=subprocess.PIPE, text=True
+    ) as run:
+        while not started.exists():
+            assert run.poll() is None
+            time.sleep(0.001)
+        run.kill()
+        assert run.communicate(timeout=20) == ("", None)  # its end: nobody has the other end of the pipe any more
+
+
 RUNS = """
 import os, random, signal, sys, time
 import torch

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing import parent_process
 from typing import Any
 
 from torch import Tensor
@@ -181,6 +182,17 @@ def _as_it_is(decoded: Any) -> Any:
     return decoded
 
 
+def _end_with_the_run(_worker: int) -> None:
+    """Let a worker end as soon as its run is killed; by itself it would not notice that while it starts, and stay."""
+
+    def wait() -> None:
+        if (run := parent_process()) is not None:
+            run.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def _decoded(pictures: Iterator[Picture], decoder: _Decoder, workers: int, pin: bool) -> Iterator[Decoded]:
     """The pictures by a DataLoader, which is to raise where it is asked for the next one and a worker has died.
 
@@ -194,6 +206,7 @@ def _decoded(pictures: Iterator[Picture], decoder: _Decoder, workers: int, pin: 
         num_workers=workers,
         prefetch_factor=AHEAD,
         collate_fn=_as_it_is,
+        worker_init_fn=_end_with_the_run,
         pin_memory=pin,
     )
     if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
