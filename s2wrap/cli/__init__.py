@@ -7,6 +7,7 @@ from io import TextIOWrapper
 import torch
 import typer
 
+from s2wrap.allocator import keep_freed_memory
 from s2wrap.cli import bench, compare, export, features, inspect, models
 from s2wrap.errors import S2WrapError, printable
 
@@ -35,6 +36,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without × gets ?
+    keep_freed_memory()
     try:
         app()
     except S2WrapError as error:

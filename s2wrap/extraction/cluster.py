@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from s2wrap.allocator import keep_freed_memory
 from s2wrap.errors import S2WrapError, first_line
 from s2wrap.extraction.addresses import is_remote
 from s2wrap.extraction.decode import Decoded, decode_all
@@ -131,6 +132,7 @@ class _Encoder:
 
     def __init__(self, job: Job, device: str, s2wrap: str, home: str):
         self.job, self.home, self.problem = job, home, None
+        keep_freed_memory()
         try:
             _go_to(home)
             if version("s2wrap") != s2wrap:
