@@ -5,10 +5,13 @@
 - alone: the backbone on tiles that are ready in memory, in the batches that s2wrap makes: no reading, no resizing.
 - s2wrap: `extract_features`, from files to a committed store, whole.
 - loop: read, model(picture), keep the result; one picture after the other, and one file at the end.
-- DataLoader: as many workers as s2wrap has resize to the largest scale's size, batches of 8, model(batch), one file at
-  the end. Its features are those of pictures that were resized twice.
+- DataLoader: workers resize to the largest scale's size (one, unless said), batches of 8, model(batch), one file at the
+  end. Its features are those of pictures that were resized twice.
 
-`memory`: what a run holds at most (resident, this process), for more and more tiny pictures.
+All of them in a process that keeps its freed memory, as the command `s2wrap` does (see `s2wrap.allocator`).
+
+`memory`: what a run and its workers hold at most, for more and more tiny pictures. What they share counts once; what
+the system can read again from disk, such as libraries, does not.
 
     python benchmarks/pipeline.py speed [--model sample:dinov2_s14@1,2] [--pictures 48] [--rounds 5] [--ending .parquet]
     python benchmarks/pipeline.py memory
@@ -22,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Annotated
 
@@ -36,7 +40,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from s2wrap import MultiScale, load
-from s2wrap.extraction import extract_features
+from s2wrap.allocator import keep_freed_memory
+from s2wrap.extraction.run import State, extract_features
 from s2wrap.files import whole_file
 from s2wrap.images import load_image
 
@@ -53,11 +58,12 @@ def speed(
     device: Annotated[str, typer.Option(help="Where the backbone runs.")] = "cpu",
     pictures: Annotated[int, typer.Option(help="JPEGs a turn, of 2,000.")] = 48,
     rounds: Annotated[int, typer.Option(help="Turns of each way; the first is not counted.")] = 5,
-    workers: Annotated[int, typer.Option(help="Processes that decode.")] = 1,
+    workers: Annotated[int | None, typer.Option(help="Processes that decode (default: s2wrap's choice).")] = None,
     ending: Annotated[str, typer.Option(help="Of the store: .parquet, .zarr or .safetensors.")] = ".parquet",
     photos: Annotated[Path | None, typer.Option(help="A folder of JPEGs, instead of those made here.")] = None,
 ) -> None:
     """Print pictures/s of each way, and how much of the backbone's speed that is."""
+    keep_freed_memory()
     with tempfile.TemporaryDirectory() as scratch:
         folder = photos or make_jpegs(Path(scratch) / "photos")
         files = [str(path) for path in sorted(folder.iterdir())]
@@ -75,7 +81,8 @@ def speed(
                     rates[name].append(pictures / (time.perf_counter() - start))
     cuda = device.startswith("cuda")
     where = torch.cuda.get_device_name(device) if cuda else f"CPU, {torch.get_num_threads()} threads"
-    title = f"{spec}, {where}, float32, {pictures} JPEGs a turn, {rounds} rounds, {workers} workers, store {ending}"
+    by = "default workers" if workers is None else f"{workers} workers"
+    title = f"{spec}, {where}, float32, {pictures} JPEGs a turn, {rounds} rounds, {by}, store {ending}"
     table = Table("way", "pictures/s (median)", "÷ backbone alone (median of rounds)", title=title)
     for name, values in rates.items():
         ratio = statistics.median(a / b for a, b in zip(values, rates["alone"], strict=True))
@@ -84,7 +91,7 @@ def speed(
 
 
 def make_ways(
-    model: MultiScale, spec: str, scratch: Path, workers: int, ending: str
+    model: MultiScale, spec: str, scratch: Path, workers: int | None, ending: str
 ) -> dict[str, Callable[[list[str]], object]]:
     """What is timed, by name: each takes paths of pictures."""
     device, side_hw = model.backbone.device, model.sizes_hw[-1]
@@ -108,7 +115,7 @@ def make_ways(
 
     @torch.inference_mode()
     def loader(part: list[str]) -> None:
-        batches = DataLoader(_Resized(part, side_hw), batch_size=BATCH, num_workers=workers)
+        batches = DataLoader(_Resized(part, side_hw), batch_size=BATCH, num_workers=1 if workers is None else workers)
         maps = [model(batch.to(device)).spatial.cpu() for batch in batches]
         _save(torch.cat(maps), scratch, ending)
 
@@ -167,7 +174,7 @@ def _wait(device: str) -> None:
 @app.command()
 def memory(
     counts: Annotated[str, typer.Option(help="Numbers of pictures.")] = "200,2000,20000",
-    workers: Annotated[int, typer.Option(help="Processes that decode.")] = 1,
+    workers: Annotated[int, typer.Option(help="Processes that decode and encode.")] = 2,
 ) -> None:
     """Print what runs of more and more tiny pictures hold at most."""
     title = f"timm:test_vit@1, CPU, 32×32 pixels, .safetensors in shards of 100, {workers} workers"
@@ -177,21 +184,21 @@ def memory(
             for number in range(count):
                 Image.new("RGB", (32, 32), (number % 256, 0, 0)).save(Path(scratch) / f"{number:06d}.png")
             start = time.perf_counter()
-            program = [sys.executable, __file__, "hold", scratch, "--workers", str(workers)]
+            program = [sys.executable, __file__, "hold", scratch, str(workers)]
             found = subprocess.run(program, check=True, capture_output=True, text=True)
             table.add_row(str(count), found.stdout.strip(), f"{time.perf_counter() - start:.0f}")
     CONSOLE.print(table)
 
 
 @app.command(hidden=True)
-def hold(folder: str, workers: int = 1) -> None:
+def hold(folder: str, workers: int) -> None:
     """Print the most MB that one run holds."""
     torch.set_num_threads(1)
     model, held = load("timm:test_vit@1", pretrained=False), [0]
 
-    def measure(_: object) -> None:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        held[0] = max(held[0], pages * os.sysconf("SC_PAGE_SIZE"))
+    def measure(state: State) -> None:
+        if state.done % 20 == 0:  # it takes 10 ms
+            held[0] = max(held[0], sum(map(_pss, [os.getpid(), *(child.pid for child in active_children())])))
 
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch) / "out.safetensors"
@@ -199,6 +206,14 @@ def hold(folder: str, workers: int = 1) -> None:
             [folder], output, load=lambda: model, spec="", options={}, shard=100, workers=workers, tell=measure
         )
     print(f"{held[0] / 2**20:.0f}")
+
+
+def _pss(process: int | None) -> int:
+    """Bytes that a process holds in memory alone, with its part of what it shares."""
+    for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss_Anon:"):
+            return int(line.split()[1]) * 1024
+    raise SystemExit("needs /proc/PID/smaps_rollup of Linux 5.3 or later, with Pss_Anon")
 
 
 if __name__ == "__main__":

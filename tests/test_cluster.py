@@ -29,6 +29,7 @@ from s2wrap.extraction import cluster, fleet
 from s2wrap.extraction.fleet import Cluster, connected
 from s2wrap.extraction.picture import Failure
 from s2wrap.extraction.run import extract_features
+from s2wrap.extraction.workers import portable
 
 ROOT = Path(__file__).parent.parent
 SPEC = "timm:test_vit@1,2"
@@ -234,12 +235,12 @@ def test_a_file_that_only_a_node_misses_is_no_failure_of_the_picture(tmp_path):
 
 def test_errors_come_through_a_pickle_as_what_the_command_line_knows():
     for error, kind in ((MissingExtraError("ray", "ray"), S2WrapError), (torch.OutOfMemoryError("x"), MemoryError)):
-        there = pickle.loads(pickle.dumps(cluster._portable(error)))
+        there = pickle.loads(pickle.dumps(portable(error)))
         assert (type(there), str(there)) == (kind, str(error))
     try:
         {}["key"]
     except KeyError as error:
-        assert "line" in str(cluster._portable(error))
+        assert "line" in str(portable(error))
 
 
 def test_blocks_are_cut_by_number_and_bytes(monkeypatch):

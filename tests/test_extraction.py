@@ -3,11 +3,13 @@
 import ctypes
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import numpy as np
@@ -21,11 +23,14 @@ from skimage import data
 import s2wrap
 from s2wrap import S2WrapError
 from s2wrap.extraction import decode as decoding
+from s2wrap.extraction import local
 from s2wrap.extraction import store as stores
 from s2wrap.extraction.decode import decode, decode_all
 from s2wrap.extraction.encode import encode_all, pooled_vector, whole_maps
-from s2wrap.extraction.picture import Failure, Picture, Row
+from s2wrap.extraction.local import encode_here
+from s2wrap.extraction.picture import START, Failure, Picture, Row
 from s2wrap.extraction.run import extract_features
+from s2wrap.extraction.sources import find_sections
 from s2wrap.images import load_image
 
 ROOT = Path(__file__).parent.parent
@@ -247,6 +252,95 @@ def test_a_worker_that_dies_while_the_model_works_does_not_stop_that(folder, mon
     assert [decoded.image is None for decoded in found] == [False] * 5 + [True] + [False] * 2
 
 
+def test_workers_that_encode_give_what_this_process_gives(model, folder, expected, tmp_path):
+    """In the same order, with pictures that cannot be read between; and each with one thread."""
+    files = sorted(folder.iterdir())
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    listed, threads = tmp_path / "list.txt", []
+    listed.write_text("".join(f"{file}\n" for file in [*files[:7], tmp_path / "bad.png", *files[7:]]))
+
+    def keep(features):
+        return whole_maps(features) | {"threads": torch.tensor(torch.get_num_threads())}
+
+    for workers in (1, 2, 3):
+        items = list(encode_here(model, keep, torch.float32, workers, False, find_sections([str(listed)]), START))
+        threads += [int(item.arrays["threads"]) for item in items if isinstance(item, Row)]
+        assert [item.name for item in items] == listed.read_text().split()
+        assert "not a picture" in items.pop(7).reason
+        found = torch.stack([item.arrays["spatial"] for item in items])
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert set(threads) == {1}
+
+
+def test_pictures_that_kill_a_worker_which_encodes_are_named_and_the_others_are_kept(model, folder, monkeypatch):
+    """Killed in the midst of a block of several."""
+    paths = [str(path) for path in sorted(folder.iterdir())]
+    killers = {paths[3]}
+    model = s2wrap.wrap(model.backbone, scales=(1,))
+
+    def deadly(path):
+        if str(path) in killers:
+            os.kill(os.getpid(), signal.SIGKILL)  # as the system does where memory is short
+        return load_image(path)
+
+    monkeypatch.setattr(decoding, "load_image", deadly)
+    items = list(encode_here(model, whole_maps, torch.float32, 2, False, find_sections(paths), START))
+    assert [item.name for item in items] == paths
+    assert {item.name for item in items if isinstance(item, Failure)} == killers
+    assert items[3].reason == f"{paths[3]}: the process that worked on it crashed, or was killed for its memory"
+    assert [item.mark.inside for item in items] == list(range(1, COUNT + 1))
+
+
+def test_what_ends_a_worker_that_encodes_is_told_and_what_was_done_is_kept(model, folder, monkeypatch):
+    paths, done = [str(path) for path in sorted(folder.iterdir())], []
+
+    def failing(path):
+        if str(path) == paths[6]:
+            raise error
+        return load_image(path)
+
+    monkeypatch.setattr(decoding, "load_image", failing)
+    model = s2wrap.wrap(model.backbone, scales=(1,))
+    for error, message in (
+        (ConnectionError("away"), "away; the same command again"),
+        (MemoryError("large"), "large"),
+        (ValueError("odd"), "ValueError: odd"),
+    ):
+        kind = {ConnectionError: S2WrapError, MemoryError: MemoryError, ValueError: RuntimeError}[type(error)]
+        done.clear()
+        with pytest.raises(kind, match=message):
+            for item in encode_here(model, whole_maps, torch.float32, 1, False, find_sections(paths), START):
+                done.append(item.name)
+        assert done == paths[: len(done)]
+        assert len(done) >= 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "address", "workers"),
+    [("model", "file", 6), ("model", "memory", 12), ("callable", "file", 5), ("exported", "file", 5)],
+)
+def test_as_many_workers_as_processors_by_default(model, folder, monkeypatch, kind, address, workers):
+    """Those of a model that cannot be copied into them decode, and leave a processor to it."""
+    file, found = str(next(folder.iterdir())), []
+    fsspec.filesystem("memory").pipe("/shared/one.png", Path(file).read_bytes())
+    if kind == "callable":
+        model = s2wrap.wrap(model.backbone.model.forward_features, image_size=160, mean=(0.5,) * 3, std=(0.5,) * 3)
+    elif kind == "exported":
+        model = SimpleNamespace(device=torch.device("cpu"), tile_batch_for=model.tile_batch_for, encode=model.encode)
+
+    def by_workers(items, work, crashed, *, workers, **options):
+        found.append((workers, options.get("fork", False)))
+        return map(work, items)
+
+    monkeypatch.setattr(local.os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    for place in (local, decoding):
+        monkeypatch.setattr(place, "by_workers", by_workers)
+    sections = find_sections([file if address == "file" else "memory://shared"])
+    (row,) = encode_here(model, whole_maps, torch.float32, None, False, sections, START)
+    assert isinstance(row, Row)
+    assert found == [(workers, kind == "model")]
+
+
 def test_a_server_that_gives_no_answer_is_asked_again_and_then_stops_the_run(monkeypatch, folder):
     content, asked, waited = next(folder.iterdir()).read_bytes(), [], []
 
@@ -454,7 +548,7 @@ random.seed(0)
 
 
 def run(output):
-    extract_features([folder], Path(output), load=lambda: model, spec="x", options={}, shard=16, workers=1)
+    extract_features([folder], Path(output), load=lambda: model, spec="x", options={}, shard=16, workers=2)
 
 
 def killed_run(output, after):
@@ -541,7 +635,9 @@ def test_a_run_killed_at_any_moment_leaves_what_an_undisturbed_one_does(model, t
 
 
 MEASURE = """
+import os
 import sys
+from multiprocessing import active_children
 from pathlib import Path
 import torch
 import s2wrap
@@ -553,8 +649,8 @@ held = []
 
 
 def measure(state):
-    pages = Path("/proc/self/statm").read_text().split()[1]
-    held.append(int(pages) * 4)
+    processes = [os.getpid(), *(child.pid for child in active_children())]
+    held.append(sum(int(Path(f"/proc/{process}/statm").read_text().split()[1]) * 4 for process in processes))
 
 
 options = {"load": lambda: model, "spec": "x", "options": {}, "shard": 100, "workers": 1}
@@ -565,7 +661,7 @@ print(max(held))
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="measures by Linux's /proc")
 def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path):
-    """Tiny pictures, whose maps would take 46 MB more together; benchmarks/pipeline.py does the same with 20,000."""
+    """This process and its worker; the maps of these tiny pictures would take 46 MB more together."""
     peaks = []
     folder = make_pictures(tmp_path / "photos", 200)
     for count in (200, 2000):

@@ -65,7 +65,7 @@ def extract(
         ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Processes that decode; 0: none (default: one a processor, less one).")
+        int | None, typer.Option(help="Processes at work; 0: this one alone (default: one a processor).")
     ] = None,
     ray: Annotated[
         bool, typer.Option("--ray", help="Work on Ray: the cluster that RAY_ADDRESS names, or one of this machine.")

@@ -8,7 +8,6 @@ dies with its node is done again by Ray; an error of a step travels on in place 
 
 import os
 import pickle
-import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from s2wrap.extraction.encode import Encoder, Keep, encode_all, weights_of
 from s2wrap.extraction.fleet import Fleet
 from s2wrap.extraction.picture import Failure, Mark, Picture, Row
 from s2wrap.extraction.sources import Piece, Section, pieces_after
+from s2wrap.extraction.workers import portable
 from s2wrap.wrapper import MultiScale
 
 FILES = 64
@@ -168,7 +168,7 @@ def _step(home: str, work: Callable[[Any], Iterator[Any]], batch: Any) -> Iterat
             for made in work(given):
                 yield _table(made)
         except Exception as error:
-            yield _table(_portable(error))
+            yield _table(portable(error))
 
 
 def _grouped(items: Iterable[Any], size: Callable[[Any], int]) -> Iterator[list[Any]]:
@@ -199,15 +199,6 @@ def _unpacked(batch: Any) -> Iterator[Any]:
     """What is in a block; a step that gave nothing makes one without columns."""
     for packed in batch["block"] if batch.num_rows else ():
         yield pickle.loads(packed.as_buffer())
-
-
-def _portable(error: Exception) -> Exception:
-    """The same error, as one that every process can read."""
-    if isinstance(error, S2WrapError):
-        return S2WrapError(str(error))
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return MemoryError(str(error))
-    return RuntimeError("".join(traceback.format_exception(error)))
 
 
 def _go_to(home: str) -> None:

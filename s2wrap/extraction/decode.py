@@ -2,22 +2,17 @@
 
 import errno
 import os
-import signal
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing import parent_process
-from typing import Any
 
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from s2wrap.errors import MissingExtraError, S2WrapError, first_line
 from s2wrap.extraction.addresses import fetch, is_remote
 from s2wrap.extraction.picture import START, Mark, Picture
+from s2wrap.extraction.workers import by_workers
 from s2wrap.images import decode_image, load_image
 
 AHEAD = 4
@@ -26,8 +21,6 @@ TRIES = 4
 """Times that a server is asked for a picture; between them one second, then two, then four."""
 PASSING = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
 """What the system says of itself, not of a file."""
-CRASH = "exited unexpectedly"
-"""How a DataLoader says that a worker was killed."""
 
 
 @dataclass(frozen=True)
@@ -116,105 +109,32 @@ def decode_all(
         S2WrapError: a server that gives no answer.
     """
     read = partial(decode, reject_attacks=reject_attacks)
-    for decoded in map(read, pictures) if workers == 0 else _by_workers(iter(pictures), _Decoder(read), workers, pin):
+    if workers == 0:
+        found = map(read, pictures)
+    else:
+        work = partial(_hand_over, read)
+        found = by_workers(iter(pictures), work, _crashed, workers=workers, ahead=AHEAD, pin=pin)
+    for decoded in found:
         if decoded.lost:
             raise S2WrapError(f"{decoded.problem}; the same command again goes on from here")
         yield decoded
 
 
-def _by_workers(pictures: Iterator[Picture], decoder: "_Decoder", workers: int, pin: bool) -> Iterator[Decoded]:
-    """A worker may crash, or be killed for its memory: each picture that it may have had is then tried alone."""
-    given: deque[Picture] = deque()
-
-    def give() -> Iterator[Picture]:
-        for picture in pictures:
-            given.append(picture)
-            yield picture
-
-    while True:
-        try:
-            for decoded in _decoded(give(), decoder, workers, pin):
-                given.popleft()
-                yield decoded
-            return
-        except (RuntimeError, OSError, EOFError) as error:
-            if not _is_crash(error):
-                raise
-        while given:
-            yield _alone(given.popleft(), decoder)
-
-
-def _alone(picture: Picture, decoder: "_Decoder") -> Decoded:
-    """A picture decoded in a process of its own, so that a crash is known to be its doing."""
+def _hand_over(read: Callable[[Picture], Decoded], picture: Picture) -> Decoded:
+    """A picture decoded, in memory that the process which asked for it sees too."""
+    decoded = read(picture)
     try:
-        (decoded,) = _decoded(iter([picture]), decoder, 1, pin=False)
-    except (RuntimeError, OSError, EOFError) as error:
-        if not _is_crash(error):
-            raise
-        problem = f"{picture.name}: the process that decoded it crashed, or was killed for its memory"
-        return Decoded(picture.name, problem=problem, mark=picture.mark)
+        if decoded.image is not None:
+            decoded.image.share_memory_()  # as the loader does out of sight, where an error is a wait without end
+    except RuntimeError as error:
+        full = f"{picture.name}: no shared memory to hand it over ({first_line(error)}); use fewer --workers, or 0"
+        return replace(decoded, image=None, problem=full, lost=True)
     return decoded
 
 
-def _is_crash(error: Exception) -> bool:
-    """Whether a DataLoader's error means that a worker has died, or is dying and cannot hand over what it has."""
-    return isinstance(error, ConnectionError | EOFError | FileNotFoundError) or CRASH in str(error)
-
-
-class _Decoder(Dataset):
-    """What a DataLoader asks for pictures; its "index" is the picture that is to be read."""
-
-    def __init__(self, read: Callable[[Picture], Decoded]):
-        self.read = read
-
-    def __getitem__(self, picture: Picture) -> Decoded:
-        decoded = self.read(picture)
-        try:
-            if decoded.image is not None:
-                decoded.image.share_memory_()  # as the loader does out of sight, where an error is a wait without end
-        except RuntimeError as error:
-            full = f"{picture.name}: no shared memory to hand it over ({first_line(error)}); use fewer --workers, or 0"
-            return replace(decoded, image=None, problem=full, lost=True)
-        return decoded
-
-
-def _as_it_is(decoded: Any) -> Any:
-    return decoded
-
-
-def _end_with_the_run(_worker: int) -> None:
-    """Let a worker end as soon as its run is killed; by itself it would not notice that while it starts, and stay."""
-
-    def wait() -> None:
-        if (run := parent_process()) is not None:
-            run.join()
-            os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
-def _decoded(pictures: Iterator[Picture], decoder: _Decoder, workers: int, pin: bool) -> Iterator[Decoded]:
-    """The pictures by a DataLoader, which is to raise where it is asked for the next one and a worker has died.
-
-    It has a handler of the signal too, which raises in the midst of whatever this thread does then, such as encoding.
-    Without that it looks every 5 seconds, while it waits.
-    """
-    loader = DataLoader(
-        decoder,
-        sampler=pictures,
-        batch_size=None,
-        num_workers=workers,
-        prefetch_factor=AHEAD,
-        collate_fn=_as_it_is,
-        worker_init_fn=_end_with_the_run,
-        pin_memory=pin,
-    )
-    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
-        return iter(loader)  # there it has no handler
-    before = signal.getsignal(signal.SIGCHLD)
-    decoded = iter(loader)
-    signal.signal(signal.SIGCHLD, before)
-    return decoded
+def _crashed(picture: Picture) -> Decoded:
+    problem = f"{picture.name}: the process that decoded it crashed, or was killed for its memory"
+    return Decoded(picture.name, problem=problem, mark=picture.mark)
 
 
 def _fetch(address: str) -> bytes:

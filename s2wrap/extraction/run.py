@@ -1,6 +1,5 @@
 """The whole way from addresses to a store or file of features."""
 
-import os
 import shutil
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
@@ -15,13 +14,13 @@ import torch
 from s2wrap.errors import S2WrapError
 from s2wrap.extraction.addresses import kind
 from s2wrap.extraction.cluster import Job, encode_on
-from s2wrap.extraction.decode import decode_all
-from s2wrap.extraction.encode import Encoder, Keep, encode_all, weights_of, whole_maps
+from s2wrap.extraction.encode import Encoder, weights_of, whole_maps
 from s2wrap.extraction.fleet import Cluster, connected
 from s2wrap.extraction.formats import make_writer
+from s2wrap.extraction.local import encode_here
 from s2wrap.extraction.picture import Failure, Mark, Row
 from s2wrap.extraction.single import SingleFile
-from s2wrap.extraction.sources import Section, count_pictures, find_sections, pictures_after
+from s2wrap.extraction.sources import Section, count_pictures, find_sections
 from s2wrap.extraction.store import Store, check_parent, check_place, opened_store
 from s2wrap.extraction.tars import container
 from s2wrap.extraction.writer import PartWriter, Writer
@@ -87,8 +86,8 @@ def extract_features(
         options: whatever else decides what the features are; both are kept with them, and compared when going on.
         dtype: "float32", "float16", or "bfloat16" (.safetensors).
         shard: pictures of a part file or chunk, see `make_writer`.
-        workers: processes that decode; 0: this one does. Default: one a processor, less one for the model.
-        cluster: the Ray that reads, decodes and encodes, instead of this machine; its CPUs decode, not `workers`.
+        workers: processes that work, 0 for none beside this one; see `encode_here`.
+        cluster: the Ray that reads, decodes and encodes, instead of this machine and its `workers`.
         errors: where to write the list of pictures that could not be read: a line {"path": …, "reason": …} each.
         reject_attacks: whether pictures that look like an attack on image scaling count as unreadable, see
             `s2wrap.scaling_attacks`.
@@ -98,7 +97,7 @@ def extract_features(
         S2WrapError: an impossible output, sources that are missing or not those of before, another model or options
             than before, a full disk, no picture that could be read, or a cluster that is not there or of no use.
     """
-    workers = _check_workers(workers, cluster)
+    _check_workers(workers, cluster)
     if errors is not None:
         check_parent(errors)
     writer, sections = make_writer(output, dtype, shard), find_sections(addresses)
@@ -117,7 +116,7 @@ def extract_features(
         keep, number = writer.keep if writer else whole_maps, getattr(torch, dtype)
         work: Work
         if fleet is None:
-            work = partial(_encode_here, model, keep, number, workers, reject_attacks)
+            work = partial(encode_here, model, keep, number, workers, reject_attacks)
         else:
             work = partial(encode_on, fleet, Job(load, keep, number, description["weights_sha256"], reject_attacks))
         del model
@@ -132,30 +131,11 @@ def extract_features(
             return Outcome(sink.rows, sink.failed, shapes)
 
 
-def _check_workers(workers: int | None, cluster: Cluster | None) -> int:
-    """The processes of this machine that decode."""
+def _check_workers(workers: int | None, cluster: Cluster | None) -> None:
     if cluster is not None and workers is not None:
         raise S2WrapError(f"--workers {workers} with Ray: every free CPU of the cluster decodes; leave it out")
-    if workers is None:
-        workers = max(0, len(os.sched_getaffinity(0)) - 1 if hasattr(os, "sched_getaffinity") else 1)
-    if workers < 0:
+    if workers is not None and workers < 0:
         raise S2WrapError(f"--workers {workers} is no number of processes; use 0 (none) or more")
-    return workers
-
-
-def _encode_here(
-    model: Encoder,
-    keep: Keep,
-    dtype: torch.dtype,
-    workers: int,
-    reject_attacks: bool,
-    sections: list[Section],
-    mark: Mark,
-) -> Generator[Row | Failure]:
-    """What is kept of the pictures after a mark, computed by this machine."""
-    pin = model.device.type == "cuda"
-    pictures = decode_all(pictures_after(sections, mark), workers=workers, pin=pin, reject_attacks=reject_attacks)
-    return encode_all(model, pictures, keep, dtype=dtype)
 
 
 def _fill(
