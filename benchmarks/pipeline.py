@@ -8,7 +8,7 @@
 - DataLoader: workers resize to the largest scale's size (one, unless said), batches of 8, model(batch), one file at the
   end. Its features are those of pictures that were resized twice.
 
-All of them in a process that keeps its freed memory, as the command `s2wrap` does (see `s2wrap.allocator`).
+All of them in a process that keeps its freed memory, as the command `s2wrap features` does (see `s2wrap.allocator`).
 
 `memory`: what a run and its workers hold at most, for more and more tiny pictures. What they share counts once; what
 the system can read again from disk, such as libraries, does not.
@@ -58,7 +58,7 @@ def speed(
     device: Annotated[str, typer.Option(help="Where the backbone runs.")] = "cpu",
     pictures: Annotated[int, typer.Option(help="JPEGs a turn, of 2,000.")] = 48,
     rounds: Annotated[int, typer.Option(help="Turns of each way; the first is not counted.")] = 5,
-    workers: Annotated[int | None, typer.Option(help="Processes that decode (default: s2wrap's choice).")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes (default: s2wrap's choice; DataLoader: 1).")] = None,
     ending: Annotated[str, typer.Option(help="Of the store: .parquet, .zarr or .safetensors.")] = ".parquet",
     photos: Annotated[Path | None, typer.Option(help="A folder of JPEGs, instead of those made here.")] = None,
 ) -> None:

@@ -31,6 +31,7 @@ from s2wrap.extraction.local import encode_here
 from s2wrap.extraction.picture import START, Failure, Picture, Row
 from s2wrap.extraction.run import extract_features
 from s2wrap.extraction.sources import find_sections
+from s2wrap.extraction.workers import by_workers
 from s2wrap.images import load_image
 
 ROOT = Path(__file__).parent.parent
@@ -315,30 +316,74 @@ def test_what_ends_a_worker_that_encodes_is_told_and_what_was_done_is_kept(model
         assert len(done) >= 4
 
 
+def test_a_worker_that_dies_while_it_hands_over_much_is_not_waited_for(model, folder, monkeypatch):
+    """Killed on its next block, while this process has not yet taken the megabytes of the last one."""
+    paths = [str(path) for path in sorted(folder.iterdir())[:8]]
+
+    def deadly(path):
+        if str(path) == paths[2]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return load_image(path)
+
+    monkeypatch.setattr(decoding, "load_image", deadly)
+    items = []
+    for item in encode_here(
+        model, lambda _: {"large": torch.zeros(2**21)}, torch.float32, 1, False, find_sections(paths), START
+    ):
+        items.append(item.name)
+        time.sleep(1 if len(items) == 1 else 0)
+    assert items == paths
+
+
+def test_an_error_of_what_is_worked_on_comes_after_what_was_before_it():
+    """Even if it looks like that of a worker that has died."""
+
+    def items():
+        yield from range(5)
+        raise FileNotFoundError("the source is gone")
+
+    found = []
+    with pytest.raises(FileNotFoundError, match="the source is gone"):
+        for made in by_workers(items(), lambda number: -number, lambda number: None, workers=2, ahead=2, fork=True):
+            found.append(made)
+    assert found == [0, -1, -2, -3, -4]
+
+
 @pytest.mark.parametrize(
-    ("kind", "address", "workers"),
-    [("model", "file", 6), ("model", "memory", 12), ("callable", "file", 5), ("exported", "file", 5)],
+    ("kind", "address", "count", "found"),
+    [
+        ("model", "file", 24, [(6, True)]),
+        ("model", "memory", 24, [(12, True)]),
+        ("model", "file", 5, []),
+        ("callable", "file", 24, [(5, False)]),
+        ("exported", "file", 1, [(5, False)]),
+    ],
 )
-def test_as_many_workers_as_processors_by_default(model, folder, monkeypatch, kind, address, workers):
-    """Those of a model that cannot be copied into them decode, and leave a processor to it."""
-    file, found = str(next(folder.iterdir())), []
-    fsspec.filesystem("memory").pipe("/shared/one.png", Path(file).read_bytes())
+def test_as_many_workers_as_processors_by_default(model, folder, monkeypatch, kind, address, count, found):
+    """Those of a model that cannot be copied into them decode, and leave a processor to it; few pictures need none."""
+    files, started = sorted(folder.iterdir())[:count], []
+    if address == "memory":
+        for file in files:
+            fsspec.filesystem("memory").pipe(f"/shared/{file.name}", file.read_bytes())
     if kind == "callable":
-        model = s2wrap.wrap(model.backbone.model.forward_features, image_size=160, mean=(0.5,) * 3, std=(0.5,) * 3)
+        vit = model.backbone.model
+        options = {"image_size": 160, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+        model = s2wrap.wrap(lambda images: vit.forward_features(images), **options)
     elif kind == "exported":
         model = SimpleNamespace(device=torch.device("cpu"), tile_batch_for=model.tile_batch_for, encode=model.encode)
 
     def by_workers(items, work, crashed, *, workers, **options):
-        found.append((workers, options.get("fork", False)))
+        started.append((workers, options.get("fork", False)))
         return map(work, items)
 
     monkeypatch.setattr(local.os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
     for place in (local, decoding):
         monkeypatch.setattr(place, "by_workers", by_workers)
-    sections = find_sections([file if address == "file" else "memory://shared"])
-    (row,) = encode_here(model, whole_maps, torch.float32, None, False, sections, START)
-    assert isinstance(row, Row)
-    assert found == [(workers, kind == "model")]
+    sections = find_sections(["memory://shared"] if address == "memory" else [str(file) for file in files])
+    rows = list(encode_here(model, whole_maps, torch.float32, None, False, sections, START))
+    assert [os.path.basename(row.name) for row in rows] == [file.name for file in files]
+    assert all(isinstance(row, Row) for row in rows)
+    assert started == found
 
 
 def test_a_server_that_gives_no_answer_is_asked_again_and_then_stops_the_run(monkeypatch, folder):

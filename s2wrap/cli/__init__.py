@@ -7,7 +7,6 @@ from io import TextIOWrapper
 import torch
 import typer
 
-from s2wrap.allocator import keep_freed_memory
 from s2wrap.cli import bench, compare, export, features, inspect, models
 from s2wrap.errors import S2WrapError, printable
 
@@ -36,7 +35,6 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without × gets ?
-    keep_freed_memory()
     try:
         app()
     except S2WrapError as error:
@@ -46,6 +44,7 @@ def main() -> None:
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
         print(
-            "s2wrap: out of memory; try fewer or smaller scales, or a smaller --tile-batch (features)", file=sys.stderr
+            "s2wrap: out of memory; try fewer or smaller scales, fewer --workers or a smaller --tile-batch (features)",
+            file=sys.stderr,
         )
         sys.exit(2)

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from s2wrap.allocator import keep_freed_memory
 from s2wrap.cli import model as options
 from s2wrap.errors import S2WrapError, printable
 from s2wrap.extraction.fleet import Cluster
@@ -65,7 +66,7 @@ def extract(
         ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Processes at work; 0: this one alone (default: one a processor).")
+        int | None, typer.Option(help="Processes at work; 0: this one alone (default: see README).")
     ] = None,
     ray: Annotated[
         bool, typer.Option("--ray", help="Work on Ray: the cluster that RAY_ADDRESS names, or one of this machine.")
@@ -129,6 +130,7 @@ def extract(
         make = partial(_open_file, model, None if device is None else options.device(device))
     else:  # actors move the model themselves: this machine may have no GPU
         make = partial(_load_model, model, torch.device("cpu") if cluster else options.device(device or "cpu"))
+    keep_freed_memory()
     console = Console(stderr=True)
     with _Bar(console) as bar, _last_words(bar, console):
         outcome = extract_features(

@@ -8,9 +8,11 @@ from collections.abc import Generator, Iterable, Iterator
 from functools import partial
 from itertools import chain, islice
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from s2wrap.errors import S2WrapError, first_line
 from s2wrap.extraction.addresses import is_remote
 from s2wrap.extraction.decode import decode_all
 from s2wrap.extraction.encode import Encoder, Keep, encode_all
@@ -20,7 +22,11 @@ from s2wrap.extraction.workers import by_workers, portable
 from s2wrap.wrapper import MultiScale
 
 CALLS = 2
-"""Backbone calls that a block of pictures is worth: enough to outweigh its way to a worker and back (2 ms)."""
+"""Backbone calls that a block of pictures is worth, about: enough to outweigh its way to a worker and back (2 ms)."""
+BYTES = 16 << 20
+"""Bytes of a block's files, where those are in memory, about."""
+Packed = Tensor | np.ndarray
+"""Rows and failures, and the error that ended them, or None, as the bytes of a pickle."""
 
 
 def encode_here(
@@ -38,24 +44,31 @@ def encode_here(
         model: on its device.
         keep: what of a picture's features.
         dtype: of what is kept.
-        workers: processes. For a model on a CPU, each decodes and encodes, with one thread: no thread waits for others
-            at the end of every layer. For a GPU, and for exported files, which have threads of their own, they decode.
-            0: this process does all. None: one a processor; two where pictures come from a server, so that one can
-            wait; and one less where this process has work of its own.
+        workers: processes. On Linux, for a module on a CPU, each decodes and encodes, with one thread: no thread waits
+            for others at the end of every layer. Otherwise they decode: for a GPU, and for exported files and
+            functions, which may have threads of their own. 0: this process does all. None: one a processor, two a
+            processor where pictures come from a server, so that one can wait; this process alone where there is not a
+            block of pictures for each. Where they decode, one less; elsewhere than on Linux, one.
         reject_attacks: as for `decode_all`.
         sections: where the pictures are.
         mark: the last picture that is done.
     """
     pictures = pictures_after(sections, mark)
-    whole = _can_be_copied(model)
-    if workers is None:
-        first = list(islice(pictures, 1))
-        fetched = any(is_remote(picture.name) and picture.content is None for picture in first)
-        pictures = chain(first, pictures)
-        processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        workers = processors * (1 + fetched) if whole else processors - 1
-    if whole and workers:
-        return _encode_by_workers(model, pictures, keep, dtype, workers, reject_attacks)
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
+    if workers != 0 and _can_be_copied(model):
+        blocks = _blocks(pictures, model)
+        if workers is None:
+            first = list(islice(blocks, 1))
+            fetched = any(is_remote(picture.name) and picture.content is None for picture in chain(*first))
+            workers = processors * (1 + fetched)
+            first += islice(blocks, workers - 1)
+            blocks = chain(first, blocks)
+            if len(first) < workers:
+                workers = 0
+        if workers:
+            return _encode_by_workers(model, blocks, keep, dtype, workers, reject_attacks)
+        pictures = chain.from_iterable(blocks)
+    workers = processors - 1 if workers is None else workers
     pin = model.device.type == "cuda"
     decoded = decode_all(pictures, workers=workers, pin=pin, reject_attacks=reject_attacks)
     return encode_all(model, decoded, keep, dtype=dtype)
@@ -65,34 +78,47 @@ def _can_be_copied(model: Encoder) -> bool:
     """Whether a copy of this process can run the model: not on a GPU, nor with threads that are not torch's."""
     if sys.platform != "linux" or not isinstance(model, MultiScale):
         return False
-    return model.device.type == "cpu" and isinstance(model.backbone.model, nn.Module)
+    backbone = model.backbone
+    return model.device.type == "cpu" and isinstance(backbone.owner or backbone.model, nn.Module)
+
+
+def _blocks(pictures: Iterator[Picture], model: MultiScale) -> Iterator[list[Picture]]:
+    """The pictures in blocks, by what they are worth and by their bytes."""
+    tiles = model.plan(model.backbone.image_hw).num_tiles
+    size = max(1, CALLS * model.tile_batch_for(1, model.device) // tiles)
+    block, held = [], 0
+    for picture in pictures:
+        block.append(picture)
+        held += len(picture.content or b"")
+        if len(block) == size or held > BYTES:
+            yield block
+            block, held = [], 0
+    if block:
+        yield block
 
 
 def _encode_by_workers(
     model: MultiScale,
-    pictures: Iterator[Picture],
+    blocks: Iterator[list[Picture]],
     keep: Keep,
     dtype: torch.dtype,
     workers: int,
     reject_attacks: bool,
 ) -> Generator[Row | Failure]:
-    tiles = model.plan(model.backbone.image_hw).num_tiles
-    size = max(1, CALLS * model.tile_batch_for(1, model.device) // tiles)
-    blocks = iter(lambda: list(islice(pictures, size)), [])
     work = partial(_encode_block, model, keep, dtype, reject_attacks)
 
-    def crashed(block: list[Picture]) -> bytes:
+    def crashed(block: list[Picture]) -> Packed:
         if len(block) > 1:  # one of them did it
             alone = iter([[picture] for picture in block])
             return _joined(by_workers(alone, work, crashed, workers=1, ahead=1, fork=True))
         (picture,) = block
         reason = f"{picture.name}: the process that worked on it crashed, or was killed for its memory"
-        return pickle.dumps(([Failure(picture.name, reason, picture.mark)], None))
+        return _packed([Failure(picture.name, reason, picture.mark)])
 
     gc.freeze()  # else its next full round would write to every object, and so to pages that all processes share
     try:
         for packed in by_workers(blocks, work, crashed, workers=workers, ahead=2, fork=True):
-            items, error = pickle.loads(packed)
+            items, error = _unpacked(packed)
             yield from items
             if error is not None:
                 raise error
@@ -100,24 +126,38 @@ def _encode_by_workers(
         gc.unfreeze()
 
 
-def _encode_block(model: Encoder, keep: Keep, dtype: torch.dtype, reject_attacks: bool, block: list[Picture]) -> bytes:
-    """Rows and failures of pictures, and the error that ended them, or None; as a pickle, which needs no file."""
+def _encode_block(model: Encoder, keep: Keep, dtype: torch.dtype, reject_attacks: bool, block: list[Picture]) -> Packed:
+    """What is made of pictures, in memory that all processes see."""
     items: list[Row | Failure] = []
+    failed = None
     try:
         decoded = decode_all(block, workers=0, reject_attacks=reject_attacks)
         for item in encode_all(model, decoded, keep, dtype=dtype):
             items.append(item)
     except Exception as error:
-        return pickle.dumps((items, portable(error)))
-    return pickle.dumps((items, None))
+        failed = portable(error)
+    packed = _packed(items, failed)
+    try:
+        return packed.share_memory_()  # as the loader does out of sight, where an error is a wait without end
+    except RuntimeError as error:
+        full = f"no shared memory to hand features over ({first_line(error)}); use fewer --workers, or 0"
+        return _packed([], S2WrapError(f"{full}; the same command again goes on from here")).numpy()
 
 
-def _joined(blocks: Iterable[bytes]) -> bytes:
+def _joined(blocks: Iterable[Packed]) -> Packed:
     """One block of several, up to and with the first error."""
     items: list[Row | Failure] = []
     for packed in blocks:
-        more, error = pickle.loads(packed)
+        more, error = _unpacked(packed)
         items += more
         if error is not None:
-            return pickle.dumps((items, error))
-    return pickle.dumps((items, None))
+            return _packed(items, error)
+    return _packed(items)
+
+
+def _packed(items: list[Row | Failure], error: Exception | None = None) -> Tensor:
+    return torch.frombuffer(bytearray(pickle.dumps((items, error))), dtype=torch.uint8)
+
+
+def _unpacked(packed: Packed) -> tuple[list[Row | Failure], Exception | None]:
+    return pickle.loads(np.asarray(packed).data)

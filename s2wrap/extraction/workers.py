@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import traceback
 import warnings
@@ -34,8 +35,10 @@ def by_workers(
     """What the work makes of each item, in their order.
 
     Args:
-        items: asked for one after the other, `ahead` a worker before what is taken here.
-        work: done by a worker, with one thread of torch.
+        items: asked for one after the other, `ahead` a worker before what is taken here. An error of theirs is raised
+            after what was made of those before.
+        work: done by a worker, with one thread of torch. What it makes travels through a pipe, where a worker that dies
+            in the midst of it is waited for without end: no more than 4 kB, beside tensors in shared memory.
         crashed: called here for an item whose work, alone in a process of its own, ends that process.
         workers: processes, 1 or more.
         ahead: items that each worker has, at most.
@@ -43,45 +46,59 @@ def by_workers(
         fork: whether workers are copies of this process, so that nothing of `work` has to travel.
     """
     given: deque[Given] = deque()
+    failed: list[Exception] = []
+    before = _Signal()
 
     def give() -> Iterator[Given]:
-        for item in items:
-            given.append(item)
-            yield item
+        before.restore()
+        try:
+            for item in items:
+                given.append(item)
+                yield item
+        except Exception as error:
+            failed.append(error)
 
     def started(items: Iterator[Given], count: int, pin: bool) -> Iterator[Made]:
-        with warnings.catch_warnings(category=UserWarning, action="ignore"):  # of more workers than processors
-            loader = DataLoader(
-                _Work(work),
-                sampler=items,
-                batch_size=None,
-                num_workers=count,
-                prefetch_factor=ahead,
-                collate_fn=_as_it_is,
-                worker_init_fn=_end_with_the_run,
-                pin_memory=pin,
-                multiprocessing_context="fork" if fork else None,
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than processors
+            return iter(
+                DataLoader(
+                    _Work(work),
+                    sampler=items,
+                    batch_size=None,
+                    num_workers=count,
+                    prefetch_factor=ahead,
+                    collate_fn=_as_it_is,
+                    worker_init_fn=_begin,
+                    pin_memory=pin,
+                    multiprocessing_context="fork" if fork else None,
+                )
             )
-            return _started(loader)
+
+    def alone(item: Given) -> Iterator[Given]:
+        before.restore()
+        yield item
 
     while True:
         try:
             for made in started(give(), workers, pin):
                 given.popleft()
                 yield made
-            return
+            break
         except (RuntimeError, OSError, EOFError) as error:
-            if not _is_crash(error):
+            if not _is_crash(error) or not given:
                 raise
         while given:  # any of them may be to blame: each alone
             item = given.popleft()
             try:
-                (made,) = started(iter([item]), 1, False)
+                (made,) = started(alone(item), 1, False)
             except (RuntimeError, OSError, EOFError) as error:
                 if not _is_crash(error):
                     raise
                 made = crashed(item)
             yield made
+    if failed:
+        raise failed[0]
 
 
 def portable(error: Exception) -> Exception:
@@ -112,7 +129,7 @@ def _as_it_is(made: Any) -> Any:
     return made
 
 
-def _end_with_the_run(_worker: int) -> None:
+def _begin(_worker: int) -> None:
     """Let a worker end as soon as its run is killed; by itself it would not notice that while it starts, and stay."""
 
     def wait() -> None:
@@ -121,17 +138,22 @@ def _end_with_the_run(_worker: int) -> None:
             os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
+    # a progress bar stands in for these, with a lock that a copied process may find held for good
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
 
 
-def _started(loader: DataLoader) -> Iterator[Any]:
-    """What a DataLoader gives, which is to raise where it is asked for the next one and a worker has died.
+class _Signal:
+    """What this process does when a child of it ends, to be restored once a DataLoader has put its own in place.
 
-    It has a handler of the signal too, which raises in the midst of whatever this thread does then, such as encoding.
-    Without that it looks every 5 seconds, while it waits.
+    That raises in the midst of whatever this thread does then, such as encoding, or reading a tar. Without it, a
+    DataLoader that waits looks for workers that have died every 5 seconds. It puts it in place, and asks for the first
+    item then.
     """
-    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
-        return iter(loader)  # there it has no handler
-    before = signal.getsignal(signal.SIGCHLD)
-    made = iter(loader)
-    signal.signal(signal.SIGCHLD, before)
-    return made
+
+    def __init__(self) -> None:
+        self.is_ours = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
+        self.handler = signal.getsignal(signal.SIGCHLD) if self.is_ours else None
+
+    def restore(self) -> None:
+        if self.is_ours and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, self.handler)
