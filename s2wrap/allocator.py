@@ -12,8 +12,8 @@ def keep_freed_memory() -> None:
     """Let glibc keep freed blocks below 32 MB, up to 2 GB of them at the end of its heap; elsewhere, do nothing.
 
     It returns large blocks to the system, which gives them back page by page, zeroed: on a CPU, layer after layer of
-    a small convolutional network waits for that, a third of its time and more. For programs: a library leaves such
-    settings to the program that uses it, or to the environment, which is heeded here too.
+    a small convolutional network waits for that. For programs: a library leaves such settings to the program that
+    uses it, or to the environment, which is heeded here too.
     """
     if sys.platform != "linux":
         return

@@ -29,7 +29,7 @@ from s2wrap.extraction import cluster, fleet
 from s2wrap.extraction.fleet import Cluster, connected
 from s2wrap.extraction.picture import Failure
 from s2wrap.extraction.run import extract_features
-from s2wrap.extraction.workers import portable
+from s2wrap.extraction.workers import grouped, portable
 
 ROOT = Path(__file__).parent.parent
 SPEC = "timm:test_vit@1,2"
@@ -243,10 +243,8 @@ def test_errors_come_through_a_pickle_as_what_the_command_line_knows():
         assert "line" in str(portable(error))
 
 
-def test_blocks_are_cut_by_number_and_bytes(monkeypatch):
-    monkeypatch.setattr(cluster, "FILES", 3)
-    monkeypatch.setattr(cluster, "BYTES", 10)
-    groups = list(cluster._grouped([1, 1, 1, 1, 9, 2, 50, 1], int))
+def test_blocks_are_cut_by_number_and_bytes():
+    groups = list(grouped([1, 1, 1, 1, 9, 2, 50, 1], int, count=3, most=10))
     assert groups == [[1, 1, 1], [1, 9], [2], [50], [1]]
 
 

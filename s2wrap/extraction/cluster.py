@@ -8,7 +8,7 @@ dies with its node is done again by Ray; an error of a step travels on in place 
 
 import os
 import pickle
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +25,7 @@ from s2wrap.extraction.encode import Encoder, Keep, encode_all, weights_of
 from s2wrap.extraction.fleet import Fleet
 from s2wrap.extraction.picture import Failure, Mark, Picture, Row
 from s2wrap.extraction.sources import Piece, Section, pieces_after
-from s2wrap.extraction.workers import portable
+from s2wrap.extraction.workers import grouped, portable
 from s2wrap.wrapper import MultiScale
 
 FILES = 64
@@ -118,13 +118,15 @@ def _files(sections: list[Section], mark: Mark) -> Iterator[list[Picture]]:
 
 
 def _read(piece: Piece) -> Iterator[list[Picture]]:
-    return _grouped(piece(), lambda picture: len(picture.content or b""))
+    return grouped(piece(), lambda picture: len(picture.content or b""), count=FILES, most=BYTES)
 
 
 def _decode(reject_attacks: bool, pictures: list[Picture]) -> Iterator[list[Decoded]]:
     # a process beside this one decodes: Ray would try a picture that crashes its own again and again
     decoded = decode_all(pictures, workers=1, reject_attacks=reject_attacks)
-    return _grouped(decoded, lambda picture: 0 if picture.image is None else picture.image.nbytes)
+    return grouped(
+        decoded, lambda picture: 0 if picture.image is None else picture.image.nbytes, count=FILES, most=BYTES
+    )
 
 
 class _Encoder:
@@ -154,7 +156,12 @@ class _Encoder:
         if self.problem is not None:
             raise self.problem
         items = encode_all(self.model, pictures, self.job.keep, dtype=self.job.dtype)
-        return _grouped(items, lambda item: sum(array.nbytes for array in getattr(item, "arrays", {}).values()))
+        return grouped(
+            items,
+            lambda item: sum(array.nbytes for array in getattr(item, "arrays", {}).values()),
+            count=FILES,
+            most=BYTES,
+        )
 
 
 def _step(home: str, work: Callable[[Any], Iterator[Any]], batch: Any) -> Iterator[Any]:
@@ -169,19 +176,6 @@ def _step(home: str, work: Callable[[Any], Iterator[Any]], batch: Any) -> Iterat
                 yield _table(made)
         except Exception as error:
             yield _table(portable(error))
-
-
-def _grouped(items: Iterable[Any], size: Callable[[Any], int]) -> Iterator[list[Any]]:
-    """Items as blocks, by their number and bytes."""
-    group, held = [], 0
-    for item in items:
-        if group and (len(group) == FILES or held + size(item) > BYTES):
-            yield group
-            group, held = [], 0
-        group.append(item)
-        held += size(item)
-    if group:
-        yield group
 
 
 def _packed(content: Any) -> bytes:

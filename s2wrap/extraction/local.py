@@ -18,11 +18,11 @@ from s2wrap.extraction.decode import decode_all
 from s2wrap.extraction.encode import Encoder, Keep, encode_all
 from s2wrap.extraction.picture import Failure, Mark, Picture, Row
 from s2wrap.extraction.sources import Section, pictures_after
-from s2wrap.extraction.workers import by_workers, portable
+from s2wrap.extraction.workers import by_workers, grouped, portable
 from s2wrap.wrapper import MultiScale
 
 CALLS = 2
-"""Backbone calls that a block of pictures is worth, about: enough to outweigh its way to a worker and back (2 ms)."""
+"""Backbone calls that a block of pictures is worth, about: enough to outweigh its way to a worker and back."""
 BYTES = 16 << 20
 """Bytes of a block's files, where those are in memory, about."""
 Packed = Tensor | np.ndarray
@@ -85,16 +85,8 @@ def _can_be_copied(model: Encoder) -> bool:
 def _blocks(pictures: Iterator[Picture], model: MultiScale) -> Iterator[list[Picture]]:
     """The pictures in blocks, by what they are worth and by their bytes."""
     tiles = model.plan(model.backbone.image_hw).num_tiles
-    size = max(1, CALLS * model.tile_batch_for(1, model.device) // tiles)
-    block, held = [], 0
-    for picture in pictures:
-        block.append(picture)
-        held += len(picture.content or b"")
-        if len(block) == size or held > BYTES:
-            yield block
-            block, held = [], 0
-    if block:
-        yield block
+    count = max(1, CALLS * model.tile_batch_for(1, model.device) // tiles)
+    return grouped(pictures, lambda picture: len(picture.content or b""), count=count, most=BYTES)
 
 
 def _encode_by_workers(

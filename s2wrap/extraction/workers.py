@@ -7,7 +7,7 @@ import threading
 import traceback
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import parent_process
 from typing import Any, TypeVar
 
@@ -69,7 +69,7 @@ def by_workers(
                     num_workers=count,
                     prefetch_factor=ahead,
                     collate_fn=_as_it_is,
-                    worker_init_fn=_begin,
+                    worker_init_fn=_set_up,
                     pin_memory=pin,
                     multiprocessing_context="fork" if fork else None,
                 )
@@ -101,6 +101,23 @@ def by_workers(
         raise failed[0]
 
 
+def grouped(items: Iterable[Given], size: Callable[[Given], int], *, count: int, most: int) -> Iterator[list[Given]]:
+    """Items as lists of `count`, or of fewer where more would be above `most` bytes; `size` gives those of one."""
+    group: list[Given] = []
+    held = 0
+    for item in items:
+        if group and held + size(item) > most:
+            yield group
+            group, held = [], 0
+        group.append(item)
+        held += size(item)
+        if len(group) == count:
+            yield group
+            group, held = [], 0
+    if group:
+        yield group
+
+
 def portable(error: Exception) -> Exception:
     """The same error, as one that every process can read."""
     if isinstance(error, S2WrapError):
@@ -129,15 +146,16 @@ def _as_it_is(made: Any) -> Any:
     return made
 
 
-def _begin(_worker: int) -> None:
-    """Let a worker end as soon as its run is killed; by itself it would not notice that while it starts, and stay."""
+def _set_up(_worker: int) -> None:
+    """What a worker does first."""
 
-    def wait() -> None:
+    def end_with_the_run() -> None:
         if (run := parent_process()) is not None:
             run.join()
             os._exit(1)
 
-    threading.Thread(target=wait, daemon=True).start()
+    # by itself it would not notice a run that is killed while it starts, and stay
+    threading.Thread(target=end_with_the_run, daemon=True).start()
     # a progress bar stands in for these, with a lock that a copied process may find held for good
     sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
 
