@@ -1,8 +1,7 @@
 """Merging: the tiles of one scale into one map, as they arrive. Fusing: the scales into one."""
 
-import math
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,68 +9,34 @@ import torch.nn.functional as F  # noqa: N812 (the field's name for it)
 from einops import rearrange, reduce, repeat
 from torch import Tensor
 
-from s2wrap.errors import S2WrapError
 from s2wrap.features import Features
-from s2wrap.resample import Constants, full_precision
-
-FUSIONS = ("concat", "mean", "sum", "max", "weighted", "detail", "pyramid")
-NORMS = ("none", "l2", "layer", "std")
+from s2wrap.options import Fusion, Norm
+from s2wrap.resample import full_precision
 
 
-class TileMerge(Constants):
-    """The matrices that reduce the tiles of one scale to a grid: Σ A_h · X · A_wᵀ, in at least float32.
 
-    Tiles may come in parts: the sum of the parts is the grid. So no stitched map is ever held, and memory does not
-    depend on the number of tiles.
+class MergeMatrices(NamedTuple):
+    """The matrices that reduce the tiles of one scale to a grid: Σ A_h · X · A_wᵀ. One of each a tile, row by row.
+
+    Attributes:
+        rows: (tiles, grid height, tile tokens).
+        cols: (tiles, grid width, tile tokens).
+        areas: (tiles,): the share of the image that each tile answers for; they sum to 1.
     """
 
     rows: Tensor
     cols: Tensor
     areas: Tensor
 
-    def __init__(self, rows: np.ndarray, cols: np.ndarray, areas: Sequence[float]):
-        """The matrices for one scale; its tiles will come row by row.
 
-        Args:
-            rows: (tile rows, grid height, tile tokens), from `resample.merge_matrix` or `adaptive_matrix`.
-            cols: (tile columns, grid width, tile tokens).
-            areas: share of the image that each tile answers for, summing to 1.
-        """
-        super().__init__(
-            rows=repeat(rows, "r h y -> (r q) h y", q=len(cols)),
-            cols=repeat(cols, "q w x -> (r q) w x", r=len(rows)),
-            areas=np.array(areas),
-        )
+class CorrectionMatrices(NamedTuple):
+    """The matrices of `correct_tiles`, one of each a tile, row by row; see there.
 
-    def forward(self, spatial: Tensor, prefix: Tensor, *, first: int, tiles: int) -> Features:
-        """The part of the grid (b, c, h, w) and of the prefix tokens (b, p, c) that some tiles make.
-
-        Args:
-            spatial: maps (tiles · b, c, y, x), all images of a tile together.
-            prefix: prefix tokens (tiles · b, p, c), which the tile's share of the image weighs.
-            first: index of the first tile.
-            tiles: their number.
-        """
-        wide = torch.promote_types(spatial.dtype, torch.float32)
-        now = slice(first, first + tiles)
-        rows, cols, areas = self.rows[now].to(wide), self.cols[now].to(wide), self.areas[now].to(wide)
-        with full_precision(spatial.device):
-            # channels last: the products are large ones then, and tokens need no copy
-            maps = rearrange(spatial.to(wide), "(n b) c y x -> n b y x c", n=tiles).contiguous()
-            lines = rearrange(cols[:, None, None] @ maps, "n b y w c -> b (n y) (w c)")
-            grid = rearrange(rearrange(rows, "n h y -> h (n y)") @ lines, "b h (w c) -> b c h w", c=spatial.shape[1])
-            tokens = rearrange(prefix.to(wide), "(n b) p c -> n b p c", n=tiles)
-            return Features((grid,), (torch.einsum("nbpc,n->bpc", tokens, areas),))
-
-
-class TileCorrection(Constants):
-    """What takes the tile-wide part of a tile's features from a coarser map, and leaves the detail.
-
-    A tile seen alone carries an offset of its own, which shows as a chess-board. Inside each tile, the part of the
-    features that a polynomial of low degree expresses is replaced by that of the coarser map: with P the projection
-    onto such polynomials along an axis, C the coarser map and U its interpolation at the tile's tokens,
-
-        corrected  =  X + P_h (U_h C U_wᵀ − X) P_wᵀ
+    Attributes:
+        spread_rows: (tiles, tile tokens, cells of the coarser map's height).
+        spread_cols: (tiles, tile tokens, cells of its width).
+        smooth_rows: (tiles, tile tokens, tile tokens).
+        smooth_cols: (tiles, tile tokens, tile tokens).
     """
 
     spread_rows: Tensor
@@ -79,37 +44,94 @@ class TileCorrection(Constants):
     smooth_rows: Tensor
     smooth_cols: Tensor
 
-    def __init__(self, spread: Sequence[np.ndarray], smooth: Sequence[np.ndarray]):
-        """The matrices for one scale; its tiles will come row by row.
 
-        Args:
-            spread: for rows and columns (tiles, tokens, cells), from `resample.spread_matrix`.
-            smooth: for rows and columns (tiles, tokens, tokens), from `resample.polynomial_matrix`.
-        """
-        (rows, cols), (smooth_rows, smooth_cols) = spread, smooth
-        across, down = len(cols), len(rows)
-        super().__init__(
-            spread_rows=repeat(smooth_rows @ rows, "r y h -> (r q) y h", q=across),
-            spread_cols=repeat(smooth_cols @ cols, "q x w -> (r q) x w", r=down),
-            smooth_rows=repeat(smooth_rows, "r y z -> (r q) y z", q=across),
-            smooth_cols=repeat(smooth_cols, "q x z -> (r q) x z", r=down),
-        )
+def merge_matrices(rows: np.ndarray, cols: np.ndarray, areas: Sequence[float]) -> MergeMatrices:
+    """The matrices of `merge_tiles` for one scale, in float32 on the CPU.
 
-    def forward(self, spatial: Tensor, coarse: Tensor, *, first: int, tiles: int) -> Tensor:
-        """Corrected maps (tiles · b, c, y, x), in at least float32.
+    Args:
+        rows: (tile rows, grid height, tile tokens), from `resample.merge_matrix` or `adaptive_matrix`.
+        cols: (tile columns, grid width, tile tokens).
+        areas: share of the image that each tile answers for, summing to 1.
+    """
+    down, across = len(rows), len(cols)
+    return MergeMatrices(
+        float32(repeat(rows, "r h y -> (r q) h y", q=across)),
+        float32(repeat(cols, "q w x -> (r q) w x", r=down)),
+        float32(np.array(areas)),
+    )
 
-        Args:
-            spatial: maps of some tiles (tiles · b, c, y, x), all images of a tile together.
-            coarse: the coarser map of the images (b, c, h, w).
-            first: index of the first tile.
-            tiles: their number.
-        """
-        wide, now = torch.promote_types(spatial.dtype, torch.float32), slice(first, first + tiles)
-        with full_precision(spatial.device):
-            maps = rearrange(spatial.to(wide), "(n b) c y x -> n b c y x", n=tiles)
-            low = _both_sides(self.spread_rows[now], coarse.to(wide)[None], self.spread_cols[now])
-            own = _both_sides(self.smooth_rows[now], maps, self.smooth_cols[now])
-            return rearrange(maps + low - own, "n b c y x -> (n b) c y x")
+
+def correction_matrices(spread: Sequence[np.ndarray], smooth: Sequence[np.ndarray]) -> CorrectionMatrices:
+    """The matrices of `correct_tiles` for one scale, in float32 on the CPU.
+
+    Args:
+        spread: for rows and columns (tiles, tokens, cells), from `resample.spread_matrix`.
+        smooth: for rows and columns (tiles, tokens, tokens), from `resample.polynomial_matrix`.
+    """
+    (rows, cols), (smooth_rows, smooth_cols) = spread, smooth
+    down, across = len(rows), len(cols)
+    return CorrectionMatrices(
+        float32(repeat(smooth_rows @ rows, "r y h -> (r q) y h", q=across)),
+        float32(repeat(smooth_cols @ cols, "q x w -> (r q) x w", r=down)),
+        float32(repeat(smooth_rows, "r y z -> (r q) y z", q=across)),
+        float32(repeat(smooth_cols, "q x z -> (r q) x z", r=down)),
+    )
+
+
+def float32(array: np.ndarray) -> Tensor:
+    """An array as a tensor of float32 on the CPU, whatever the default device is."""
+    return torch.tensor(np.ascontiguousarray(array), dtype=torch.float32, device="cpu")
+
+
+def merge_tiles(matrices: MergeMatrices, spatial: Tensor, prefix: Tensor, *, first: int, tiles: int) -> Features:
+    """The part of the grid (b, c, h, w) and of the prefix tokens (b, p, c) that some tiles make.
+
+    Computed in at least float32. The sum over all tiles is the grid: no stitched map is ever held, and memory does not
+    depend on the number of tiles.
+
+    Args:
+        matrices: of the scale.
+        spatial: maps (tiles · b, c, y, x), all images of a tile together.
+        prefix: prefix tokens (tiles · b, p, c), which the tile's share of the image weighs.
+        first: index of the first tile.
+        tiles: their number.
+    """
+    wide = torch.promote_types(spatial.dtype, torch.float32)
+    now = slice(first, first + tiles)
+    rows, cols, areas = (matrix[now].to(wide) for matrix in matrices)
+    with full_precision(spatial.device):
+        # channels last: the products are large ones then, and tokens need no copy
+        maps = rearrange(spatial.to(wide), "(n b) c y x -> n b y x c", n=tiles).contiguous()
+        lines = rearrange(cols[:, None, None] @ maps, "n b y w c -> b (n y) (w c)")
+        grid = rearrange(rearrange(rows, "n h y -> h (n y)") @ lines, "b h (w c) -> b c h w", c=spatial.shape[1])
+        tokens = rearrange(prefix.to(wide), "(n b) p c -> n b p c", n=tiles)
+        return Features((grid,), (torch.einsum("nbpc,n->bpc", tokens, areas),))
+
+
+def correct_tiles(matrices: CorrectionMatrices, spatial: Tensor, coarse: Tensor, *, first: int, tiles: int) -> Tensor:
+    """Tiles (tiles · b, c, y, x) with the tile-wide part of their features taken from a coarser map.
+
+    A tile seen alone carries an offset of its own, which shows as a chess-board. Inside each tile, the part of the
+    features that a polynomial of low degree expresses is replaced by that of the coarser map: with P the projection
+    onto such polynomials along an axis, C the coarser map and U its interpolation at the tile's tokens,
+
+        corrected  =  X + P_h (U_h C U_wᵀ − X) P_wᵀ
+
+    Args:
+        matrices: of the scale.
+        spatial: maps of some tiles (tiles · b, c, y, x), all images of a tile together.
+        coarse: the coarser map of the images (b, c, h, w).
+        first: index of the first tile.
+        tiles: their number.
+    """
+    wide = torch.promote_types(spatial.dtype, torch.float32)
+    now = slice(first, first + tiles)
+    spread_rows, spread_cols, smooth_rows, smooth_cols = (matrix[now] for matrix in matrices)
+    with full_precision(spatial.device):
+        maps = rearrange(spatial.to(wide), "(n b) c y x -> n b c y x", n=tiles)
+        low = _both_sides(spread_rows, coarse.to(wide)[None], spread_cols)
+        own = _both_sides(smooth_rows, maps, smooth_cols)
+        return rearrange(maps + low - own, "n b c y x -> (n b) c y x")
 
 
 def _both_sides(rows: Tensor, maps: Tensor, cols: Tensor) -> Tensor:
@@ -122,7 +144,7 @@ def level_out(spatial: Tensor, averages: list[Tensor]) -> Tensor:
     return spatial + torch.stack(averages).mean(dim=0) - reduce(spatial, "b c h w -> b c 1 1", "mean")
 
 
-def normalise_scales(levels: list[Features], norm: str, base: int) -> list[Features]:
+def normalise_scales(levels: list[Features], norm: Norm, base: int) -> list[Features]:
     """The scales on one footing: averaged maps have smaller values, and would count less in a distance.
 
     Args:
@@ -149,14 +171,14 @@ def _deviation(spatial: Tensor) -> Tensor:
     return reduce(centred.square(), "b c h w -> b 1 1", "mean").sqrt().clamp(min=1e-6)
 
 
-def _token_norm(tensor: Tensor, norm: str, dim: int) -> Tensor:
+def _token_norm(tensor: Tensor, norm: Norm, dim: int) -> Tensor:
     if norm == "l2":
         return F.normalize(tensor, dim=dim)
     centred = tensor - tensor.mean(dim=dim, keepdim=True)
     return centred * (centred.square().mean(dim=dim, keepdim=True) + 1e-6).rsqrt()
 
 
-def fuse_scales(levels: list[Features], fuse: str, weights: tuple[float, ...] | None = None) -> Features:
+def fuse_scales(levels: list[Features], fuse: Fusion, weights: tuple[float, ...] | None = None) -> Features:
     """The scales as one `Features`: "concat" on channels (the paper, section 3.1), an element-wise reduction, or as is.
 
     Args:
@@ -171,7 +193,7 @@ def fuse_scales(levels: list[Features], fuse: str, weights: tuple[float, ...] | 
     return Features((spatial,), (prefix,))
 
 
-def _reduce(tensors: list[Tensor], fuse: str, weights: tuple[float, ...] | None, dim: int) -> Tensor:
+def _reduce(tensors: list[Tensor], fuse: Fusion, weights: tuple[float, ...] | None, dim: int) -> Tensor:
     if fuse == "concat":
         return torch.cat(tensors, dim=dim)
     if weights is not None:
@@ -182,23 +204,3 @@ def _reduce(tensors: list[Tensor], fuse: str, weights: tuple[float, ...] | None,
     if fuse == "mean":
         return stacked.mean(dim=0)
     return stacked.sum(dim=0)
-
-
-def check_fusion(fuse: str, weights: Any, scales: int) -> tuple[float, ...] | None:
-    """The weights as numbers, once `fuse` and they name a fusion of that many scales; S2WrapError otherwise."""
-    if fuse not in FUSIONS:
-        raise S2WrapError(f"fuse={fuse!r} is unknown; use one of {', '.join(FUSIONS)}")
-    if (fuse == "weighted") != (weights is not None):
-        raise S2WrapError(
-            f"fuse={fuse!r} with weights={weights}; weights belong to fuse='weighted': "
-            f"give {scales} numbers, one a scale"
-        )
-    if weights is None:
-        return None
-    try:
-        numbers = tuple(float(weight) for weight in weights)
-    except (TypeError, ValueError):
-        numbers = ()
-    if len(numbers) != scales or not all(map(math.isfinite, numbers)):
-        raise S2WrapError(f"weights={weights} for {scales} scales; give one finite number a scale")
-    return numbers

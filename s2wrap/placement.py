@@ -1,123 +1,93 @@
 """Everything that depends on an image's size, made once for it: plan, grids and matrices."""
 
 import math
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from s2wrap.backbones import Backbone
-from s2wrap.errors import S2WrapError
-from s2wrap.fusion import TileCorrection, TileMerge
-from s2wrap.plan import Axis, Pair, Plan, ScalePlan, whole_number, whole_pair
+from s2wrap.backbones.base import Backbone
+from s2wrap.fusion import (
+    CorrectionMatrices,
+    MergeMatrices,
+    correction_matrices,
+    float32,
+    merge_matrices,
+)
+from s2wrap.options import Blend, GridWord, Options
+from s2wrap.plan import Axis, Plan, ScalePlan
+from s2wrap.policies import Pair
 from s2wrap.resample import merge_matrix, polynomial_matrix, seen_pixels, spread_matrix
 
-GRIDS = ("coarsest", "finest")
 Matrices = tuple[np.ndarray, np.ndarray]
+KEPT_SIZES = 64
+"""Image sizes whose matrices are kept."""
 
 
-class Placement(nn.Module):
-    """The matrices that bring the tokens of every scale and layer of one plan to the grid of the result.
+class LayerMatrices(NamedTuple):
+    """What becomes of the tiles of one scale and layer.
 
     Attributes:
-        plan: where the tiles lie.
-        order: indices of the scales, from the smallest to the largest.
-        own_hw: [scale][layer] rows and columns of its own grid: as many tokens as it has side by side.
-        target_hw: [layer] the grid of the result.
-        levels: [scale][layer] what reduces the tiles.
-        boxes: [scale] (h, w, 4) what each cell looked at, as fractions of the image: left, top, right, bottom.
-        used: when it was last asked for, in calls of the model.
+        merge: reduces them to the grid of the result, or to the scale's own.
+        correction: takes their tile-wide part from a coarser map first (detail fusion, but for the smallest scale).
+        average: reduces them to one cell (detail fusion).
+        own: merges the smallest scale to its own grid, for the choice of tiles, where `merge` does not.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        backbone: Backbone,
-        *,
-        order: list[int],
-        fuse: str,
-        target_grid: Any,
-        blend: str,
-        join_layers: bool,
-    ):
-        super().__init__()
-        self.plan = plan
-        self.order = order
-        layers = range(len(backbone.layouts))
-        self.tokens = [[_tokens(scale, backbone, layer) for layer in layers] for scale in plan.scales]
-        self.own_hw = [[tokens.own_hw for tokens in of_scale] for of_scale in self.tokens]
-        everything = [own for of_scale in self.own_hw for own in of_scale] if join_layers else None
-        self.target_hw = [_target([own[n] for own in self.own_hw], everything, target_grid) for n in layers]
-        self.used = 0
-        self.levels, self.boxes = nn.ModuleList(), []
-        for k, scale in enumerate(plan.scales):
-            own = fuse == "pyramid" or (fuse == "detail" and k != self.order[-1])
-            merged = self.own_hw[k] if own else self.target_hw
-            coarser = self.coarser(k)
-            of_layers = [
-                _level(
-                    self.tokens[k][n],
-                    merged[n],
-                    blend,
-                    scale,
-                    None if coarser is None else self.own_hw[coarser][n],
-                    detail=fuse == "detail",
-                    keep_own=coarser is None and merged != self.own_hw[k],
-                )
-                for n in layers
-            ]
-            self.levels.append(nn.ModuleList(of_layers))
-            self.boxes.append(self.tokens[k][-1].boxes((merged if fuse == "pyramid" else self.target_hw)[-1], blend))
+    merge: MergeMatrices
+    correction: CorrectionMatrices | None = None
+    average: MergeMatrices | None = None
+    own: MergeMatrices | None = None
+
+
+class ScalePlacement(NamedTuple):
+    """One scale of images of one size: plain numbers and tensors, which traces take as constants.
+
+    Attributes:
+        image_hw: height and width in pixels of the resized image, without padding.
+        padding_hw: pixels of padding below and to the right of it.
+        tile_hw: height and width of a tile.
+        origins: top and left of every tile, row by row.
+        layers: what reduces the tiles, one a layer.
+        own_hw: rows and columns of its own grid, one a layer: as many tokens as it has side by side.
+        boxes: (h, w, 4): what each cell of its map looked at, as fractions of the image: left, top, right, bottom.
+    """
+
+    image_hw: Pair
+    padding_hw: Pair
+    tile_hw: Pair
+    origins: tuple[Pair, ...]
+    layers: tuple[LayerMatrices, ...]
+    own_hw: tuple[Pair, ...]
+    boxes: Tensor
+
+
+class Placement(NamedTuple):
+    """What depends on the size of images, on one device.
+
+    Attributes:
+        order: indices of the scales, from the smallest to the largest.
+        scales: in the order of the model's.
+        target_hw: the grid of the result, one a layer.
+        plan: where the tiles lie.
+        tokens: [scale][layer] the tokens of the tiles.
+    """
+
+    order: tuple[int, ...]
+    scales: tuple[ScalePlacement, ...]
+    target_hw: tuple[Pair, ...]
+    plan: Plan
+    tokens: "tuple[tuple[Tokens, ...], ...]"
 
     def coarser(self, scale: int) -> int | None:
         """The index of the next smaller scale; None for the smallest."""
         place = self.order.index(scale)
         return self.order[place - 1] if place else None
-
-    def level(self, scale: int, layer: int) -> "Level":
-        """What reduces the tiles of a scale and layer."""
-        return cast(nn.ModuleList, self.levels[scale])[layer]  # pyright: ignore[reportReturnType] (all are Levels)
-
-
-class Level(nn.Module):
-    """What becomes of the tiles of one scale and layer: corrected by a coarser map (detail fusion), then merged.
-
-    `own` merges the smallest scale to its own grid, for the choice of tiles, where `merge` does not.
-    """
-
-    def __init__(
-        self,
-        merge: TileMerge,
-        correction: TileCorrection | None = None,
-        average: TileMerge | None = None,
-        own: TileMerge | None = None,
-    ):
-        super().__init__()
-        self.merge, self.correction, self.average, self.own = merge, correction, average, own
-
-
-def _level(
-    tokens: "Tokens",
-    merged_hw: Pair,
-    blend: str,
-    scale: ScalePlan,
-    coarser_hw: Pair | None,
-    *,
-    detail: bool,
-    keep_own: bool,
-) -> Level:
-    def merge_to(cells_hw: Pair) -> TileMerge:
-        return TileMerge(*tokens.merge_matrices(cells_hw, blend), scale.shares)
-
-    merge = merge_to(merged_hw)
-    if not detail:
-        return Level(merge, own=merge_to(tokens.own_hw) if keep_own else None)
-    if coarser_hw is None:
-        return Level(merge, average=merge_to((1, 1)))
-    correction = TileCorrection(tokens.spread_matrices(coarser_hw), tokens.polynomials())
-    return Level(merge, correction, merge_to((1, 1)))
 
 
 @dataclass(frozen=True)
@@ -130,7 +100,7 @@ class Tokens:
     patch_hw: tuple[float, float]
     own_hw: Pair
 
-    def merge_matrices(self, cells_hw: Pair, blend: str) -> Matrices:
+    def merge_matrices(self, cells_hw: Pair, blend: Blend) -> Matrices:
         """What brings the tokens to a grid of the image; see `resample.merge_matrix`."""
         rows, cols = (
             merge_matrix(axis, tokens=tokens, patch=patch, cells=cells, blend=blend, fine=fine)
@@ -153,7 +123,7 @@ class Tokens:
         )
         return rows, cols
 
-    def boxes(self, cells_hw: Pair, blend: str) -> Tensor:
+    def boxes(self, cells_hw: Pair, blend: Blend) -> Tensor:
         """What each cell of a grid looked at, as fractions of the image (h, w, 4): left, top, right, bottom."""
         (top, bottom), (left, right) = (
             seen_pixels(axis, matrix, patch=patch).T / axis.content
@@ -162,10 +132,118 @@ class Tokens:
             )
         )
         sides = np.broadcast_arrays(left[None, :], top[:, None], right[None, :], bottom[:, None])
-        return torch.from_numpy(np.stack(sides, axis=-1).astype(np.float32))
+        return float32(np.stack(sides, axis=-1))
 
     def _axes(self, cells_hw: Pair):
         return zip((self.rows, self.cols), self.tokens_hw, self.patch_hw, self.own_hw, cells_hw, strict=True)
+
+
+def place(plan: Plan, backbone: Backbone, options: Options, order: tuple[int, ...]) -> Placement:
+    """The matrices that bring the tokens of every scale and layer of a plan to the grid of the result, on the CPU.
+
+    Args:
+        plan: where the tiles lie.
+        backbone: whose tokens they are.
+        options: of the model.
+        order: indices of the scales, from the smallest to the largest.
+    """
+    layers = range(len(backbone.layouts))
+    tokens = tuple(tuple(_tokens(scale, backbone, layer) for layer in layers) for scale in plan.scales)
+    own_hw = [tuple(each.own_hw for each in of_scale) for of_scale in tokens]
+    everything = [own for of_scale in own_hw for own in of_scale] if options.join_layers else None
+    target_hw = tuple(_target([own[n] for own in own_hw], everything, options.target_grid) for n in layers)
+    scales = []
+    for k, scale in enumerate(plan.scales):
+        place_in_order = order.index(k)
+        coarser = order[place_in_order - 1] if place_in_order else None
+        own = options.fuse == "pyramid" or (options.fuse == "detail" and k != order[-1])
+        merged_hw = own_hw[k] if own else target_hw
+        matrices = tuple(
+            _layer_matrices(
+                tokens[k][n],
+                merged_hw[n],
+                options.blend,
+                scale.shares,
+                None if coarser is None else own_hw[coarser][n],
+                detail=options.fuse == "detail",
+                keep_own=coarser is None and merged_hw != own_hw[k],
+            )
+            for n in layers
+        )
+        shown_hw = merged_hw if options.fuse == "pyramid" else target_hw
+        boxes = tokens[k][-1].boxes(shown_hw[-1], options.blend)
+        of_plan = (scale.image_hw, scale.padding_hw, scale.tile_hw, scale.origins)
+        scales.append(ScalePlacement(*of_plan, matrices, own_hw[k], boxes))
+    return Placement(order, tuple(scales), target_hw, plan, tokens)
+
+
+class PlacementCache:
+    """Placements of the image sizes that were used last, with a copy on each device of their use.
+
+    It is no state of the model: copies, pickles and hashes of a model do not see it. Safe in threads. Tensors are made
+    outside inference mode, so that a model that has validated can train.
+    """
+
+    def __init__(self) -> None:
+        self.kept: OrderedDict[str, dict[str, Placement]] = OrderedDict()
+        self.lock = threading.RLock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PlacementCache, ()
+
+    def __deepcopy__(self, memo: Any) -> "PlacementCache":
+        return PlacementCache()
+
+    def get(self, key: str, device: str, make: Callable[[], Placement]) -> Placement:
+        """The placement under a key on a device; made, or copied there, unless it is kept."""
+        with self.lock:
+            copies = self.kept.get(key)
+            if copies is None:
+                with torch.inference_mode(False), torch.no_grad():
+                    copies = {"cpu": make()}
+                if len(self.kept) >= KEPT_SIZES:
+                    self.kept.popitem(last=False)
+                self.kept[key] = copies
+            self.kept.move_to_end(key)
+            if device not in copies:
+                with torch.inference_mode(False), torch.no_grad():
+                    copies[device] = moved(copies["cpu"], device)
+            return copies[device]
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.kept
+
+
+def moved(value: Any, device: str) -> Any:
+    """A tensor, or whatever tuple of tensors, on a device; everything else as it is."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, tuple):
+        parts = [moved(part, device) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    return value
+
+
+def _layer_matrices(
+    tokens: Tokens,
+    merged_hw: Pair,
+    blend: Blend,
+    shares: tuple[float, ...],
+    coarser_hw: Pair | None,
+    *,
+    detail: bool,
+    keep_own: bool,
+) -> LayerMatrices:
+    def merge_to(cells_hw: Pair) -> MergeMatrices:
+        return merge_matrices(*tokens.merge_matrices(cells_hw, blend), shares)
+
+    merge = merge_to(merged_hw)
+    if not detail:
+        return LayerMatrices(merge, own=merge_to(tokens.own_hw) if keep_own else None)
+    if coarser_hw is None:
+        return LayerMatrices(merge, average=merge_to((1, 1)))
+    correction = correction_matrices(tokens.spread_matrices(coarser_hw), tokens.polynomials())
+    return LayerMatrices(merge, correction, merge_to((1, 1)))
 
 
 def _tokens(scale: ScalePlan, backbone: Backbone, layer: int) -> Tokens:
@@ -180,23 +258,10 @@ def _tokens(scale: ScalePlan, backbone: Backbone, layer: int) -> Tokens:
     return Tokens(scale.rows, scale.cols, tokens_hw, patch_hw, (rows, cols))
 
 
-def _target(own: list[Pair], everything: list[Pair] | None, target_grid: Any) -> Pair:
-    """The grid of the result: by word, by index of a scale, or as given."""
-    if target_grid in GRIDS:
-        choose = min if target_grid == "coarsest" else max
-        return choose(everything or own, key=math.prod)
-    return own[target_grid] if isinstance(target_grid, int) else target_grid
-
-
-def check_grid(grid: Any, scales: int) -> Any:
-    """A target grid that exists: "coarsest", "finest", the index of a scale, or (rows, columns)."""
-    if isinstance(grid, str) and grid in GRIDS:
-        return grid
-    if (scale := whole_number(grid)) is not None and -scales <= scale < scales:
-        return scale
-    if (pair := whole_pair(grid)) and all(1 <= cells <= 4096 for cells in pair):
-        return pair
-    raise S2WrapError(
-        f"target_grid={grid!r} is no grid; use 'coarsest', 'finest', the index of one of {scales} scales, or "
-        f"(rows, columns) of 1 to 4096 cells"
-    )
+def _target(own: list[Pair], everything: list[Pair] | None, target_grid: GridWord | int | Pair | None) -> Pair:
+    """The grid of the result: by word, by index of a scale, or as given; any for a pyramid, which has none."""
+    if isinstance(target_grid, tuple):
+        return target_grid
+    if isinstance(target_grid, int):
+        return own[target_grid]
+    return (max if target_grid == "finest" else min)(everything or own, key=math.prod)

@@ -6,11 +6,13 @@ A policy is any function `(image_hw, tile_hw, min_tiles, max_tiles) -> (rows, co
 import math
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Literal
 
 from s2wrap.errors import S2WrapError, first_line
 
 Pair = tuple[int, int]
 Policy = Callable[[Pair, Pair, int, int], Pair]
+PolicyName = Literal["closest", "nvila", "anyres", "internvl"]
 
 
 def closest(image_hw: Pair, tile_hw: Pair, min_tiles: int, max_tiles: int) -> Pair:
@@ -80,7 +82,12 @@ def anyres(image_hw: Pair, tile_hw: Pair, min_tiles: int, max_tiles: int) -> Pai
     return min(_grids(1, max_tiles), key=key)
 
 
-POLICIES: dict[str, Policy] = {"closest": closest, "nvila": nvila, "anyres": anyres, "internvl": internvl}
+POLICIES: dict[PolicyName, Policy] = {"closest": closest, "nvila": nvila, "anyres": anyres, "internvl": internvl}
+
+
+def policy_function(policy: PolicyName | Policy) -> Policy:
+    """The function that a policy's name stands for, or the one given."""
+    return POLICIES[policy] if isinstance(policy, str) else policy
 
 
 def choose_grid(policy: Policy, image_hw: Pair, tile_hw: Pair, min_tiles: int, max_tiles: int) -> Pair:

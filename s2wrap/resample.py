@@ -9,25 +9,36 @@ numpy builds the matrices in float64.
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 (the field's name for it)
 from einops import rearrange
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from s2wrap.options import Blend, Interpolation
 from s2wrap.plan import Axis
 
 Array = np.ndarray
-BLENDS = ("smooth", "trim", "constant", "triangular", "gaussian")
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def constant_when_traced(function: Function) -> Function:
+    """A function whose result a trace takes as a constant.
+
+    The same as `torch.compiler.assume_constant_result`, which would import all of torch._dynamo (1.3 s) for it.
+    """
+    function._dynamo_marked_constant = True
+    return function
 
 
 def resize(
     images: Float[Tensor, "batch chans height width"],
     image_hw: tuple[int, int],
     *,
-    interpolation: str = "bicubic",
+    interpolation: Interpolation = "bicubic",
     antialias: bool = True,
 ) -> Float[Tensor, "batch chans new_height new_width"]:
     """Images resized to `image_hw` pixels (height, width), in at least float32.
@@ -62,35 +73,19 @@ def full_precision(device: torch.device) -> AbstractContextManager:
     return nullcontext()
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def _exporting() -> bool:
     """Whether torch.export is tracing. Asked as a constant: PyTorch 2.11 would say yes inside torch.compile too."""
     return torch.compiler.is_exporting()
 
 
-@torch.compiler.assume_constant_result
-def _matrix_tensor(old: int, new: int, interpolation: str, antialias: bool) -> Tensor:
+@constant_when_traced
+def _matrix_tensor(old: int, new: int, interpolation: Interpolation, antialias: bool) -> Tensor:
     """`resize_matrix` as a constant of a traced graph."""
     return torch.from_numpy(resize_matrix(old, new, interpolation=interpolation, antialias=antialias).astype("float32"))
 
 
-class Constants(nn.Module):
-    """Buffers that follow the model to its device but stay float32, and are not saved with it."""
-
-    def __init__(self, **arrays: np.ndarray):
-        super().__init__()
-        for name, array in arrays.items():
-            self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(array, np.float32)), persistent=False)
-
-    def _apply(self, fn: Callable, recurse: bool = True) -> "Constants":
-        exact = dict(self.named_buffers())
-        super()._apply(fn, recurse)
-        for name, moved in list(self.named_buffers()):
-            setattr(self, name, exact[name].to(moved.device))
-        return self
-
-
-def resize_matrix(old: int, new: int, *, interpolation: str, antialias: bool) -> Array:
+def resize_matrix(old: int, new: int, *, interpolation: Interpolation, antialias: bool) -> Array:
     """The (new, old) matrix that resizes one axis as `F.interpolate(…, align_corners=False)` does.
 
     Antialiasing widens the kernel by the shrinking factor and drops taps outside the image (PIL's way); without it,
@@ -114,7 +109,7 @@ def resize_matrix(old: int, new: int, *, interpolation: str, antialias: bool) ->
     return matrix
 
 
-def _kernel(distance: Array, interpolation: str, a: float) -> Array:
+def _kernel(distance: Array, interpolation: Interpolation, a: float) -> Array:
     """Keys' cubic convolution kernel (Keys 1981, eq. 4, with parameter a), or the triangle of linear interpolation."""
     x = np.abs(distance)
     if interpolation == "bilinear":
@@ -125,7 +120,7 @@ def _kernel(distance: Array, interpolation: str, a: float) -> Array:
 
 
 def merge_matrix(
-    axis: Axis, *, tokens: int, patch: float, cells: int, blend: str = "smooth", fine: int | None = None
+    axis: Axis, *, tokens: int, patch: float, cells: int, blend: Blend = "smooth", fine: int | None = None
 ) -> Array:
     """The (tiles, cells, tokens) matrices that bring the tiles' tokens to the cells of one axis.
 
@@ -170,7 +165,7 @@ def merge_matrix(
     return weights / weights.sum(axis=(0, 2))[:, None]
 
 
-def _blend_window(tokens: int, blend: str, before: float, after: float) -> Array:
+def _blend_window(tokens: int, blend: Blend, before: float, after: float) -> Array:
     """How much each token of a tile counts that shares so many tokens with the tiles before and after it.
 
     "trim" and "constant" count all alike ("trim" has cut the tiles half-way before); "smooth" passes over from one

@@ -1,17 +1,18 @@
 """Tiles in, sums out: the tiles of many images and scales go through the backbone in full batches, one stream."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the field's name for it)
 from torch import Tensor
 
-from s2wrap.backbones import Backbone
+from s2wrap.backbones.base import Backbone
 from s2wrap.features import Features, join
+from s2wrap.fusion import correct_tiles, float32, merge_tiles
 from s2wrap.placement import Placement
-from s2wrap.plan import Pair
+from s2wrap.policies import Pair
 from s2wrap.resample import resize
 
 Tensors = tuple[Tensor, ...]
@@ -22,8 +23,8 @@ class Job:
     """Images of one size, which of their tiles to run, and what was seen so far.
 
     Attributes:
-        images: (b, 3, height, width), normalised.
-        placement: the matrices for their size.
+        images: (b, c, height, width), normalised.
+        placement: the matrices for their size, on their device.
         todo: [scale] indices of the tiles to run.
         sums: [scale] what its tiles make on its grid: a map and prefix tokens a layer.
         averages: [scale] the average feature (b, c, 1, 1) a layer, for detail fusion only.
@@ -46,18 +47,18 @@ class Job:
 
     def add(self, features: Features, scale: int, first: int, tiles: int, *, correct: bool = True) -> None:
         """Merge some tiles of a scale, all images of a tile together; for detail fusion, corrected by the coarser."""
-        coarser, merged, averages, own = self.placement.coarser(scale), [], [], []
-        for n, (spatial, prefix) in enumerate(zip(features.maps, features.prefixes, strict=True)):
-            level = self.placement.level(scale, n)
-            if level.own is not None and self.selects:
-                own.append(level.own(spatial, prefix, first=first, tiles=tiles).spatial)
-            if level.average is not None:
-                averages.append(level.average(spatial, prefix, first=first, tiles=tiles).spatial)
-            if level.correction is not None and coarser is not None and correct:
-                corrected = level.correction(spatial, self.sums[coarser].maps[n], first=first, tiles=tiles)
-                merged.append(level.merge(corrected, prefix, first=first, tiles=tiles))
-            else:
-                merged.append(level.merge(spatial, prefix, first=first, tiles=tiles))
+        position = self.placement.order.index(scale)
+        coarser = self.sums[self.placement.order[position - 1]].maps if position else None
+        merged, averages, own = [], [], []
+        layers = zip(self.placement.scales[scale].layers, features.maps, features.prefixes, strict=True)
+        for n, (matrices, spatial, prefix) in enumerate(layers):
+            if matrices.own is not None and self.selects:
+                own.append(merge_tiles(matrices.own, spatial, prefix, first=first, tiles=tiles).spatial)
+            if matrices.average is not None:
+                averages.append(merge_tiles(matrices.average, spatial, prefix, first=first, tiles=tiles).spatial)
+            if matrices.correction is not None and coarser is not None and correct:
+                spatial = correct_tiles(matrices.correction, spatial, coarser[n], first=first, tiles=tiles)
+            merged.append(merge_tiles(matrices.merge, spatial, prefix, first=first, tiles=tiles))
         total = self.sums.get(scale, Features((), ()))
         maps, prefixes = [part.spatial for part in merged], [part.prefix for part in merged]
         self.sums[scale] = Features(_added(total.maps, maps), _added(total.prefixes, prefixes))
@@ -74,10 +75,7 @@ class Job:
     def only(self, image: int, todo: list[list[int]]) -> "Job":
         """The job of one of the images, with other tiles to run, from what was seen of it."""
         now = slice(image, image + 1)
-        sums = {
-            k: Features(tuple(part[now] for part in seen.maps), tuple(part[now] for part in seen.prefixes))
-            for k, seen in self.sums.items()
-        }
+        sums = {k: seen[now] for k, seen in self.sums.items()}
         averages = {k: tuple(average[now] for average in of_scale) for k, of_scale in self.averages.items()}
         own = tuple(part[now] for part in self.own)
         return Job(self.images[now], self.placement, todo, sums, averages, self.dtype, self.selects, own)
@@ -91,7 +89,7 @@ class Job:
             if not left_out:
                 continue
             matrices = [
-                [torch.from_numpy(matrix).to(spatial) for matrix in tokens.spread_matrices(_hw(spatial))]
+                [float32(matrix).to(spatial) for matrix in tokens.spread_matrices(_hw(spatial))]
                 for tokens, spatial in zip(self.placement.tokens[k], seen.maps, strict=True)
             ]
             for index in left_out:
@@ -105,23 +103,26 @@ class Job:
         """Which tiles the backbone saw, (b, rows, columns) a scale; all of the scale that it saw before."""
         masks = []
         for k, (scale, tiles) in enumerate(zip(self.placement.plan.scales, self.todo, strict=True)):
-            mask = torch.full((self.images.shape[0], len(scale.origins)), k == before)
+            mask = torch.full((self.images.shape[0], len(scale.origins)), k == before, device="cpu")
             mask[:, tiles] = True
             masks.append(mask.unflatten(1, scale.block_size))
         return tuple(masks)
 
 
-def stream(jobs: Iterable[Job], backbone: Backbone, room: int | None) -> Iterator[Job]:
+def stream(
+    jobs: Iterable[Job], backbone: Backbone, tile_batch: int | None, see: Callable[[Tensor], Features] | None = None
+) -> Iterator[Job]:
     """The jobs in order, each once all its tiles are seen; tiles of all jobs share backbone calls.
 
     Args:
-        jobs: read one after the other, as room is.
+        jobs: read one after the other, when there is space in a batch.
         backbone: sees tiles of one size a call.
-        room: the most tiles in one call; all that come in a row if None.
+        tile_batch: the most tiles in one call; all that come in a row if None.
+        see: another call of the backbone than its features, such as `Backbone.embeddings`.
     """
     waiting: list[Job] = []
-    for batch in _batches(_parts(jobs, waiting, backbone), room):
-        _run_batch(batch, backbone, room)
+    for batch in _batches(_parts(jobs, waiting, backbone), tile_batch):
+        _run_batch(batch, backbone, tile_batch, see or backbone)
         batch.clear()  # frees the resized image before the next is made
         while waiting and waiting[0].missing == 0:
             yield waiting.pop(0)
@@ -139,7 +140,7 @@ def _added(totals: Tensors, parts: list[Tensor]) -> Tensors:
 
 @dataclass
 class _Part:
-    """One tile (b, 3, h, w) of one scale of a job, and its index."""
+    """One tile (b, c, h, w) of one scale of a job, and its index."""
 
     job: Job
     scale: int
@@ -154,8 +155,8 @@ def _parts(jobs: Iterable[Job], waiting: list[Job], backbone: Backbone) -> Itera
         for k in job.placement.order:
             if not job.todo[k]:
                 continue
-            scale = job.placement.plan.scales[k]
-            resized = resize(job.images, scale.image_hw, interpolation=backbone.interpolation)
+            scale = job.placement.scales[k]
+            resized = resize(job.images, scale.image_hw, interpolation=backbone.input.interpolation)
             resized = _pad(resized, scale.padding_hw, backbone)
             height, width = scale.tile_hw
             for index in job.todo[k]:
@@ -164,34 +165,37 @@ def _parts(jobs: Iterable[Job], waiting: list[Job], backbone: Backbone) -> Itera
             del resized
 
 
-def _batches(parts: Iterable[_Part], room: int | None) -> Iterator[list[_Part]]:
-    """Tiles of one size, `room` of them at a time or all."""
+def _batches(parts: Iterable[_Part], tile_batch: int | None) -> Iterator[list[_Part]]:
+    """Tiles of one size, `tile_batch` of them at a time or all."""
     batch: list[_Part] = []
     size = 0
     for part in parts:
         count = part.tile.shape[0]
-        if batch and (_hw(batch[0].tile) != _hw(part.tile) or (room is not None and size + count > room)):
+        too_many = tile_batch is not None and size + count > tile_batch
+        if batch and (_hw(batch[0].tile) != _hw(part.tile) or too_many):
             yield batch
             batch, size = [], 0
         batch.append(part)
         size += count
         del part  # frees the resized image of its scale once the batch is done
-        if room is not None and size >= room:
+        if tile_batch is not None and size >= tile_batch:
             yield batch
             batch, size = [], 0
     if batch:
         yield batch
 
 
-def _run_batch(batch: list[_Part], backbone: Backbone, room: int | None) -> None:
+def _run_batch(
+    batch: list[_Part], backbone: Backbone, tile_batch: int | None, see: Callable[[Tensor], Features]
+) -> None:
     """Run the backbone on a batch of tiles of one size, and give each job what comes out."""
     tiles = torch.cat([part.tile for part in batch]).to(backbone.dtype)
     (height, width), (own_h, own_w) = _hw(tiles), backbone.image_hw
     area = max(1, height * width // (own_h * own_w))  # a whole scale counts as so many tiles
-    if room is None or area == 1:
-        features = backbone(tiles)
+    if tile_batch is None or area == 1:
+        features = see(tiles)
     else:
-        features = join([backbone(part) for part in tiles.split(max(1, room // area))])
+        features = join([see(part) for part in tiles.split(max(1, tile_batch // area))])
     first = 0
     for run in _runs(batch):
         last = first + sum(part.tile.shape[0] for part in run)

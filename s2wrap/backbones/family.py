@@ -1,10 +1,10 @@
-"""What a room for one library offers: `Family`."""
+"""What an adapter for one library offers: `Family`."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from s2wrap.backbones.backbone import Backbone
+from s2wrap.backbones.base import Backbone
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -15,11 +15,11 @@ class Family:
 
     Attributes:
         name: the word before the colon in a spec.
-        adapt: `adapt(model, **known)` makes a `Backbone` of a model; `known` is what the caller gave, as for
-            `Backbone`, and goes before what the model says of itself.
+        adapt: `adapt(model, options)` makes a `Backbone` of a model; the options are what the caller knows of it.
         matches: whether a model is of this library. Must not import it.
         names: the names that `load` knows; or that it knows by heart, where a hub has more.
-        load: `load(name, pretrained=, image_size=, checkpoint=, **known)` makes a `Backbone` of a name.
+        load: `load(name, options, pretrained=, checkpoint=)` makes a `Backbone` of a name; `options.image_size` and
+            `options.in_channels` say what it is built for.
         open_ended: `load` takes other names too: those of a hub.
         resamples_patches: `load` takes `patch=`, the side of patches in pixels, and resamples weights to it.
     """
@@ -36,8 +36,3 @@ class Family:
 def made_by(model: object, package: str) -> bool:
     """Whether a model's class, or one that it derives from, comes from this package."""
     return any(kind.__module__.partition(".")[0] == package for kind in type(model).__mro__)
-
-
-def known_first(told: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
-    """What a model says of itself, and before it what the caller gave."""
-    return told | {key: value for key, value in known.items() if value is not None}

@@ -5,27 +5,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from s2wrap.backbones.backbone import Backbone
-from s2wrap.backbones.family import IMAGENET_MEAN, IMAGENET_STD, Family, known_first
+from s2wrap.backbones.family import IMAGENET_MEAN, IMAGENET_STD, Family
+from s2wrap.backbones.probed import NO_OPTIONS, ProbedBackbone
 from s2wrap.errors import S2WrapError
 from s2wrap.features import Features
+from s2wrap.options import BackboneOptions
 
 PATCHES = "x_norm_patchtokens"
 PREFIXES = ("x_norm_clstoken", "x_norm_regtokens", "x_storage_tokens")
 
 
-class HubDinoBackbone(Backbone):
+class HubDinoBackbone(ProbedBackbone):
     """CLS, registers and patches, all after the last norm. Takes images of any size in whole patches."""
 
-    def __init__(self, model: Any, **known: Any):
-        """As `Backbone`; what is given goes before what the model says of itself."""
-        told = {
-            "name": type(model).__name__,
-            "image_size": getattr(getattr(model, "patch_embed", None), "img_size", None) or 224,
-            "mean": IMAGENET_MEAN,
-            "std": IMAGENET_STD,
-        }
-        super().__init__(model, **known_first(told, known))
+    def __init__(self, model: Any, options: BackboneOptions = NO_OPTIONS):
+        """As `ProbedBackbone`."""
+        facts = BackboneOptions(
+            name=type(model).__name__,
+            image_size=getattr(getattr(model, "patch_embed", None), "img_size", None) or 224,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+        )
+        super().__init__(model, options, facts=facts, origins=dict.fromkeys(("mean", "std"), "library"))
 
     def call(self, tiles: Tensor) -> Tensor:
         """Tokens (b, p + n, c): CLS, registers, patches."""

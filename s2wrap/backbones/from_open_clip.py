@@ -1,20 +1,23 @@
 """open_clip models: the vision tower's tokens or map, and the embeddings that text is compared with."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from s2wrap.backbones.backbone import Backbone
+from s2wrap.backbones.base import Backbone
 from s2wrap.backbones.checkpoint import from_hub, load_exactly
-from s2wrap.backbones.family import Family, known_first, made_by
+from s2wrap.backbones.family import Family, made_by
 from s2wrap.backbones.from_timm import TimmBackbone
+from s2wrap.backbones.probed import NO_OPTIONS, ProbedBackbone
 from s2wrap.errors import S2WrapError
 from s2wrap.features import Features
+from s2wrap.options import BackboneOptions
 
 
-class _Tower(Backbone):
+class _Tower(ProbedBackbone):
     """What both kinds of tower have in common: the preprocessing that open_clip notes, and the embedding."""
 
     def embed(self, tiles: Tensor) -> Tensor:
@@ -31,10 +34,10 @@ class _Tower(Backbone):
 class OpenClipBackbone(_Tower):
     """open_clip's own towers: VisionTransformer (CLS and tokens) and ModifiedResNet (a map)."""
 
-    def __init__(self, visual: Any, **known: Any):
-        """As `Backbone`; what is given goes before what the model says of itself."""
-        told = _told(visual) | {"num_prefix_tokens": 1 if _is_transformer(visual) else None}
-        super().__init__(visual, **known_first(told, known))
+    def __init__(self, visual: Any, options: BackboneOptions = NO_OPTIONS):
+        """As `ProbedBackbone`, of a vision tower."""
+        facts = replace(_tower_facts(visual), num_prefix_tokens=1 if _is_transformer(visual) else None)
+        super().__init__(visual, options, facts=facts)
 
     def call(self, tiles: Tensor) -> Any:
         """Tokens (b, 1 + n, c) after the last norm (without it, where a pooling comes before it), or a map."""
@@ -66,9 +69,9 @@ class OpenClipBackbone(_Tower):
 class OpenClipTimmBackbone(_Tower, TimmBackbone):
     """open_clip's timm towers: the features of the trunk."""
 
-    def __init__(self, visual: Any, **known: Any):
-        """As `Backbone`; what is given goes before what the model says of itself."""
-        super().__init__(visual.trunk, **known_first(_told(visual), known))
+    def __init__(self, visual: Any, options: BackboneOptions = NO_OPTIONS):
+        """As `ProbedBackbone`, of a vision tower."""
+        super().__init__(visual.trunk, options, facts=_tower_facts(visual))
         self.visual = visual
 
     @property
@@ -77,14 +80,14 @@ class OpenClipTimmBackbone(_Tower, TimmBackbone):
         return self.visual
 
 
-def adapt(model: Any, **known: Any) -> Backbone:
+def adapt(model: Any, options: BackboneOptions = NO_OPTIONS) -> Backbone:
     """A backbone of a CLIP, CoCa, … or of its vision tower alone."""
     visual = getattr(model, "visual", model)
     if hasattr(visual, "trunk"):
-        return OpenClipTimmBackbone(visual, **known)
+        return OpenClipTimmBackbone(visual, options)
     if not hasattr(visual, "forward_intermediates"):
         raise S2WrapError(f"a {type(model).__name__} of open_clip has no vision tower that s2wrap knows")
-    return OpenClipBackbone(visual, **known)
+    return OpenClipBackbone(visual, options)
 
 
 def names() -> tuple[str, ...]:
@@ -129,16 +132,16 @@ def load(
     return adapt(model, **known_first({"name": architecture}, known))
 
 
-def _told(visual: Any) -> dict[str, Any]:
+def _tower_facts(visual: Any) -> BackboneOptions:
     """What open_clip notes of a tower."""
     noted = getattr(visual, "preprocess_cfg", None) or {}
-    return {
-        "name": f"the {type(visual).__name__} of open_clip",
-        "image_size": visual.image_size,
-        "mean": noted.get("mean") or getattr(visual, "image_mean", None),
-        "std": noted.get("std") or getattr(visual, "image_std", None),
-        "interpolation": "bilinear" if noted.get("interpolation") == "bilinear" else "bicubic",
-    }
+    return BackboneOptions(
+        name=f"the {type(visual).__name__} of open_clip",
+        image_size=visual.image_size,
+        mean=noted.get("mean") or getattr(visual, "image_mean", None),
+        std=noted.get("std") or getattr(visual, "image_std", None),
+        interpolation="bilinear" if noted.get("interpolation") == "bilinear" else "bicubic",
+    )
 
 
 def _is_transformer(visual: Any) -> bool:

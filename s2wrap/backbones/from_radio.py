@@ -4,24 +4,25 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from s2wrap.backbones.backbone import Backbone
-from s2wrap.backbones.family import Family, known_first
+from s2wrap.backbones.family import Family
+from s2wrap.backbones.probed import NO_OPTIONS, ProbedBackbone
+from s2wrap.options import BackboneOptions
 
 
-class RadioBackbone(Backbone):
+class RadioBackbone(ProbedBackbone):
     """The spatial features; the summary is of another width and is left out."""
 
-    def __init__(self, model: Any, **known: Any):
-        """As `Backbone`; what is given goes before what the model says of itself."""
+    def __init__(self, model: Any, options: BackboneOptions = NO_OPTIONS):
+        """As `ProbedBackbone`."""
         size = model.preferred_resolution
-        told = {
-            "name": type(model).__name__,
-            "image_size": (int(size[0]), int(size[1])),
-            "num_prefix_tokens": 0,
-            "mean": (0.0, 0.0, 0.0),
-            "std": (1.0, 1.0, 1.0),
-        }
-        super().__init__(model, **known_first(told, known))
+        facts = BackboneOptions(
+            name=type(model).__name__,
+            image_size=(int(size[0]), int(size[1])),
+            num_prefix_tokens=0,
+            mean=(0.0, 0.0, 0.0),
+            std=(1.0, 1.0, 1.0),
+        )
+        super().__init__(model, options, facts=facts)
 
     def call(self, tiles: Tensor) -> Tensor:
         """Tokens (b, n, c)."""

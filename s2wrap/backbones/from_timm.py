@@ -10,31 +10,29 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from s2wrap.backbones.backbone import Backbone
-from s2wrap.backbones.family import Family, known_first
+from s2wrap.backbones.family import Family
+from s2wrap.backbones.probed import NO_OPTIONS, ProbedBackbone
 from s2wrap.errors import S2WrapError
 from s2wrap.features import Features
+from s2wrap.options import BackboneOptions
 
 
-class TimmBackbone(Backbone):
+class TimmBackbone(ProbedBackbone):
     """A model made by `timm.create_model`: `forward_features`, with size, mean and std from its own configuration."""
 
-    def __init__(self, model: Any, **known: Any):
-        """As `Backbone`; what is given goes before what the model says of itself."""
+    def __init__(self, model: Any, options: BackboneOptions = NO_OPTIONS, *, facts: BackboneOptions = NO_OPTIONS):
+        """As `ProbedBackbone`."""
         cfg = model.pretrained_cfg
-        told = {
-            "name": cfg.get("architecture"),
-            "image_size": _image_size(model),
-            "layout": "bnc" if _is_levit(model) and not model.use_conv else None,
-            "num_prefix_tokens": _prefix_tokens(model),
-            "mean": cfg.get("mean"),
-            "std": cfg.get("std"),
-            "interpolation": "bilinear" if cfg.get("interpolation") == "bilinear" else "bicubic",
-        }
-        known = known_first(told, known)
-        if known["image_size"] is None:
-            raise S2WrapError(f"{known['name']} does not say which image size it takes; pass image_size=")
-        super().__init__(model, **known)
+        own = BackboneOptions(
+            name=cfg.get("architecture"),
+            image_size=_image_size(model),
+            layout="bnc" if _is_levit(model) and not model.use_conv else None,
+            num_prefix_tokens=_prefix_tokens(model),
+            mean=cfg.get("mean"),
+            std=cfg.get("std"),
+            interpolation="bilinear" if cfg.get("interpolation") == "bilinear" else "bicubic",
+        )
+        super().__init__(model, options, facts=facts.over(own))
 
     def call(self, tiles: Tensor) -> Any:
         """Timm's features after the last norm: (b, n, c), (b, c, h, w) or (b, h, w, c)."""

@@ -8,29 +8,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from s2wrap.backbones.backbone import Backbone
 from s2wrap.backbones.checkpoint import from_hub, load_exactly
-from s2wrap.backbones.family import IMAGENET_MEAN, IMAGENET_STD, Family, known_first
+from s2wrap.backbones.family import IMAGENET_MEAN, IMAGENET_STD, Family
+from s2wrap.backbones.probed import NO_OPTIONS, ProbedBackbone
+from s2wrap.options import BackboneOptions
 
 HEADS = ("avgpool", "flatten", "classifier", "fc", "head", "heads")
 SIZES = {"Inception3": 299, "Swin": 224}
 
 
-class TorchvisionBackbone(Backbone):
+class TorchvisionBackbone(ProbedBackbone):
     """A classification model: its modules one after the other, up to the pooling."""
 
-    def __init__(self, model: Any, **known: Any):
-        """As `Backbone`; what is given goes before what the model says of itself."""
+    def __init__(self, model: Any, options: BackboneOptions = NO_OPTIONS):
+        """As `ProbedBackbone`."""
         kind = type(model).__name__
-        told = {
-            "name": kind.lower(),
-            "image_size": getattr(model, "image_size", None) or SIZES.get(kind, 224),
-            "num_prefix_tokens": 1 if kind == "VisionTransformer" else None,
-            "mean": IMAGENET_MEAN,
-            "std": IMAGENET_STD,
-            "interpolation": "bilinear",
-        }
-        super().__init__(model, **known_first(told, known))
+        facts = BackboneOptions(
+            name=kind.lower(),
+            image_size=getattr(model, "image_size", None) or SIZES.get(kind, 224),
+            num_prefix_tokens=1 if kind == "VisionTransformer" else None,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+            interpolation="bilinear",
+        )
+        super().__init__(model, options, facts=facts, origins=dict.fromkeys(("mean", "std"), "library"))
 
     def call(self, tiles: Tensor) -> Any:
         """Tokens (b, 1 + n, c) of a VisionTransformer; else a map (b, c, h, w)."""

@@ -1,6 +1,7 @@
 """transformers models: the vision tower's `last_hidden_state`, or its feature map."""
 
 import inspect
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,15 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from s2wrap.backbones.backbone import Backbone
+from s2wrap.backbones.base import Backbone
 from s2wrap.backbones.checkpoint import from_hub, load_exactly
-from s2wrap.backbones.family import Family, known_first, made_by
+from s2wrap.backbones.family import Family, made_by
+from s2wrap.backbones.probed import NO_OPTIONS, ProbedBackbone
+from s2wrap.backbones.processors import processor_options
 from s2wrap.errors import MissingExtraError, S2WrapError
 from s2wrap.features import Features, join
+from s2wrap.inputs import Origin
+from s2wrap.options import BackboneOptions
 
 OUTPUTS = ("last_hidden_state", "feature_maps", "encoder_last_hidden_state")
 UNTOLD_STRIDES: dict[str, tuple[int, int]] = dict.fromkeys(
@@ -45,31 +50,21 @@ OTHER_INPUT = {
 }
 
 
-class TransformersBackbone(Backbone):
+class TransformersBackbone(ProbedBackbone):
     """A vision model, or the vision tower of a model for images and text."""
 
-    def __init__(self, model: Any, **known: Any):
-        """As `Backbone`; what is given goes before what the model says of itself."""
+    def __init__(self, model: Any, options: BackboneOptions = NO_OPTIONS):
+        """As `ProbedBackbone`."""
         tower = vision_tower(model)
         self.kind: str = tower.config.model_type
         self.patches: int | None = tower.config.patch_size if "spatial_shapes" in _parameters(tower) else None
         if self.kind == "vit_mae":
             tower.config.mask_ratio = 0.0  # a frozen backbone sees the whole image; its order is kept by `noise`
         self.interpolate = False
-        told = _preprocessing(self.kind) | {
-            "name": self.kind,
-            "num_prefix_tokens": _prefix_tokens(tower),
-        }
-        size = _image_size(tower.config) or (self.patches and round(tower.config.num_patches**0.5) * self.patches)
-        told["image_size"] = size or told.get("image_size") or 224
-        if hasattr(getattr(tower, "input_conditioner", None), "norm_mean"):  # RADIO normalises for itself
-            told |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-        if stride_hw := (UNTOLD_STRIDES | LINE_STRIDES).get(self.kind):
-            sides = known.get("image_size") or told["image_size"]
-            height, width = sides if isinstance(sides, tuple | list) else (sides, sides)
-            told["layout"] = "bnc" if self.kind in UNTOLD_STRIDES else "bchw"
-            told["grid"] = (-(-height // stride_hw[0]), -(-width // stride_hw[1]))
-        super().__init__(tower, **known_first(told, known))
+        facts, origins = _tower_facts(tower, options, self.patches)
+        super().__init__(tower, options, facts=facts, origins=origins)
+        if self.kind in BGR and self.input.channels == 3:
+            self.input = replace(self.input, channel_order="BGR")
 
     def call(self, tiles: Tensor) -> Any:
         """The last hidden state, (b, n, c) or (b, c, h, w); after the last norm, where the model has one."""
@@ -194,11 +189,49 @@ def _image_size(config: Any) -> Any:
     return tuple(size) if isinstance(size, list) else size
 
 
-def _preprocessing(kind: str) -> dict[str, Any]:
-    """Size, mean and std of the image processor that the library pairs with this kind of model, by its defaults."""
+def _tower_facts(
+    tower: Any, options: BackboneOptions, patches: int | None
+) -> tuple[BackboneOptions, dict[str, Origin]]:
+    """What is known of a vision tower, and where from if not from its config."""
+    kind, config = tower.config.model_type, tower.config
+    processed, origin = _processed(kind, getattr(config, "name_or_path", ""))
+    if hasattr(getattr(tower, "input_conditioner", None), "norm_mean"):  # RADIO normalises for itself
+        processed, origin = replace(processed, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)), "model"
+    origins: dict[str, Origin] = dict.fromkeys(("mean", "std", "interpolation"), origin)
+    size = _image_size(config) or (patches and round(config.num_patches**0.5) * patches)
+    if not size:
+        origins["image_size"] = origin if processed.image_size else "class default"
+    facts = replace(
+        processed,
+        name=kind,
+        num_prefix_tokens=_prefix_tokens(tower),
+        image_size=size or processed.image_size or 224,
+        in_channels=getattr(config, "num_channels", None),
+    )
+    if stride_hw := (UNTOLD_STRIDES | LINE_STRIDES).get(kind):
+        height, width = options.over(facts).image_size  # pyright: ignore[reportGeneralTypeIssues] (checked: a pair)
+        grid = (-(-height // stride_hw[0]), -(-width // stride_hw[1]))
+        facts = replace(facts, layout="bnc" if kind in UNTOLD_STRIDES else "bchw", grid=grid)
+    return facts, origins
+
+
+def _processed(kind: str, source: str) -> tuple[BackboneOptions, Origin]:
+    """What the image processor of a checkpoint says, where one is at hand; else the default of the class for its kind.
+
+    Args:
+        kind: the kind of model.
+        source: the repository or folder that the model was loaded from; nothing is downloaded.
+    """
     import transformers
     from transformers.models.auto import image_processing_auto
 
+    if source:
+        try:
+            processor = transformers.AutoImageProcessor.from_pretrained(source, local_files_only=True)
+        except (OSError, ValueError, ImportError):
+            pass  # a model without one, or whose processor is not in the cache
+        else:
+            return processor_options(processor), "processor"
     processors: Any = vars(image_processing_auto)["IMAGE_PROCESSOR_MAPPING_NAMES"]
     entry = processors.get(kind) or processors.get(kind.removesuffix("_vision_model"))
     candidates = list(entry.values()) if isinstance(entry, dict) else list(entry or ())
@@ -206,23 +239,8 @@ def _preprocessing(kind: str) -> dict[str, Any]:
     try:
         processor = getattr(transformers, str(name))()
     except (AttributeError, ImportError, TypeError, ValueError):
-        return {}
-    return processed_by(processor)
-
-
-def processed_by(processor: Any) -> dict[str, Any]:
-    """What an image processor says: size, mean, std and interpolation."""
-    size = getattr(processor, "crop_size", None) or getattr(processor, "size", None) or {}
-    height, width = (size.get(side) or size.get("shortest_edge") for side in ("height", "width"))
-    mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
-    if not getattr(processor, "do_normalize", True):
-        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    return {
-        "image_size": (height, width) if height and width else None,
-        "mean": mean,
-        "std": std,
-        "interpolation": "bilinear" if int(getattr(processor, "resample", None) or 3) == 2 else "bicubic",
-    }
+        return NO_OPTIONS, "unknown"
+    return processor_options(processor), "class default"
 
 
 def names() -> tuple[str, ...]:

@@ -2,7 +2,8 @@
 
 import difflib
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,15 @@ from s2wrap.backbones import (
     from_transformers,
     sample,
 )
-from s2wrap.backbones.backbone import Backbone
+from s2wrap.backbones.base import Backbone
 from s2wrap.backbones.family import Family
+from s2wrap.backbones.probed import NO_OPTIONS, ProbedBackbone
 from s2wrap.errors import S2WrapError
-from s2wrap.plan import parse_scale
+from s2wrap.options import BackboneOptions
+from s2wrap.scales import Scale, parse_scale
 
-ROOMS = (sample, from_timm, from_open_clip, from_transformers, from_torchvision, from_hub_dino, from_radio)
-FAMILIES: dict[str, Family] = {room.FAMILY.name: room.FAMILY for room in ROOMS}
-
+ADAPTERS = (sample, from_timm, from_open_clip, from_transformers, from_torchvision, from_hub_dino, from_radio)
+FAMILIES: dict[str, Family] = {adapter.FAMILY.name: adapter.FAMILY for adapter in ADAPTERS}
 
 BUILT = ("size", "patch")
 """What a spec can say of how a backbone is built: its input size, and the side of its patches, in pixels."""
@@ -34,7 +36,7 @@ class Spec:
 
     family: str
     name: str
-    scales: tuple[str, ...]
+    scales: tuple[Scale, ...]
     size: int | None = None
     patch: int | None = None
 
@@ -45,14 +47,14 @@ class Spec:
         return f"{self.family}:{self.name}{''.join(built)}"
 
     def __str__(self) -> str:
-        return f"{self.backbone}@{','.join(self.scales)}"
+        return f"{self.backbone}@{','.join(map(str, self.scales))}"
 
 
 def parse_spec(text: Any) -> Spec:
     """A spec's parts; without `@SCALES` it is the plain backbone at scale 1.
 
-    >>> parse_spec("timm:vit_base_patch14_dinov2.lvd142m@1,448px").scales
-    ('1', '448px')
+    >>> parse_spec("timm:vit_base_patch14_dinov2.lvd142m@1,448px").scales[1].in_pixels
+    True
     >>> parse_spec("sample:dinov2_s14:size=224:patch=7@1").patch
     7
     """
@@ -64,12 +66,10 @@ def parse_spec(text: Any) -> Spec:
     if not name:
         raise S2WrapError(f"{text!r} is no model; write FAMILY:NAME@SCALES, such as sample:dinov2_s14@1,2")
     if family not in FAMILIES or FAMILIES[family].load is None:
-        known = ", ".join(name for name, room in FAMILIES.items() if room.load)
+        known = ", ".join(name for name, family in FAMILIES.items() if family.load)
         raise S2WrapError(f"{text!r}: family {family!r} is unknown; use one of {known}")
-    parts = tuple(part.strip() for part in (scales or "1").split(","))
-    for part in parts:
-        parse_scale(part)
-    return Spec(family, name, parts, **_built(text, words))
+    parsed = tuple(parse_scale(part.strip()) for part in (scales or "1").split(","))
+    return Spec(family, name, parsed, **_built(text, words))
 
 
 def _built(text: str, words: list[str]) -> dict[str, int]:
@@ -88,29 +88,27 @@ def _built(text: str, words: list[str]) -> dict[str, int]:
 
 def load_backbone(
     spec: Spec,
+    options: BackboneOptions = NO_OPTIONS,
     *,
     pretrained: bool = True,
-    image_size: int | tuple[int, int] | None = None,
     checkpoint: str | Path | None = None,
-    **known: Any,
 ) -> Backbone:
     """The backbone that a spec names.
 
     Args:
         spec: from `parse_spec`; its scales do not matter here.
+        options: `image_size` and `in_channels`: what it is built for; the others go before what it says of itself.
         pretrained: load the trained weights, else draw random ones.
-        image_size: input size in pixels, where the model should be built for another than its own.
         checkpoint: a .safetensors or torch file with the weights, instead of a download. Never unpickled.
-        **known: what goes before what the model says of itself, as for `Backbone`.
 
     Raises:
         S2WrapError: an unknown name, or weights that cannot be had.
     """
-    room = FAMILIES[spec.family]
-    if room.load is None:
+    family = FAMILIES[spec.family]
+    if family.load is None:
         raise S2WrapError(f"{spec.family} has no names; wrap the model that you have")
-    names = tuple(room.names())
-    if spec.name not in names and not (room.open_ended and "/" in spec.name):
+    names = tuple(family.names())
+    if spec.name not in names and not (family.open_ended and "/" in spec.name):
         near = difflib.get_close_matches(spec.name, names, n=3, cutoff=0.5)
         hint = f"; did you mean {', '.join(f'{spec.family}:{name}' for name in near)}?" if near else ""
         raise S2WrapError(f"{spec.family} knows no model {spec.name!r}{hint}")
@@ -118,28 +116,26 @@ def load_backbone(
         raise S2WrapError(f"random weights and the checkpoint {str(checkpoint)!r} are asked for; choose one")
     if checkpoint is not None and not Path(checkpoint).is_file():
         raise S2WrapError(f"there is no checkpoint file {str(checkpoint)!r}")
-    if spec.size is not None and image_size is not None:
-        raise S2WrapError(f"{spec} names an input size, and image_size={image_size} another; use one of them")
-    if spec.patch is not None and not room.resamples_patches:
+    if spec.size is not None and options.image_size is not None:
+        raise S2WrapError(f"{spec} names an input size, and image_size={options.image_size} another; use one of them")
+    if spec.patch is not None and not family.resamples_patches:
         able = ", ".join(name for name, each in FAMILIES.items() if each.resamples_patches)
         raise S2WrapError(f"{spec}: patches can be resampled in models of {able}, not of {spec.family}")
-    known |= {} if spec.patch is None else {"patch": spec.patch}
-    size = image_size if spec.size is None else spec.size
-    return room.load(spec.name, pretrained=pretrained, image_size=size, checkpoint=checkpoint, **known)
+    options = options if spec.size is None else replace(options, image_size=spec.size)
+    resampled: dict[str, Any] = {} if spec.patch is None else {"patch": spec.patch}
+    return family.load(spec.name, options, pretrained=pretrained, checkpoint=checkpoint, **resampled)
 
 
-def as_backbone(model: Any, **known: Any) -> Backbone:
+def as_backbone(model: Any, options: BackboneOptions = NO_OPTIONS) -> Backbone:
     """Any model as a `Backbone`: by the adapter of its family, else by the probe alone.
 
     Args:
         model: of a family that is known, or any callable from images to tokens or a map.
-        **known: anything `Backbone` takes.
+        options: what the caller knows of it.
     """
     if isinstance(model, Backbone):
-        if known:
-            raise S2WrapError(
-                f"{', '.join(known)} came with a Backbone, which has them already; give them to Backbone()"
-            )
+        if known := options.changed():
+            raise S2WrapError(f"{', '.join(known)} came with a Backbone, which has them already; give them to its class")
         return model
     if not callable(model):
         raise S2WrapError(
@@ -152,30 +148,33 @@ def as_backbone(model: Any, **known: Any) -> Backbone:
         )
     for family in reversed(FAMILIES.values()):  # those of users first
         if family.matches(model):
-            return family.adapt(model, **known)
-    if "image_size" not in known:
-        raise S2WrapError(
-            f"the image size that {getattr(model, '__name__', type(model).__name__)} takes is unknown; "
-            f"pass image_size= in pixels, such as 224"
-        )
-    return Backbone(model, **known)
+            return family.adapt(model, options)
+    return ProbedBackbone(model, options)
 
 
-def register_backbone(name: str, adapt: Any, *, matches: Any = None, names: Any = (), load: Any = None) -> None:
+def register_backbone(
+    name: str,
+    adapt: Callable[..., Backbone],
+    *,
+    matches: Callable[[Any], bool] | None = None,
+    names: Iterable[str] = (),
+    load: Callable[..., Backbone] | None = None,
+) -> None:
     """Add a family of models: `wrap` then knows them by their looks, and `load` by `NAME:MODEL@SCALES`.
 
     Args:
         name: the word before the colon.
-        adapt: `adapt(model, **known)` returns a `Backbone`: often a class that derives from it and overrides `call`.
+        adapt: `adapt(model, options)` returns a `Backbone`: often a class that derives from `ProbedBackbone` and
+            overrides `call`. The options are `BackboneOptions`.
         matches: `matches(model)` says whether a model is of this family; without it, `wrap` does not look.
         names: the names that `load` knows.
-        load: `load(name, pretrained=, image_size=, checkpoint=, **known)` returns a `Backbone`; without it, `adapt`
-            is for models that the user has.
+        load: `load(name, options, pretrained=, checkpoint=)` returns a `Backbone`; without it, `adapt` is for models
+            that the user has.
 
     Raises:
         S2WrapError: a name that is taken or holds a colon, names without `load`, or something that is no function.
 
-    >>> class Halved(Backbone):
+    >>> class Halved(ProbedBackbone):
     ...     def call(self, tiles):
     ...         return self.model(tiles / 2)
     >>> register_backbone("halved", Halved, matches=lambda model: getattr(model, "halved", False))

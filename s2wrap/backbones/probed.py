@@ -1,0 +1,328 @@
+"""`ProbedBackbone`: any model as a `Backbone`, by looking at what it returns."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from s2wrap.backbones.base import Backbone
+from s2wrap.backbones.probe import Layout, describe, probe
+from s2wrap.backbones.processors import processor_options
+from s2wrap.errors import S2WrapError, first_line
+from s2wrap.features import Features
+from s2wrap.inputs import ModelInput, Origin
+from s2wrap.options import BackboneOptions
+from s2wrap.policies import Pair
+
+LAYERS = (nn.Conv2d, nn.Conv3d, nn.Linear)
+"""Modules of which the first says in which precision a model takes images."""
+NO_OPTIONS = BackboneOptions()
+
+
+class ProbedBackbone(Backbone):
+    """Any model, whose layout is found by `probe`, in evaluation mode. What is given is taken as known and must fit.
+
+    Families of models derive from it, and override `call` and what else they know.
+
+    Args:
+        model: takes images (b, c, H, W); returns tokens (b, n, c) or a map (b, c, h, w) or (b, h, w, c), alone or in a
+            dict, tuple or dataclass. A module, or a method of one, is moved, frozen and put in evaluation mode with
+            the wrapper. Into a function or lambda nobody can see: do that to the modules that it calls yourself.
+        options: what the caller knows of it; goes before what the family knows.
+        facts: what its family knows of it, as `BackboneOptions` names it.
+        origins: for names of these facts, where they are known from, if not from the model itself.
+
+    Raises:
+        S2WrapError: no image size; the model fails on such an image, or its answer has no single reading.
+    """
+
+    model: Any
+
+    def __init__(
+        self,
+        model: Callable[[Tensor], Any],
+        options: BackboneOptions = NO_OPTIONS,
+        *,
+        facts: BackboneOptions = NO_OPTIONS,
+        origins: Mapping[str, Origin] | None = None,
+    ):
+        known = options.over(facts)
+        name = known.name or getattr(model, "__name__", None) or type(model).__name__
+        super().__init__(name, _model_input(model, name, options, facts, origins or {}), ())
+        self.model = model
+        owner = getattr(model, "__self__", None)
+        self.owner = owner if isinstance(owner, nn.Module) else None  # registered, so that it moves and freezes too
+        self.output: Any = known.output
+        self.layers: tuple[int, ...] | None = None if known.layers is None else tuple(known.layers)
+        with self.evaluating():
+            try:
+                last = self._probe(known)
+            except S2WrapError:
+                if known.in_channels is not None or self.input.channels == 3:
+                    raise
+                # the first convolution may see rearranged pixels (space to depth), and not the image's channels
+                rgb = replace(facts, in_channels=3)
+                self.input = _model_input(model, name, options, rgb, origins or {})
+                last = self._probe(known)
+            self.layouts = (last,)
+            if self.layers is not None:
+                self.layouts = self._layer_layouts(last)
+
+    def call(self, tiles: Tensor) -> Any:
+        """The model's own feature call, in its own layout. Families override this."""
+        return self.model(tiles)
+
+    def call_layers(self, tiles: Tensor) -> Features:
+        """The maps (b, c, h, w) and prefix tokens of every one of `layers`. Families that can override this."""
+        raise S2WrapError(
+            f"layers={self.layers}: nothing is known of the blocks of {self.name}; wrap a function that returns the "
+            f"features of one block"
+        )
+
+    def any_size(self, allow: bool) -> bool:
+        """Let the model take other image sizes, or no longer; whether that changed anything. Families override this."""
+        return False
+
+    def forward(self, tiles: Tensor) -> Features:
+        """Maps (b, c, rows, columns) and prefix tokens (b, p, c), one each a layer.
+
+        Args:
+            tiles: images of `image_hw` pixels; others in whole strides, if `refuses_other_sizes` is empty.
+        """
+        tile_hw = (tiles.shape[-2], tiles.shape[-1])
+        grids = [self.grid_hw(tile_hw, layer) for layer in range(len(self.layouts))]
+        try:
+            answer = self._answer(tiles) if self.layers is None else self.call_layers(tiles)
+        except Exception as error:
+            if tile_hw == self.image_hw:
+                raise
+            raise S2WrapError(
+                f"{self.name} failed on an image of {tile_hw[0]}×{tile_hw[1]} pixels: {first_line(error)}; use "
+                f"whole=False"
+            ) from error
+        features = answer if isinstance(answer, Features) else self._read(answer, tile_hw, grids[0])
+        for spatial, grid_hw in zip(features.maps, grids, strict=True):
+            if spatial.shape[-2:] != grid_hw:
+                raise S2WrapError(self._other_grid(tile_hw, f"a {spatial.shape[-2]}×{spatial.shape[-1]} map", grid_hw))
+        return features
+
+    def embeddings(self, tiles: Tensor) -> Features:
+        """As `Backbone.embeddings`; S2WrapError where the model takes no tiles of another size."""
+        tile_hw = (tiles.shape[-2], tiles.shape[-1])
+        try:
+            return super().embeddings(tiles)
+        except RuntimeError as error:
+            if tile_hw == self.image_hw:
+                raise
+            raise S2WrapError(
+                f"{self.name} embeds images of {self.image_hw[0]}×{self.image_hw[1]} pixels, and failed on "
+                f"{tile_hw[0]}×{tile_hw[1]}; use whole=False"
+            ) from error
+
+    @property
+    def convolutional(self) -> bool:
+        """Whether it is a convolutional network by its looks: convolutions, a map as answer, and no attention."""
+        names = [type(module).__name__.lower() for module in self.modules()]
+        has_convolutions = any(isinstance(module, nn.Conv2d) for module in self.modules())
+        has_attention = any("attn" in name or "attention" in name for name in names)
+        return self.layout.order == "bchw" and has_convolutions and not has_attention
+
+    @cached_property
+    def refuses_other_sizes(self) -> str:
+        """Why images of another size than `image_hw` cannot be looked at whole; empty if they can.
+
+        Found by trying: an image one stride taller, or, for models with windows, twice as tall. The model may be told
+        to take any size (`any_size`); at its own size it must answer as before.
+        """
+        (height, width), (down, across) = self.image_hw, self.stride_hw
+        generator = torch.Generator().manual_seed(0)
+        own = torch.randn(1, self.input.channels, height, width, generator=generator).to(self.device, self.dtype)
+        with self.evaluating(), torch.no_grad():
+            before = self(own)
+            reason = ""
+            changed = self.any_size(True)
+            try:
+                for taller in (height // down + 1, 2 * height // down):
+                    image = own.new_zeros(1, self.input.channels, taller * down, width // across * across)
+                    try:
+                        self(image)
+                    except S2WrapError as error:
+                        reason = reason or str(error).removesuffix("; use whole=False")
+                    else:
+                        if not changed or all(map(_close, self(own).maps, before.maps)):
+                            return ""
+                        reason = "its answer at its own size changes when it is told to take others"
+            except Exception as error:
+                reason = first_line(error)
+            if changed:
+                self.any_size(False)
+            return reason
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision in which it takes tiles: that of its first convolution or linear layer, or of its weights."""
+        for module in self.modules():
+            weight = getattr(module, "weight", None) if isinstance(module, LAYERS) else None
+            if isinstance(weight, Tensor) and weight.is_floating_point():
+                return weight.dtype
+        return next((weight.dtype for weight in self.parameters() if weight.is_floating_point()), torch.float32)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are; the CPU for a model without any."""
+        return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
+
+    def _probe(self, known: BackboneOptions) -> Layout:
+        """The layout of the last features, found by looking."""
+        patch = known.patch_size
+        return probe(
+            self._answer,
+            self._black_tile(),
+            name=self.name,
+            order=known.layout,
+            num_prefix_tokens=known.num_prefix_tokens,
+            grid_hw=known.grid,
+            patch_hw=(patch, patch) if isinstance(patch, int | float) else patch,
+        )
+
+    def _black_tile(self) -> Tensor:
+        return torch.zeros(1, self.input.channels, *self.image_hw, device=self.device, dtype=self.dtype)
+
+    def _answer(self, tiles: Tensor) -> Any:
+        """The one tensor of the model's answer that holds the features, as `output` says or as was found first."""
+        answer = self.call(tiles)
+        if isinstance(answer, Tensor):
+            return answer
+        parts = _parts(answer)
+        if self.output is None:
+            self.output = _only_features(parts, f"{self.name} returned a {type(answer).__name__}")
+        if self.output not in parts:
+            raise S2WrapError(
+                f"output={self.output!r} is no part of what {self.name} returns; it has {', '.join(map(repr, parts))}"
+            )
+        return parts[self.output]
+
+    def _read(self, answer: Tensor, tile_hw: Pair, grid_hw: Pair) -> Features:
+        """The features in the model's answer, once it has as many tokens as it should."""
+        rows, cols = grid_hw
+        if self.layout.order == "bnc" and answer.shape[1] != self.layout.num_prefix_tokens + rows * cols:
+            raise S2WrapError(self._other_grid(tile_hw, f"{answer.shape[1]} tokens", grid_hw))
+        return Features((self.layout.spatial(answer, rows),), (self.layout.prefix(answer),))
+
+    def _layer_layouts(self, last: Layout) -> tuple[Layout, ...]:
+        """The layout of every layer; where the grid is that of the last features, so are the patches."""
+        with torch.no_grad():
+            features = self.call_layers(self._black_tile())
+        layouts = []
+        for spatial, prefix in zip(features.maps, features.prefixes, strict=True):
+            grid_hw = (spatial.shape[-2], spatial.shape[-1])
+            patch_hw = (self.image_hw[0] / grid_hw[0], self.image_hw[1] / grid_hw[1])
+            layouts.append(
+                replace(
+                    last,
+                    order="bnc" if last.order == "bnc" else "bchw",
+                    num_prefix_tokens=prefix.shape[1],
+                    grid_hw=grid_hw,
+                    num_features=spatial.shape[1],
+                    patch_hw=last.patch_hw if grid_hw == last.grid_hw else patch_hw,
+                )
+            )
+        return tuple(layouts)
+
+    def _other_grid(self, tile_hw: Pair, answer: str, grid_hw: Pair) -> str:
+        return (
+            f"{self.name} returned {answer} for an image of {tile_hw[0]}×{tile_hw[1]} pixels, where its stride makes "
+            f"{grid_hw[0]}×{grid_hw[1]}; use whole=False"
+        )
+
+
+def _model_input(
+    model: Any, name: str, options: BackboneOptions, facts: BackboneOptions, told: Mapping[str, Origin]
+) -> ModelInput:
+    """What a model takes, from the caller, its processor, its family, its first layer; and which says what."""
+    origins: dict[str, Origin] = {key: told.get(key, "model") for key in facts.changed()}
+    if options.processor is not None:
+        processed = replace(processor_options(options.processor), image_size=None)
+        facts = processed.over(facts)
+        origins |= dict.fromkeys(processed.changed(), "processor")
+    known = options.over(facts)
+    origins |= dict.fromkeys(options.changed(), "caller")
+    if known.image_size is None:
+        raise S2WrapError(f"the image size that {name} takes is unknown; pass image_size= in pixels, such as 224")
+    channels = known.in_channels
+    if channels is None:
+        channels = _first_channels(model)
+        origins["in_channels"] = "model"
+    if channels is None:
+        channels = len(known.mean) if known.mean else 3
+        origins["in_channels"] = "caller" if known.mean else "class default"
+    mean, std = (_of_channels(key, known, origins, channels) for key in ("mean", "std"))
+    origins["channels"], origins["image_hw"] = origins.pop("in_channels"), origins.pop("image_size")
+    named = ("channels", "image_hw", "mean", "std", "value_range", "interpolation")
+    return ModelInput(
+        channels=channels,
+        image_hw=known.image_size,  # pyright: ignore[reportArgumentType] (checked: a pair)
+        mean=mean,
+        std=std,
+        value_range=known.value_range,
+        interpolation=known.interpolation or "bicubic",
+        origins={key: origins.get(key, "class default" if key == "interpolation" else "unknown") for key in named},
+    )
+
+
+def _of_channels(
+    key: str, known: BackboneOptions, origins: dict[str, Origin], channels: int
+) -> tuple[float, ...] | None:
+    """Mean or std with one number a channel; unknown where the family's is for other images than the model takes."""
+    values = getattr(known, key)
+    if values is None or len(values) == channels:
+        return values
+    if origins[key] in ("caller", "processor"):
+        raise S2WrapError(f"{key}={values} for images of {channels} channels; give {channels} numbers, one a channel")
+    origins[key] = "unknown"
+    return None
+
+
+def _first_channels(model: Any) -> int | None:
+    """The channels that the first convolution of a model takes; None if it has none."""
+    owner = model if isinstance(model, nn.Module) else getattr(model, "__self__", None)
+    modules = owner.modules() if isinstance(owner, nn.Module) else ()
+    return next((module.in_channels for module in modules if isinstance(module, nn.Conv2d | nn.Conv3d)), None)
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    """Whether two answers are the same but for rounding: another path through the same sums."""
+    return bool((one - other).abs().amax() <= 1e-3 * other.abs().amax())
+
+
+def _parts(answer: Any) -> dict[Any, Any]:
+    """The parts of a dict, tuple, list or dataclass by key, index or field; empty for anything else."""
+    if isinstance(answer, Mapping):  # dicts, and the outputs of transformers
+        return dict(answer)
+    if hasattr(answer, "_asdict"):
+        return answer._asdict()
+    if isinstance(answer, tuple | list):
+        return dict(enumerate(answer)) | ({-1: answer[-1]} if answer else {})
+    return dict(vars(answer)) if is_dataclass(answer) else {}
+
+
+def _only_features(parts: dict[Any, Any], returned: str) -> Any:
+    """The key of the only part that can hold features: tokens or a map. Raises S2WrapError for several, or none."""
+    shapes = {key: describe(part) for key, part in parts.items() if key != -1}
+    candidates = [
+        key
+        for key, part in parts.items()
+        if key != -1 and isinstance(part, Tensor) and part.is_floating_point() and part.ndim in (3, 4)
+    ]
+    if len(candidates) != 1:
+        seen = " of " + ", ".join(f"{key!r}: {shape}" for key, shape in shapes.items()) if shapes else ""
+        remedy = "wrap a model that returns features"
+        if candidates:
+            remedy = f"pass output={candidates[0]!r}, or another of these"
+        raise S2WrapError(
+            f"{returned}{seen}; s2wrap needs one tensor (b, n, c), (b, c, h, w) or (b, h, w, c): {remedy}"
+        )
+    return candidates[0]

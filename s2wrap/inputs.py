@@ -1,0 +1,239 @@
+"""What a model takes: channels, size, values, mean and std, and where each of these facts is known from."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from s2wrap.errors import S2WrapError
+from s2wrap.options import Interpolation
+from s2wrap.plan import check_image
+from s2wrap.policies import Pair
+
+Origin = Literal["model", "processor", "library", "caller", "class default", "unknown"]
+ORIGINS: dict[Origin, str] = {
+    "model": "the model's own config",
+    "processor": "its image processor",
+    "library": "its library, for all such models",
+    "caller": "the caller",
+    "class default": "a class default: a guess",
+    "unknown": "unknown",
+}
+"""Where a fact is known from, in words."""
+
+INTEGER_RANGES: dict[torch.dtype, tuple[float, float]] = {torch.uint8: (0, 255), torch.uint16: (0, 65535)}
+"""The types of integer images, and which of their values stand for 0 and 1."""
+SURELY_NOT_NORMALISED = 2.0
+"""Floating images without a negative value, but with one so many times the largest normalised one, are refused."""
+
+
+class MeanStd(NamedTuple):
+    """Mean and std as tensors (c, 1, 1) of float32 on one device."""
+
+    mean: Tensor
+    std: Tensor
+
+
+@dataclass(frozen=True)
+class ModelInput:
+    """What a model takes.
+
+    Attributes:
+        channels: of its images: 3 for RGB, 1 for grey, or as many bands.
+        image_hw: height and width in pixels that it was made for.
+        mean: what is subtracted from values in 0…1, one a channel; None where nobody knows.
+        std: what they are divided by after that.
+        value_range: which values of floating and uint16 images stand for 0 and 1; None: floating images come
+            normalised, and uint16 reaches to 65535. uint8 is always 0…255.
+        interpolation: how images are resized.
+        channel_order: the order in which the model itself sees channels; images are given as RGB in any case.
+        origins: for each of these names, where it is known from.
+    """
+
+    channels: int
+    image_hw: Pair
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    value_range: tuple[float, float] | None = None
+    interpolation: Interpolation = "bicubic"
+    channel_order: Literal["RGB", "BGR"] = "RGB"
+    origins: Mapping[str, Origin] = field(default_factory=dict)
+
+    @property
+    def normalises(self) -> bool:
+        """Whether mean and std are known, so that integer images and pictures can be taken."""
+        return self.mean is not None and self.std is not None
+
+    @property
+    def guessed(self) -> bool:
+        """Whether mean and std are the default of a class, which may not be that of these weights."""
+        return self.normalises and self.origins.get("mean") == "class default"
+
+    @property
+    def normalised_range(self) -> tuple[float, float]:
+        """The smallest and largest value that a picture has once it is normalised."""
+        assert self.mean is not None and self.std is not None
+        pairs = list(zip(self.mean, self.std, strict=True))
+        return min(-mean / std for mean, std in pairs), max((1 - mean) / std for mean, std in pairs)
+
+    def range_of(self, dtype: torch.dtype) -> tuple[float, float] | None:
+        """Which values of images of a type stand for 0 and 1; None for images that come normalised."""
+        if dtype == torch.uint8 or self.value_range is None:
+            return INTEGER_RANGES.get(dtype)
+        return self.value_range
+
+    def mean_std(self, device: torch.device | str) -> MeanStd:
+        """Mean and std as tensors on a device; 0 and 1 where they are unknown."""
+        mean, std = self.mean or (0.0,) * self.channels, self.std or (1.0,) * self.channels
+        shape = (-1, 1, 1)
+        return MeanStd(
+            torch.tensor(mean, dtype=torch.float32, device=device).reshape(shape),
+            torch.tensor(std, dtype=torch.float32, device=device).reshape(shape),
+        )
+
+    def normalise(self, images: Tensor, mean_std: MeanStd | None = None) -> Tensor:
+        """Images (b, c, h, w) as the backbone expects them, (values in 0…1 − mean) ÷ std.
+
+        Floating images without a `value_range` are returned as they are; others are computed in at least float32.
+
+        Args:
+            images: checked by `check`.
+            mean_std: on the device of the images; made anew by default.
+        """
+        bounds = self.range_of(images.dtype)
+        if bounds is None:
+            return images
+        mean, std = mean_std or self.mean_std(images.device)
+        low, high = bounds
+        planes = torch.contiguous_format  # whatever the pixels' order: arithmetic with a mean a channel is quicker then
+        wide = torch.promote_types(images.dtype, torch.float32) if images.is_floating_point() else torch.float32
+        values = images.to(wide, memory_format=planes)
+        return ((values - low if low else values) / (high - low) - mean) / std
+
+    def check(self, images: Any, name: str) -> None:
+        """Raise S2WrapError for images that cannot give features, whatever their values.
+
+        Args:
+            images: whatever a caller gave for a batch (b, c, h, w).
+            name: the backbone's name.
+        """
+        wanted = f"(batch, {self.channels}, height, width)"
+        if not isinstance(images, Tensor):
+            raise S2WrapError(f"images are a {type(images).__name__}; give a tensor {wanted}")
+        if images.ndim == 3 and images.shape[0] == self.channels:
+            raise S2WrapError(f"images have shape {tuple(images.shape)}; for one image give images[None], {wanted}")
+        if images.ndim != 4 or images.shape[1] != self.channels:
+            raise S2WrapError(f"images have shape {tuple(images.shape)}; give {wanted}")
+        check_image((images.shape[-2], images.shape[-1]))
+        if images.shape[0] == 0:
+            raise S2WrapError(f"images have shape {tuple(images.shape)}: an empty batch; give at least one image")
+        if not images.is_floating_point() and images.dtype not in INTEGER_RANGES:
+            raise S2WrapError(f"images are {images.dtype}; give uint8, uint16, or normalised floating values")
+        if self.range_of(images.dtype) is not None and not self.normalises:
+            raise S2WrapError(
+                f"images are {images.dtype}, but the mean and std of {name} are unknown; give mean= and std= to "
+                f"wrap(), or normalised floating images"
+            )
+
+    def describe(self) -> dict[str, tuple[str, str]]:
+        """Every fact in words, and where it is known from."""
+        facts = {
+            "channels": f"{self.channels}{f', seen as {self.channel_order}' if self.channels == 3 else ''}",
+            "image_hw": f"{self.image_hw[0]}×{self.image_hw[1]} pixels",
+            "mean": _numbers(self.mean),
+            "std": _numbers(self.std),
+            "value_range": "normalised floats; uint8 0…255, uint16 0…65535"
+            if self.value_range is None
+            else f"{self.value_range[0]:g}…{self.value_range[1]:g}; uint8 0…255",
+            "interpolation": self.interpolation,
+        }
+        return {name: (text, ORIGINS[self.origins.get(name, "unknown")]) for name, text in facts.items()}
+
+
+class ValueCheck:
+    """Looks at the values of images: refuses what cannot be, warns once of what is probably not meant.
+
+    Of images on a GPU only the first batch is looked at: each look would wait for all work that is queued there. The
+    state is none of the model's: copies and saved models begin anew.
+    """
+
+    def __init__(self, known: ModelInput, name: str):
+        self.known, self.name = known, name
+        self.warned: set[str] = set()
+        self.looked = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ValueCheck, (self.known, self.name)
+
+    def __call__(self, images: Tensor) -> None:
+        """Look at checked images (b, c, h, w).
+
+        Raises:
+            S2WrapError: values that are NaN or infinite, or floats that no normalising gives, such as 0…255.
+        """
+        if not _has_values(images) or (self.looked and images.device.type != "cpu"):
+            return
+        self.looked = True
+        if not images.is_floating_point():
+            self._warn_of_guess(images)
+            return
+        low, high = (float(bound) for bound in images.detach().aminmax())
+        if not (abs(low) < float("inf") and abs(high) < float("inf")):  # false for NaN too
+            count = int((~images.isfinite()).sum())
+            raise S2WrapError(f"images hold {count} values that are NaN or infinite; give finite ones")
+        if self.known.value_range is not None:
+            self._check_range(low, high, self.known.value_range)
+        elif self.known.normalises:
+            self._check_normalised(low, high)
+
+    def _check_range(self, low: float, high: float, bounds: tuple[float, float]) -> None:
+        """Refuse values far outside the range that the caller gave: half of it lies on either side, for overshoot."""
+        margin = (bounds[1] - bounds[0]) / 2
+        if low < bounds[0] - margin or high > bounds[1] + margin:
+            raise S2WrapError(
+                f"images have values from {low:.4g} to {high:.4g}, but value_range={bounds}; give the range that they "
+                f"have"
+            )
+
+    def _check_normalised(self, low: float, high: float) -> None:
+        """Refuse or warn of values that mean and std cannot have made."""
+        darkest, brightest = self.known.normalised_range
+        if low >= 0 and high > max(1.0, SURELY_NOT_NORMALISED * brightest):
+            raise S2WrapError(
+                f"images have values from {low:.4g} to {high:.4g}, but normalised ones of {self.name} lie in "
+                f"{darkest:.3g}…{brightest:.3g}; give uint8, or say value_range=(0, {255 if high > 1 else 1}) to "
+                f"wrap(), or normalise them"
+            )
+        if 0 <= low < high <= 1 and darkest < -0.5:
+            self._warn(
+                "range",
+                f"images have values from {low:.3g} to {high:.3g}, which are taken as normalised; those of {self.name} "
+                f"would lie in {darkest:.3g}…{brightest:.3g}. If they are in 0…1, say value_range=(0, 1) to wrap() "
+                f"or load(), and they are normalised",
+            )
+
+    def _warn_of_guess(self, images: Tensor) -> None:
+        if self.known.guessed:
+            self._warn(
+                "guess",
+                f"mean {_numbers(self.known.mean)} and std {_numbers(self.known.std)} of {self.name} are the default "
+                f"of a class, not known of these weights; give processor=, or mean= and std=, to wrap() or load()",
+            )
+
+    def _warn(self, what: str, text: str) -> None:
+        if what not in self.warned:
+            self.warned.add(what)
+            warnings.warn(text, stacklevel=2)
+
+
+def _has_values(images: Tensor) -> bool:
+    """Whether values can be looked at: not of meta and fake tensors, nor under vmap, nor in a trace."""
+    plain = type(images) in (Tensor, torch.nn.Parameter) and images.device.type != "meta"
+    return plain and not torch.compiler.is_compiling() and not torch._C._functorch.is_functorch_wrapped_tensor(images)
+
+
+def _numbers(values: tuple[float, ...] | None) -> str:
+    return "unknown" if values is None else "(" + ", ".join(f"{value:g}" for value in values) + ")"

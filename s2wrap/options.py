@@ -1,0 +1,345 @@
+"""Every option of a wrapped model, once: its type, its words, its default, and a sentence of help.
+
+`Options` says how images are looked at, `BackboneOptions` what a caller knows of a backbone, `BuildOptions` how `load`
+makes one. `wrap` and `load` take their fields as keyword arguments (`takes_options`), the command line makes its flags
+of them, and manifests, stores and saved models keep them.
+"""
+
+import difflib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, fields, replace
+from itertools import pairwise
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import (
+    Annotated,
+    Any,
+    Concatenate,
+    Literal,
+    ParamSpec,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+from s2wrap.errors import S2WrapError
+from s2wrap.policies import Policy, PolicyName
+from s2wrap.scales import Fit, Scale, check_policy, check_word, parse_scales, whole_number, whole_pair
+
+Fusion = Literal["concat", "mean", "sum", "max", "weighted", "detail", "pyramid"]
+Norm = Literal["none", "l2", "layer", "std"]
+Blend = Literal["smooth", "trim", "constant", "triangular", "gaussian"]
+Prefix = Literal["area", "base", "drop"]
+GridWord = Literal["coarsest", "finest"]
+Interpolation = Literal["bicubic", "bilinear"]
+Order = Literal["bnc", "bchw", "bhwc"]
+
+MAX_CELLS = 4096
+"""The most rows or columns of a result."""
+MAX_SIDE = 2**15
+"""The largest side of a backbone's input in pixels."""
+
+P = ParamSpec("P")
+Model = TypeVar("Model")
+Group = TypeVar("Group", bound="_Checked")
+
+
+class _Checked:
+    """A dataclass of options whose words are checked when it is made."""
+
+    def __post_init__(self) -> None:
+        for name, hint in option_types(type(self)).items():
+            if words := option_words(hint):
+                check_word(name, getattr(self, name), words)
+
+    def _set(self, **values: Any) -> None:
+        """Replace fields by their checked values, while the frozen object is made."""
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def changed(self) -> dict[str, Any]:
+        """The options that are not at their defaults."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in fields(self)  # pyright: ignore[reportArgumentType] (subclasses are dataclasses)
+            if getattr(self, field.name) != field.default
+        }
+
+
+@dataclass(frozen=True)
+class Options(_Checked):
+    """How a wrapped model looks at images: everything but the backbone.
+
+    Raises:
+        S2WrapError: a word or number that cannot be, or an option that has no effect beside the others.
+
+    >>> Options((1, 2), fuse="detail").target_grid
+    'finest'
+    """
+
+    scales: Annotated[
+        Sequence[float | str | Scale],
+        "Multiples of the backbone's own input size, sides such as '448px', or Scales; up to 32 times that size.",
+    ] = (1, 2)
+    _: KW_ONLY
+    fit: Annotated[
+        Fit,
+        "How images meet the scales: stretch (as in the paper), aspect (rows and columns of tiles that suit the "
+        "image's shape) or pad (aspect kept, filled up with the mean colour).",
+    ] = "stretch"
+    policy: Annotated[
+        PolicyName | Policy | None,
+        "How fit aspect chooses rows and columns of tiles: closest (default), nvila, anyres, internvl, or a function; "
+        "with fit pad the image is fitted into that grid.",
+    ] = None
+    whole: Annotated[
+        bool | None,
+        "Scales in one pass each, or in tiles (default: whole for convolutional networks, tiles for others).",
+    ] = None
+    overlap: Annotated[int, "Tokens that neighbouring tiles share, at least."] = 0
+    blend: Annotated[Blend, "How tiles share what they overlap on."] = "smooth"
+    fuse: Annotated[
+        Fusion,
+        "How scales are fused: concat (on channels, as in the paper), mean, sum, max, weighted, detail (coarse scales "
+        "with the detail of finer ones, no tile borders) or pyramid (each scale on its own grid).",
+    ] = "concat"
+    weights: Annotated[Sequence[float] | None, "For fuse weighted: one factor a scale, such as 0.5,0.3,0.2."] = None
+    norm: Annotated[Norm, "The scales on one footing before they are fused: each token or map normalised."] = "none"
+    target_grid: Annotated[
+        GridWord | int | tuple[int, int] | None,
+        "Rows and columns of the result: coarsest (default), finest (default of fuse detail), the index of a scale, "
+        "or 48x64.",
+    ] = None
+    prefix: Annotated[
+        Prefix, "Prefix tokens (CLS, registers): area (averaged over tiles), base (of the smallest scale) or drop."
+    ] = "area"
+    join_layers: Annotated[bool, "Join several layers on channels; else features.maps has one a layer."] = True
+    tile_batch: Annotated[
+        int | None, "The most tiles in one backbone call (default: 4 on a CPU, else 32 or as many as images)."
+    ] = None
+    frozen: Annotated[bool, "Switch off the gradients of the weights, and stay in evaluation mode."] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        scales = parse_scales(self.scales)
+        check_policy(self.policy)
+        overlap, tile_batch = whole_number(self.overlap), whole_number(self.tile_batch)
+        if overlap is None or overlap < 0:
+            raise S2WrapError(f"overlap={self.overlap!r} is no number of tokens; use 0 or more")
+        if self.tile_batch is not None and (tile_batch is None or tile_batch < 1):
+            raise S2WrapError(f"tile_batch={self.tile_batch!r} is no number of tiles; use 1 or more, or None")
+        self._set(scales=scales, overlap=overlap, tile_batch=tile_batch, weights=self._weights(len(scales)))
+        if self.fuse == "pyramid" and self.target_grid is not None:
+            raise S2WrapError(
+                f"target_grid={self.target_grid!r} with fuse='pyramid', which leaves each scale on its own grid; use "
+                f"target_grid=None, or another fusion"
+            )
+        if self.fuse == "detail" and self.norm != "none":
+            raise S2WrapError(f"norm={self.norm!r} with fuse='detail', which mixes scales as they are; use norm='none'")
+        if self.fuse != "pyramid":
+            self._set(target_grid=self._target_grid(len(scales)))
+
+    def _weights(self, scales: int) -> tuple[float, ...] | None:
+        """The factors of `fuse="weighted"`, checked."""
+        if (self.fuse == "weighted") != (self.weights is not None):
+            raise S2WrapError(
+                f"fuse={self.fuse!r} with weights={self.weights}; weights belong to fuse='weighted': give {scales} "
+                f"numbers, one a scale"
+            )
+        if self.weights is None:
+            return None
+        try:
+            numbers = tuple(float(weight) for weight in self.weights)
+        except (TypeError, ValueError):
+            numbers = ()
+        if len(numbers) != scales or not all(map(math.isfinite, numbers)):
+            raise S2WrapError(f"weights={self.weights} for {scales} scales; give one finite number a scale")
+        return numbers
+
+    def _target_grid(self, scales: int) -> GridWord | int | tuple[int, int]:
+        """The grid of the result, checked."""
+        if self.target_grid is None:
+            return "finest" if self.fuse == "detail" else "coarsest"
+        if self.target_grid in get_args(GridWord):
+            return self.target_grid
+        if (scale := whole_number(self.target_grid)) is not None and -scales <= scale < scales:
+            return scale
+        if (pair := whole_pair(self.target_grid)) and all(1 <= cells <= MAX_CELLS for cells in pair):
+            return pair
+        raise S2WrapError(
+            f"target_grid={self.target_grid!r} is no grid; use 'coarsest', 'finest', the index of one of {scales} "
+            f"scales, or (rows, columns) of 1 to {MAX_CELLS} cells"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneOptions(_Checked):
+    """What is known of a backbone; None where it says so itself, or where looking at its answer tells.
+
+    Raises:
+        S2WrapError: a number or word that cannot be.
+    """
+
+    image_size: Annotated[
+        int | tuple[int, int] | None, "The input size in pixels: one side, or (height, width)."
+    ] = None
+    in_channels: Annotated[int | None, "Channels of its images: 3 for RGB, 1 for grey, or bands."] = None
+    mean: Annotated[
+        Sequence[float] | None, "What to subtract from values in 0…1, one a channel; needed for integer images."
+    ] = None
+    std: Annotated[Sequence[float] | None, "What to divide by after that, one a channel."] = None
+    value_range: Annotated[
+        tuple[float, float] | None,
+        "Which values of floating and of uint16 images stand for 0 and 1: given, they are normalised with mean and "
+        "std. Default: floating images are normalised already, uint16 reaches to 65535.",
+    ] = None
+    processor: Annotated[Any, "An image processor of transformers that says mean, std and interpolation."] = None
+    interpolation: Annotated[Interpolation | None, "How images are resized: bicubic (default) or bilinear."] = None
+    name: Annotated[str | None, "A name for messages and manifests."] = None
+    output: Annotated[Any, "Which part of its answer holds the features: a key, an index or an attribute."] = None
+    layout: Annotated[Order | None, "How the features lie: tokens bnc, or a map bchw or bhwc."] = None
+    num_prefix_tokens: Annotated[int | None, "Leading tokens that are not spatial (CLS, registers)."] = None
+    grid: Annotated[tuple[int, int] | None, "Rows and columns of spatial tokens."] = None
+    patch_size: Annotated[float | tuple[float, float] | None, "Pixels that a token covers: a number, or two."] = None
+    layers: Annotated[
+        Sequence[int] | None, "Blocks whose features are wanted: increasing indices, negative ones from the end."
+    ] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        image_hw = None if self.image_size is None else _image_hw(self.image_size)
+        channels = whole_number(self.in_channels)
+        if self.in_channels is not None and (channels is None or channels < 1):
+            raise S2WrapError(f"in_channels={self.in_channels!r} is no number of channels; use 1 or more")
+        self._set(
+            image_size=image_hw,
+            in_channels=channels,
+            mean=_channel_values("mean", self.mean),
+            std=_channel_values("std", self.std),
+            value_range=_value_range(self.value_range),
+            layers=_layers(self.layers),
+        )
+
+    def over(self, facts: "BackboneOptions") -> "BackboneOptions":
+        """These options, and where one is None that of `facts`."""
+        return replace(facts, **self.changed())
+
+
+@dataclass(frozen=True)
+class WrapOptions(BackboneOptions, Options):
+    """What `wrap` takes."""
+
+
+@dataclass(frozen=True)
+class LoadOptions(WrapOptions):
+    """What `load` takes: as `wrap`, and how to make the backbone. `image_size` builds it for that size."""
+
+    _: KW_ONLY
+    pretrained: Annotated[bool, "Load the trained weights, else draw random ones."] = True
+    checkpoint: Annotated[
+        str | Path | None, "A .safetensors or torch file with the weights, instead of a download. Never unpickled."
+    ] = None
+
+
+def takes_options(options: Callable[P, object]) -> Callable[[Callable[..., Model]], Callable[Concatenate[Any, P], Model]]:
+    """A decorator that tells editors and type checkers that a function takes the fields of a class of options."""
+
+    def typed(function: Callable[..., Model]) -> Callable[Concatenate[Any, P], Model]:
+        return function
+
+    return typed
+
+
+def make_options(kind: type[Group], call: str, values: Mapping[str, Any]) -> Group:
+    """Options of a kind from what a call was given; S2WrapError for a name that is none, with the nearest ones."""
+    known = option_types(kind)
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
+            hint = f"did you mean {', '.join(near)}?" if near else f"it takes {', '.join(sorted(known))}"
+            raise S2WrapError(f"{call} has no option {name!r}; {hint}")
+    return kind(**values)
+
+
+def part_of(kind: type[Group], options: _Checked) -> Group:
+    """The options of a kind among those of a larger one."""
+    return kind(**{name: value for name, value in options.changed().items() if name in option_types(kind)})
+
+
+def option_types(kind: type) -> dict[str, Any]:
+    """The type of every option of a kind, by name."""
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in fields(kind)}
+
+
+def option_words(hint: Any) -> tuple[Any, ...]:
+    """The words of an option's type, None among them where it may be left out; empty for other types."""
+    parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    words: tuple[Any, ...] = ()
+    for part in parts:
+        if get_origin(part) is Literal:
+            words += get_args(part)
+        elif part in (bool, NoneType):
+            words += (True, False) if part is bool else (None,)
+        else:
+            return ()
+    return words
+
+
+def option_help(kind: type) -> dict[str, str]:
+    """The sentence of help of every option of a kind, by name."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {field.name: hints[field.name].__metadata__[0] for field in fields(kind)}
+
+
+def _image_hw(image_size: Any) -> tuple[int, int]:
+    pair = whole_pair(image_size if isinstance(image_size, tuple | list) else [image_size] * 2)
+    if pair is None or not all(2 <= side <= MAX_SIDE for side in pair):
+        raise S2WrapError(
+            f"image_size={image_size!r} is no image size; use one side in pixels or (height, width), each a whole "
+            f"number from 2 to {MAX_SIDE}"
+        )
+    return pair
+
+
+def _channel_values(name: str, values: Any) -> tuple[float, ...] | None:
+    if values is None:
+        return None
+    try:
+        numbers = tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        numbers = ()
+    if not numbers or not all(map(math.isfinite, numbers)) or (name == "std" and min(numbers) <= 0):
+        raise S2WrapError(f"{name}={values!r} is no {name}; use one number a channel{' above 0' * (name == 'std')}")
+    return numbers
+
+
+def _value_range(values: Any) -> tuple[float, float] | None:
+    if values is None:
+        return None
+    try:
+        low, high = (float(value) for value in values)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise S2WrapError(f"value_range={values!r} is no range; use two numbers, the lower first, such as (0, 1)")
+    return low, high
+
+
+def _layers(layers: Any) -> tuple[int, ...] | None:
+    if layers is None:
+        return None
+    try:
+        numbers = tuple(-1 if (number := whole_number(layer)) is None else number for layer in layers)
+        valid = all(whole_number(layer) is not None for layer in layers)
+    except TypeError:
+        numbers, valid = (), False
+    increasing = all(first < second for first, second in pairwise(numbers))
+    if not numbers or not valid or not increasing or numbers[0] < 0 <= numbers[-1]:
+        raise S2WrapError(
+            f"layers={layers!r} names no layers; use increasing indices such as (5, 11), or (-7, -1) from the end"
+        )
+    return numbers

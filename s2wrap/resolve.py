@@ -1,0 +1,80 @@
+"""What a model's options come to with one backbone: every scale decided, and nothing left without effect."""
+
+from s2wrap.backbones.base import Backbone
+from s2wrap.errors import S2WrapError
+from s2wrap.options import Options
+from s2wrap.scales import ResolvedScale, Scale, parse_scales
+
+
+def resolve_scales(options: Options, backbone: Backbone) -> tuple[ResolvedScale, ...]:
+    """The scales of a model with every option decided.
+
+    A scale runs whole where it is asked to; by default where the backbone is a convolutional network or the scale is
+    below 1, unless its policy chooses tiles, and the backbone takes other sizes.
+
+    Raises:
+        S2WrapError: a whole scale on a backbone of one size; an option that has no effect with this backbone.
+    """
+    scales = parse_scales(options.scales)
+    resolved = tuple(_resolve(scale, options, backbone) for scale in scales)
+    if options.policy is not None and all(scale.policy is None for scale in resolved):
+        raise _no_tiles_to_choose("policy", options.policy, *resolved)
+    if any(scale.whole for scale in resolved) and all(_in_one_call(scale, backbone) for scale in resolved):
+        for name, value, unset in (("overlap", options.overlap, 0), ("blend", options.blend, "smooth")):
+            if value != unset:
+                raise S2WrapError(
+                    f"{name}={value!r} has no effect: {backbone.name} sees scale {', '.join(map(str, resolved))} whole, "
+                    f"without tiles; leave it out, or use whole=False"
+                )
+    tokens = min(backbone.layout.grid_hw)
+    if options.overlap >= tokens:
+        raise S2WrapError(
+            f"overlap={options.overlap} tokens, but a tile of {backbone.name} has {tokens}; use 0 to {tokens - 1}"
+        )
+    layers = len(backbone.layouts)
+    if not options.join_layers and layers == 1:
+        raise S2WrapError("join_layers=False has no effect on one layer; give layers=, such as (-7, -1), or leave it out")
+    grids = {layout.grid_hw for layout in backbone.layouts}
+    if options.fuse == "pyramid" and options.join_layers and len(grids) > 1:
+        raise S2WrapError(
+            f"fuse='pyramid' with layers of {backbone.name} on grids of {', '.join(f'{h}×{w}' for h, w in grids)}, "
+            f"which cannot be joined on channels; use join_layers=False: a map a scale and layer"
+        )
+    return resolved
+
+
+def _resolve(scale: Scale, options: Options, backbone: Backbone) -> ResolvedScale:
+    fit = scale.fit or options.fit
+    policy = scale.policy or options.policy or ("closest" if fit == "aspect" else None)
+    box_hw = scale.box_hw(backbone.image_hw)
+    smaller = min(box_hw) < min(backbone.image_hw)
+    whole = options.whole if scale.whole is None else scale.whole
+    if box_hw == backbone.image_hw and fit == "stretch":
+        whole = False  # a tile is the whole
+    elif whole is None:
+        wanted = scale.policy is None and options.policy is None and (backbone.convolutional or smaller)
+        whole = wanted and not backbone.refuses_other_sizes
+    if whole and backbone.refuses_other_sizes:
+        raise S2WrapError(
+            f"scale {scale} cannot run whole: {backbone.name} takes images of {backbone.image_hw[0]}×"
+            f"{backbone.image_hw[1]} pixels only ({backbone.refuses_other_sizes}); use whole=False: tiles"
+        )
+    resolved = ResolvedScale(scale, box_hw, fit, whole, None if whole or fit == "stretch" else policy)
+    for name, value in (("policy", scale.policy), ("max_tiles", scale.max_tiles)):
+        if value is not None and resolved.policy is None:
+            raise _no_tiles_to_choose(name, value, resolved)
+    return resolved
+
+
+def _in_one_call(scale: ResolvedScale, backbone: Backbone) -> bool:
+    """Whether every image is seen in one call at a scale, so that there are no tiles to overlap."""
+    fits = all(box <= tile for box, tile in zip(scale.box_hw, backbone.image_hw, strict=True))
+    return scale.whole or (scale.fit == "stretch" and fits)
+
+
+def _no_tiles_to_choose(name: str, value: object, *scales: ResolvedScale) -> S2WrapError:
+    """The error for a policy or its budget where no tiles are chosen."""
+    return S2WrapError(
+        f"{name}={value!r} has no effect on scale {', '.join(map(str, scales))}; use fit='aspect', or fit='pad' with a "
+        f"policy, and whole=False: tiles"
+    )
