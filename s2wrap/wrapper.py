@@ -18,6 +18,7 @@ from s2wrap.backbones.backbone import RGB, Embedder
 from s2wrap.errors import S2WrapError
 from s2wrap.features import Features, join
 from s2wrap.fusion import NORMS, check_fusion, fuse_scales, level_out, normalise_scales
+from s2wrap.geometry import Geometry
 from s2wrap.placement import Placement, check_grid
 from s2wrap.plan import (
     FITS,
@@ -34,6 +35,7 @@ from s2wrap.plan import (
 from s2wrap.resample import BLENDS, Constants
 from s2wrap.select import choose_tiles
 from s2wrap.stream import Job, stream
+from s2wrap.view import View
 
 PREFIXES = ("area", "base", "drop")
 TILES_ON_CPU = 4
@@ -373,7 +375,16 @@ class MultiScale(nn.Module):
             return features
         height, width = job.images.shape[-2:]
         boxes = tuple(box * torch.tensor([width, height, width, height]) for box in job.placement.boxes)
-        return replace(features, plan=replace(job.placement.plan, image_hw=(height, width)), boxes=boxes, ran=ran)
+        plan = replace(job.placement.plan, image_hw=(height, width))
+        return replace(features, view=View(plan, self._geometry(job.placement, plan.image_hw), boxes, ran))
+
+    def _geometry(self, placement: Placement, image_hw: tuple[int, int]) -> tuple[Geometry, ...]:
+        """Where the cells of each map lie on an image of this size."""
+        if self.fuse == "pyramid":
+            return tuple(Geometry(own_hw[0], image_hw, scale=k) for k, own_hw in enumerate(placement.own_hw))
+        if self.join_layers:
+            return (Geometry(placement.target_hw[0], image_hw),)
+        return tuple(Geometry(grid, image_hw, layer=n) for n, grid in enumerate(placement.target_hw))
 
     def _fused(self, job: Job, layer: int) -> Features:
         """The scales of one layer as one, with the prefix tokens asked for."""
