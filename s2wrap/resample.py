@@ -9,6 +9,7 @@ numpy builds the matrices in float64.
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from s2wrap.plan import Axis
 
 Array = np.ndarray
+Answer = TypeVar("Answer", bound=Callable)
 BLENDS = ("smooth", "trim", "constant", "triangular", "gaussian")
 
 
@@ -62,13 +64,22 @@ def full_precision(device: torch.device) -> AbstractContextManager:
     return nullcontext()
 
 
-@torch.compiler.assume_constant_result
+def _constant_in_graphs(function: Answer) -> Answer:
+    """A function whose answer becomes a constant of a traced graph.
+
+    It does what `torch.compiler.assume_constant_result` does, without importing all of `torch._dynamo`: about a second.
+    """
+    vars(function)["_dynamo_marked_constant"] = True
+    return function
+
+
+@_constant_in_graphs
 def _exporting() -> bool:
     """Whether torch.export is tracing. Asked as a constant: PyTorch 2.11 would say yes inside torch.compile too."""
     return torch.compiler.is_exporting()
 
 
-@torch.compiler.assume_constant_result
+@_constant_in_graphs
 def _matrix_tensor(old: int, new: int, interpolation: str, antialias: bool) -> Tensor:
     """`resize_matrix` as a constant of a traced graph."""
     return torch.from_numpy(resize_matrix(old, new, interpolation=interpolation, antialias=antialias).astype("float32"))
