@@ -1,6 +1,7 @@
 """One face at run time: images in, `Features` out, whatever runs the file."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from s2wrap.export.manifest import features_from, plan_from, read_manifest, real
 from s2wrap.export.session import Session, open_session
 from s2wrap.features import Features
 from s2wrap.images import as_image
-from s2wrap.plan import Scale
+from s2wrap.plan import Pair, Scale
 from s2wrap.resample import resize
 from s2wrap.wrapper import MultiScale, Normalise
 
@@ -151,9 +152,10 @@ class Engine:
                 f"(--tiles)"
             )
         answers: list[Features] = []
-        stretched = (self._stretched(as_image(image)) for image in images)
-        while batch := list(islice(stretched, self.tile_batch_for(1, self.device))):
-            answers += self(torch.cat(batch), **options).split()
+        pictures = ((self._stretched(image), (image.shape[1], image.shape[2])) for image in map(as_image, images))
+        while batch := list(islice(pictures, self.tile_batch_for(1, self.device))):
+            stretched, sizes = zip(*batch, strict=True)
+            answers += map(_on_picture, self(torch.cat(stretched), **options), sizes)
         return answers
 
     def tile_batch_for(self, count: int, device: torch.device) -> int:
@@ -188,6 +190,15 @@ class Engine:
         if images.dtype == torch.uint8 and not self.normalise.known:
             raise S2WrapError("images are uint8, but the export knows no mean and std; give normalised floats")
         return self.normalise(images)
+
+
+def _on_picture(features: Features, image_hw: Pair) -> Features:
+    """The features of a picture of this size that was stretched, placed on the picture itself."""
+    if features.view is None:
+        return features
+    geometry = tuple(replace(geometry, image_hw=image_hw) for geometry in features.geometry)
+    view = replace(features.view, plan=replace(features.plan, image_hw=image_hw), geometry=geometry)
+    return replace(features, view=view)
 
 
 class SessionBackbone(Backbone):

@@ -14,7 +14,9 @@ from s2wrap.backbones.checkpoint import weights_sha256
 from s2wrap.errors import S2WrapError
 from s2wrap.export.graph import OUTPUTS, ModelGraph, TilesGraph
 from s2wrap.features import Features
+from s2wrap.geometry import Geometry
 from s2wrap.plan import Axis, Plan, ScalePlan
+from s2wrap.view import View
 from s2wrap.wrapper import MultiScale
 
 FORMAT = 1
@@ -160,7 +162,19 @@ def features_from(manifest: dict[str, Any], tensors: dict[str, Tensor], plan: Pl
         maps = [t.transpose(1, 2).unflatten(2, grid) for t, grid in zip(kinds["tokens"], grids, strict=True)]
     maps = maps or [tensor[:, :, None, None] for tensor in kinds["pooled"]]
     prefixes = kinds["prefix"] or [spatial.new_zeros(len(spatial), 0, spatial.shape[1]) for spatial in maps]
-    return Features(tuple(maps), tuple(prefixes), plan=plan)
+    return Features(tuple(maps), tuple(prefixes), None if plan is None else _view(manifest, maps, plan))
+
+
+def _view(manifest: dict[str, Any], maps: list[Tensor], plan: Plan) -> View:
+    """How one graph looked at its images: at all tiles; it notes no boxes."""
+    wrapper = manifest["wrapper"] or {}
+    of = "scale" if wrapper.get("fuse") == "pyramid" else "layer"
+    geometry = tuple(
+        Geometry((spatial.shape[2], spatial.shape[3]), plan.image_hw, **({of: k} if len(maps) > 1 else {}))
+        for k, spatial in enumerate(maps)
+    )
+    ran = tuple(torch.ones(len(maps[0]), *scale.block_size, dtype=torch.bool) for scale in plan.scales)
+    return View(plan, geometry, (), ran)
 
 
 def port_of(value: Any) -> dict[str, Any]:

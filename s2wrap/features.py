@@ -1,34 +1,45 @@
 """What a model returns: `Features`."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from einops import rearrange, reduce
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.utils.data._utils.collate import default_collate_fn_map
 
 from s2wrap.errors import S2WrapError
-from s2wrap.plan import Pair, Plan
+from s2wrap.geometry import Geometry
+from s2wrap.indexing import Images, choose_images
+from s2wrap.notebook import html_table
+from s2wrap.plan import Axis, Plan, ScalePlan
+from s2wrap.policies import Pair
+from s2wrap.upsample import check_result, upsample, upsample_strips
+from s2wrap.view import View, join_views
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Features:
     """The features of a batch of images: one map; or one a scale for `fuse="pyramid"`, one a layer for a list of them.
+
+    `len(features)` images; `features[2]`, `features[1:3]`, `features[[0, 2]]` and `features[mask]` are the features
+    of some of them, and iteration gives each, a batch of one. Objects are equal only to themselves.
 
     Attributes:
         maps: spatial maps (b, c, h, w), top row first.
         prefixes: prefix tokens (b, p, c): CLS first, then registers; p is 0 where the backbone has none.
-        plan: where the tiles lay; None in a traced model, as the two below.
-        boxes: for every scale (h, w, 4): the pixels of the original image that the cell (of the first map, or of the
-            scale's own for a pyramid) looked at: left, top, right, bottom.
-        ran: for every scale (b, rows, columns): which tiles the backbone saw; all but for `select`.
+        view: how the images were looked at; None from a traced model, or for images of several sizes joined.
+
+    >>> features = Features((torch.rand(4, 8, 16, 16),), (torch.rand(4, 1, 8),))
+    >>> features.tokens.shape, features[1:3].pooled.shape, len(features)
+    (torch.Size([4, 256, 8]), torch.Size([2, 8]), 4)
     """
 
     maps: tuple[Float[Tensor, "b _c _h _w"], ...]
     prefixes: tuple[Float[Tensor, "b _p _c"], ...]
-    plan: Plan | None = None
-    boxes: tuple[Float[Tensor, "_h _w 4"], ...] | None = None
-    ran: tuple[Bool[Tensor, "b _rows _cols"], ...] | None = None
+    view: View | None = None
 
     @property
     def spatial(self) -> Float[Tensor, "b c h w"]:
@@ -50,46 +61,179 @@ class Features:
         """The average of the spatial map: one vector an image."""
         return reduce(self.spatial, "b c h w -> b c", "mean")
 
-    def split(self) -> "list[Features]":
-        """Those of each image: a batch of one each, views of this one's tensors."""
-        images = range(len(self.maps[0]))
-        return [
-            replace(
-                self,
-                maps=tuple(spatial[b : b + 1] for spatial in self.maps),
-                prefixes=tuple(prefix[b : b + 1] for prefix in self.prefixes),
-                ran=None if self.ran is None else tuple(tiles[b : b + 1] for tiles in self.ran),
-            )
-            for b in images
-        ]
+    @property
+    def plan(self) -> Plan:
+        """Where the tiles lay. As for the three below: raises S2WrapError where there is no `view`."""
+        return self._viewed("plan").plan
+
+    @property
+    def geometry(self) -> tuple[Geometry, ...]:
+        """For every map, where its cells lie on the original image."""
+        return self._viewed("geometry").geometry
+
+    @property
+    def boxes(self) -> tuple[Float[Tensor, "_h _w 4"], ...]:
+        """For every scale (h, w, 4), the pixels that each cell looked at: left, top, right, bottom; see `View`."""
+        boxes = self._viewed("boxes").boxes
+        if not boxes:
+            raise S2WrapError("an exported file notes no boxes; use the model that was exported, or geometry")
+        return boxes
+
+    @property
+    def ran(self) -> tuple[Bool[Tensor, "b _rows _cols"], ...]:
+        """For every scale (b, rows, columns), which tiles the backbone saw; all but for `select`."""
+        return self._viewed("ran").ran
 
     @property
     def block_size(self) -> Pair:
         """Rows and columns of tiles of the last scale: how `split_blocks` cuts a map on its grid (dynamic-S2)."""
-        if self.plan is None:
-            raise S2WrapError("a traced model does not note where its tiles lay; see MultiScale.plan")
         return self.plan.scales[-1].block_size
 
     @property
     def saved(self) -> float:
         """The share of tiles that the backbone was spared by `select`, 0…1, weighed by their pixels."""
-        if self.plan is None or self.ran is None:
-            raise S2WrapError("a traced model does not note which tiles ran")
         areas = [scale.tile_hw[0] * scale.tile_hw[1] for scale in self.plan.scales]
         total = sum(area * ran.numel() for area, ran in zip(areas, self.ran, strict=True))
         return 1 - sum(area * int(ran.sum()) for area, ran in zip(areas, self.ran, strict=True)) / total
 
+    def __len__(self) -> int:
+        return len(self.maps[0]) if self.maps else 0
 
-def join(parts: list[Features]) -> Features:
-    """The features of parts of a batch as those of the whole."""
+    def __getitem__(self, images: Images) -> "Features":
+        chosen = choose_images(images, len(self))
+        return self._each(lambda tensor: tensor[chosen], self.view and self.view.of_images(chosen))
+
+    def __iter__(self) -> "Iterator[Features]":
+        return (self[image] for image in range(len(self)))
+
+    def to(
+        self,
+        device: torch.device | str | int | torch.dtype | Tensor | None = None,
+        dtype: torch.dtype | None = None,
+        non_blocking: bool = False,
+        copy: bool = False,
+    ) -> "Features":
+        """The features on another device or in another precision; the arguments are those of `Tensor.to`.
+
+        Args:
+            device: where to; or a dtype, or a tensor to be like.
+            dtype: a floating type for maps and prefix tokens; boxes and ran only follow to the device.
+            non_blocking: copy without waiting where the memory allows it.
+            copy: new memory even where nothing changes.
+
+        Raises:
+            S2WrapError: the dtype is not a floating one.
+        """
+        if isinstance(device, Tensor):
+            device, dtype = device.device, device.dtype
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device
+        if dtype is not None and not dtype.is_floating_point:
+            raise S2WrapError(f"dtype={dtype} holds no features; use a floating type such as torch.float16")
+
+        def move(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+            return tensor.to(device=device, dtype=dtype, non_blocking=non_blocking, copy=copy)
+
+        return self._each(lambda tensor: move(tensor, dtype), self.view and self.view.moved(move))
+
+    def cpu(self) -> "Features":
+        """The features in the CPU's memory."""
+        return self.to("cpu")
+
+    def float(self) -> "Features":
+        """The features in float32."""
+        return self.to(torch.float32)
+
+    def detach(self) -> "Features":
+        """The features without the graph that gradients would flow through; the same memory."""
+        return self._each(Tensor.detach, self.view)
+
+    def numpy(self) -> dict[str, np.ndarray]:
+        """Arrays by the names of exported files and stores: "spatial" and "prefix", or "spatial_0", … for several maps.
+
+        bfloat16, which numpy lacks, becomes float32.
+        """
+        arrays = {}
+        for name, tensors in (("spatial", self.maps), ("prefix", self.prefixes)):
+            for k, tensor in enumerate(tensors):
+                plain = tensor.detach().cpu()
+                array = (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()
+                arrays[name if len(tensors) == 1 else f"{name}_{k}"] = array
+        return arrays
+
+    def upsample(self, size: Pair | None = None, *, index: int | None = None) -> Float[Tensor, "b c height width"]:
+        """A map at the resolution of the original image, interpolated linearly; see `s2wrap.upsample`.
+
+        Args:
+            size: height and width instead of the image's own; any size.
+            index: which of `maps`, where there are several.
+
+        Raises:
+            S2WrapError: no size was given, and the result would take more than 512 MiB, or there is no `view`.
+        """
+        spatial = self.spatial if index is None else self.maps[index]
+        if size is None:
+            size = self._viewed("image size (give size=)").plan.image_hw
+            check_result(spatial, size)
+        return upsample(spatial, size)
+
+    def upsample_strips(
+        self, size: Pair | None = None, *, height: int | None = None, index: int | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
+        """The result of `upsample` as (top, strip of `height` rows), so that memory holds one strip of it."""
+        spatial = self.spatial if index is None else self.maps[index]
+        image_hw = self._viewed("image size (give size=)").plan.image_hw if size is None else size
+        return upsample_strips(spatial, image_hw, height)
+
+    def __repr__(self) -> str:
+        return f"Features({', '.join(f'{name}: {value}' for name, value in self._summary().items())})"
+
+    def _repr_html_(self) -> str:
+        return html_table("Features", [], self._summary().items())
+
+    def _summary(self) -> dict[str, str]:
+        """What is worth knowing at a glance."""
+        named = {"maps": self.maps, "prefixes": self.prefixes}
+        facts = {name: _some(tuple(tensor.shape) for tensor in tensors) for name, tensors in named.items()}
+        if self.maps:
+            facts["values"] = f"{str(self.maps[0].dtype).removeprefix('torch.')} on {self.maps[0].device}"
+        if self.view is not None:
+            facts["images"] = f"{self.plan.image_hw[0]}×{self.plan.image_hw[1]} pixels in {self.plan.num_tiles} tiles"
+            strides = (geometry.stride for geometry in self.geometry)
+            facts["cells"] = _some(f"{down:.4g}×{across:.4g} pixels each" for down, across in strides)
+        return facts
+
+    def _viewed(self, name: str) -> View:
+        if self.view is None:
+            raise S2WrapError(
+                f"these features have no {name}: a traced model notes none, and images of several sizes joined have "
+                f"none in common; use the model untraced, or the features of one image size"
+            )
+        return self.view
+
+    def _each(self, change: Callable[[Tensor], Tensor], view: View | None) -> "Features":
+        return Features(tuple(map(change, self.maps)), tuple(map(change, self.prefixes)), view)
+
+
+def join(parts: Sequence[Features]) -> Features:
+    """The features of parts of a batch as those of the whole; without a `view` unless all were looked at alike.
+
+    Raises:
+        S2WrapError: their maps or prefix tokens differ in shape.
+    """
+    first = parts[0]
     if len(parts) == 1:
-        return parts[0]
-    maps = zip(*(part.maps for part in parts), strict=True)
-    prefixes = zip(*(part.prefixes for part in parts), strict=True)
-    joined = Features(tuple(map(torch.cat, maps)), tuple(map(torch.cat, prefixes)), parts[0].plan, parts[0].boxes)
-    if parts[0].ran is None:
-        return joined
-    return replace(joined, ran=tuple(map(torch.cat, zip(*(part.ran or () for part in parts), strict=True))))
+        return first
+    for part in parts[1:]:
+        shapes, others = ([tensor.shape[1:] for tensor in (*each.maps, *each.prefixes)] for each in (first, part))
+        if shapes != others:
+            raise S2WrapError(
+                f"{first} and {part} make no batch; keep a list, or use fit='stretch' or target_grid=(rows, columns), "
+                f"which give all images one shape"
+            )
+    maps = map(torch.cat, zip(*(part.maps for part in parts), strict=True))
+    prefixes = map(torch.cat, zip(*(part.prefixes for part in parts), strict=True))
+    return Features(tuple(maps), tuple(prefixes), join_views([part.view for part in parts]))
 
 
 def _only(tensors: tuple[Tensor, ...], name: str) -> Tensor:
@@ -98,4 +242,15 @@ def _only(tensors: tuple[Tensor, ...], name: str) -> Tensor:
     return tensors[0]
 
 
+def _some(values: Iterable[object]) -> str:
+    """The first three of some values, and how many more there are."""
+    texts = list(map(str, values))
+    return ", ".join(texts[:3]) + (f" and {len(texts) - 3} more" if len(texts) > 3 else "")
+
+
+# What other parts of torch know of Features: traced graphs return them (View is None there), DataLoader joins them into
+# batches, and torch.load reads what torch.save wrote of them.
 torch.export.register_dataclass(Features, serialized_type_name="s2wrap.Features")
+torch.export.register_dataclass(View, serialized_type_name="s2wrap.View")
+default_collate_fn_map[Features] = lambda parts, **_: join(parts)
+torch.serialization.add_safe_globals([Features, View, Geometry, Plan, ScalePlan, Axis])

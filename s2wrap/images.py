@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import BufferedReader, BytesIO
 from itertools import product
@@ -34,41 +34,123 @@ MAX_PIXELS = 178_956_970
 SEGMENTS = re.compile(rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)|\xff\xe1..Exif\x00\x00", re.DOTALL)
 MAX_SEGMENTS, MAX_STRIPS = 100, 200_000
 """The most scans and EXIF segments of a JPEG file (libtiff takes 100 scans too), strips or tiles of a TIFF file."""
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # without one, Python prints PIL's complaints on stderr
-with suppress(AttributeError, OSError):  # libtiff too prints what PIL raises; where its names are hidden, it goes on
-    ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
 
 
-def as_image(source: Any) -> Tensor:
-    """One image of any kind as a tensor (3, height, width).
+def silence_decoders() -> None:
+    """Keep PIL and libtiff from printing what they raise, in this process: for programs, such as the command line."""
+    logging.getLogger("PIL").addHandler(logging.NullHandler())  # without one, Python prints complaints on stderr
+    warnings.filterwarnings("ignore", module="PIL")  # of odd metadata and large pictures: max_pixels decides here
+    with suppress(AttributeError, OSError):  # where libtiff's names are hidden, it goes on
+        ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
+
+
+def as_image(source: Any, channels: int = 3) -> Tensor:
+    """One image of any kind as a tensor (channels, height, width); integers where it was a picture.
 
     Args:
-        source: a path, a PIL image, a uint8 array (height, width, 3) or (height, width) of RGB or grey, or a tensor
-            (3, height, width), which is returned as it is.
+        source: a path, a PIL image, a uint8 or uint16 array (height, width, channels) or (height, width) of grey, or
+            a tensor (channels, height, width), which is returned as it is.
+        channels: of the model: 3 for RGB (grey pictures count for all three), 1 for grey, or as many bands, which only
+            arrays and tensors have.
 
     Raises:
-        S2WrapError: something else, or a file that cannot be read.
+        S2WrapError: something else, a file that cannot be read, or a picture of other channels.
     """
-    if isinstance(source, str | Path):
-        return load_image(source)
-    if isinstance(source, Image.Image):
-        return _pixels(source, "the PIL image")
-    if isinstance(source, np.ndarray):
-        grey = source.ndim == 2
-        if source.dtype != np.uint8 or not (grey or (source.ndim == 3 and source.shape[2] == 3)):
+    if isinstance(source, str | Path | Image.Image):
+        if channels not in (1, 3):
             raise S2WrapError(
-                f"an array {source.shape} of {source.dtype}; give uint8 (height, width, 3) or (height, width), or a "
-                f"normalised tensor (3, height, width)"
+                f"a picture has 1 or 3 channels, and the model takes {channels}; give an array (height, width, "
+                f"{channels}) or a tensor ({channels}, height, width)"
             )
-        pixels = torch.from_numpy(np.ascontiguousarray(source))
-        return repeat(pixels, "h w -> c h w", c=3) if grey else rearrange(pixels, "h w c -> c h w")
+        if isinstance(source, Image.Image):
+            with _readable("the PIL image"):
+                return _to_channels(_pixels(source, "the PIL image"), channels, "the PIL image")
+        return _to_channels(load_image(source), channels, source)
+    if isinstance(source, np.ndarray):
+        return _from_array(source, channels)
     if not isinstance(source, Tensor) or source.ndim != 3:
         what = tuple(source.shape) if isinstance(source, Tensor) else f"a {type(source).__name__}"
         raise S2WrapError(
-            f"{what} is no image; give a path, a PIL image, a uint8 array (height, width, 3) or a tensor "
-            f"(3, height, width)"
+            f"{what} is no image; give a path, a PIL image, a uint8 array (height, width, {channels}) or a tensor "
+            f"({channels}, height, width)"
         )
     return source
+
+
+def as_batch(images: Any, channels: int = 3) -> Tensor:
+    """What a model is called with, if it is no tensor, as a batch (b, channels, height, width).
+
+    Args:
+        images: one picture, as for `as_image`, or what an image processor of transformers returns.
+        channels: of the model.
+
+    Raises:
+        S2WrapError: a list, which `encode` takes, or anything else.
+    """
+    if isinstance(images, Mapping):
+        if list(images) != ["pixel_values"] or not isinstance(images["pixel_values"], Tensor):
+            raise S2WrapError(
+                f"a dict of {', '.join(map(str, images))}; s2wrap looks at pixel_values alone, a tensor: give "
+                f"inputs['pixel_values'], made with return_tensors='pt'"
+            )
+        return images["pixel_values"]
+    if isinstance(images, list | tuple):
+        raise S2WrapError(
+            f"images are a {type(images).__name__}; for images of any sizes use model.encode(images), or give a tensor "
+            f"(batch, {channels}, height, width)"
+        )
+    if isinstance(images, np.ndarray) and images.ndim == 4:
+        raise S2WrapError(
+            f"an array {images.shape}; give a tensor (batch, {channels}, height, width), such as "
+            f"torch.from_numpy(array).permute(0, 3, 1, 2), or use model.encode(array)"
+        )
+    return as_image(images, channels)[None]
+
+
+def as_pictures(images: Any) -> Iterable[Any]:
+    """What `encode` was given as an iterable of pictures: one picture is one of them.
+
+    Raises:
+        S2WrapError: a folder, or something that is neither a picture nor holds any.
+    """
+    if isinstance(images, str | Path) and os.path.isdir(images):
+        raise S2WrapError(
+            f"{images} is a folder; give its pictures: model.encode(s2wrap.images.find_images([{str(images)!r}]))"
+        )
+    if isinstance(images, Mapping):
+        return as_batch(images)
+    one = isinstance(images, str | Path | Image.Image) or (
+        isinstance(images, np.ndarray | Tensor) and images.ndim in (2, 3)
+    )
+    if one:
+        return [images]
+    if not isinstance(images, Iterable):
+        raise S2WrapError(f"encode() takes images or one image, not {images!r}")
+    return images
+
+
+def _from_array(array: np.ndarray, channels: int) -> Tensor:
+    """An array of integers (height, width, channels), or of grey (height, width) or (height, width, 1)."""
+    grey = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 1)
+    fits = array.ndim == 3 and array.shape[2] == channels
+    if array.dtype not in (np.uint8, np.uint16) or not (fits or (grey and channels == 3) or (grey and channels == 1)):
+        raise S2WrapError(
+            f"an array {array.shape} of {array.dtype}; give uint8 or uint16 (height, width, {channels})"
+            f"{' or (height, width)' if channels in (1, 3) else ''}, or a normalised tensor ({channels}, height, width)"
+        )
+    pixels = torch.from_numpy(array.copy())  # a writable copy: read-only and strided arrays are taken too
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    return repeat(pixels, "h w 1 -> c h w", c=channels) if grey else rearrange(pixels, "h w c -> c h w")
+
+
+def _to_channels(picture: Tensor, channels: int, name: str | Path) -> Tensor:
+    """A picture (3, h, w) for a model of RGB, or of grey, which takes only those that are grey."""
+    if channels == 3:
+        return picture
+    if not (torch.equal(picture[0], picture[1]) and torch.equal(picture[0], picture[2])):
+        raise S2WrapError(f"{name} has colours, and the model takes grey; give image.convert('L')")
+    return picture[:1]
 
 
 def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> UInt8[Tensor, "3 height width"]:
@@ -86,7 +168,7 @@ def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> UInt8[Tenso
     Raises:
         S2WrapError: no such file, no picture, cut short, too large or too small, or floating values outside 0…1.
     """
-    with _told(path):
+    with _readable(path):
         if not os.path.isfile(path):  # a pipe would be waited for
             what = "cannot be decoded; it is no file" if os.path.exists(path) else "there is no such file"
             raise S2WrapError(f"{path}: {what}")
@@ -96,16 +178,15 @@ def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> UInt8[Tenso
 
 def decode_image(content: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> UInt8[Tensor, "3 height width"]:
     """The picture whose file's content this is, as `load_image` reads it from a file; errors call it by `name`."""
-    with _told(name):
+    with _readable(name):
         return _read(BytesIO(content), name, max_pixels)
 
 
 @contextmanager
-def _told(path: str | Path) -> Iterator[None]:
+def _readable(path: str | Path) -> Iterator[None]:
     """Make one S2WrapError of whatever goes wrong with a picture."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # of odd metadata and large pictures: max_pixels decides here
-            yield
+        yield
     except S2WrapError:
         raise
     except Image.UnidentifiedImageError as error:

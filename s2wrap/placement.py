@@ -12,13 +12,8 @@ import torch
 from torch import Tensor
 
 from s2wrap.backbones.base import Backbone
-from s2wrap.fusion import (
-    CorrectionMatrices,
-    MergeMatrices,
-    correction_matrices,
-    float32,
-    merge_matrices,
-)
+from s2wrap.fusion import CorrectionMatrices, MergeMatrices, correction_matrices, float32, merge_matrices
+from s2wrap.inputs import MeanStd
 from s2wrap.options import Blend, GridWord, Options
 from s2wrap.plan import Axis, Plan, ScalePlan
 from s2wrap.policies import Pair
@@ -74,6 +69,7 @@ class Placement(NamedTuple):
         order: indices of the scales, from the smallest to the largest.
         scales: in the order of the model's.
         target_hw: the grid of the result, one a layer.
+        mean_std: what normalises images.
         plan: where the tiles lie.
         tokens: [scale][layer] the tokens of the tiles.
     """
@@ -81,13 +77,9 @@ class Placement(NamedTuple):
     order: tuple[int, ...]
     scales: tuple[ScalePlacement, ...]
     target_hw: tuple[Pair, ...]
+    mean_std: MeanStd
     plan: Plan
     tokens: "tuple[tuple[Tokens, ...], ...]"
-
-    def coarser(self, scale: int) -> int | None:
-        """The index of the next smaller scale; None for the smallest."""
-        place = self.order.index(scale)
-        return self.order[place - 1] if place else None
 
 
 @dataclass(frozen=True)
@@ -174,7 +166,7 @@ def place(plan: Plan, backbone: Backbone, options: Options, order: tuple[int, ..
         boxes = tokens[k][-1].boxes(shown_hw[-1], options.blend)
         of_plan = (scale.image_hw, scale.padding_hw, scale.tile_hw, scale.origins)
         scales.append(ScalePlacement(*of_plan, matrices, own_hw[k], boxes))
-    return Placement(order, tuple(scales), target_hw, plan, tokens)
+    return Placement(order, tuple(scales), target_hw, backbone.input.mean_std("cpu"), plan, tokens)
 
 
 class PlacementCache:

@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from s2wrap.errors import S2WrapError
+from s2wrap.notebook import html_table
 from s2wrap.policies import Pair, Policy, choose_grid, nvila, policy_function
 from s2wrap.scales import ResolvedScale, Scale, whole_pair
 
@@ -99,6 +100,30 @@ class Plan:
     def num_tiles(self) -> int:
         """How many times the backbone looks at a tile of this image, or at the whole."""
         return sum(len(scale.origins) for scale in self.scales)
+
+    def __str__(self) -> str:
+        lines = [self._title]
+        for k, image, tiles, padding in self._rows():
+            lines.append(f"  scale {k}: {image} in {tiles}" + (f", padding {padding}" if padding else ""))
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return html_table(self._title, ["scale", "image", "tiles", "padding"], self._rows())
+
+    @property
+    def _title(self) -> str:
+        return f"{self.image_hw[0]}×{self.image_hw[1]} pixels (height × width), {self.num_tiles} tiles"
+
+    def _rows(self) -> list[tuple[str, str, str, str]]:
+        """What a table of the scales says: index, size of the resized image, tiles, padding below and right."""
+        rows = []
+        for k, scale in enumerate(self.scales):
+            image, tile, tiles, padding = (
+                f"{down}×{across}"
+                for down, across in (scale.image_hw, scale.tile_hw, scale.block_size, scale.padding_hw)
+            )
+            rows.append((str(k), image, f"{tiles} of {tile}", padding if any(scale.padding_hw) else ""))
+        return rows
 
 
 def plan_image(

@@ -30,7 +30,7 @@ def constant_when_traced(function: Function) -> Function:
 
     The same as `torch.compiler.assume_constant_result`, which would import all of torch._dynamo (1.3 s) for it.
     """
-    function._dynamo_marked_constant = True
+    vars(function)["_dynamo_marked_constant"] = True
     return function
 
 

