@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from s2wrap.backbones.backbone import Backbone
-from s2wrap.backbones.checkpoint import from_hub, load_exactly
+from s2wrap.backbones.checkpoint import exact_loading, from_hub, load_exactly
 from s2wrap.backbones.family import Family, known_first, made_by
 from s2wrap.backbones.from_timm import TimmBackbone
 from s2wrap.errors import S2WrapError
@@ -115,10 +115,11 @@ def load(
         )
     options: dict[str, Any] = {} if image_size is None else {"force_image_size": image_size}
     options |= {"pretrained": tag} if pretrained and checkpoint is None else {"pretrained_hf": False}
-    options |= {"load_weights": bool(options.get("pretrained"))}
-    make = partial(open_clip.create_model, architecture, **options)
+    hub = "pretrained" in options
+    make = partial(open_clip.create_model, architecture, load_weights=hub, require_pretrained=hub, **options)
     try:
-        model = from_hub(make, f"open_clip:{name}") if options["load_weights"] else make()
+        with exact_loading(f"open_clip:{architecture}", name):
+            model = from_hub(make, f"open_clip:{name}") if hub else make()
     except OSError as error:
         raise S2WrapError(
             f"open_clip:{name} has a text tower whose configuration is on the Hugging Face hub, which gave none "

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from s2wrap.backbones.checkpoint import read_tensors
 from s2wrap.backbones.family import Family
 from s2wrap.backbones.from_timm import TimmBackbone, create
 from s2wrap.errors import MissingExtraError, S2WrapError
@@ -84,7 +85,7 @@ def load(
         return create(sample.architecture, image_size=size, patch=patch, **known)
     path = _checked_file(sample)
     tensors = _from_onnx(path) if path.suffix == ".onnx" else _from_pth(path, sample.architecture)
-    return create(sample.architecture, image_size=size, patch=patch, **known, weights={"state_dict": tensors})
+    return create(sample.architecture, image_size=size, patch=patch, weights=tensors, source=path, **known)
 
 
 def _checked_file(sample: Sample) -> Path:
@@ -109,7 +110,7 @@ def _from_pth(path: Path, architecture: str) -> dict[str, Tensor]:
     """EfficientNet-Lite: the same tensors in the same order under other names."""
     import timm
 
-    tensors = torch.load(path, map_location="cpu", weights_only=True)
+    tensors = read_tensors(path)
     ours = timm.create_model(architecture).state_dict()
     shapes = [
         (key, tensor.shape, other.shape) for (key, tensor), other in zip(ours.items(), tensors.values(), strict=True)
