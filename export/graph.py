@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from s2wrap.errors import S2WrapError
 from s2wrap.export.products import CutTiles, MergeTiles, Spread
 from s2wrap.features import Features
-from s2wrap.plan import Pair, parse_image_hw
+from s2wrap.plan import parse_image_hw
+from s2wrap.policies import Pair
 from s2wrap.stream import Job
 from s2wrap.wrapper import MultiScale, Normalise
 

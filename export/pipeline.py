@@ -23,7 +23,7 @@ from s2wrap.export.ports import check_batch
 from s2wrap.export.proof import compare_file, judge
 from s2wrap.export.ranges import check_float16
 from s2wrap.files import disk_errors, umask
-from s2wrap.plan import Pair
+from s2wrap.policies import Pair
 from s2wrap.wrapper import MultiScale
 
 Graph = ModelGraph | TilesGraph

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from s2wrap.errors import S2WrapError
-from s2wrap.plan import whole_number
+from s2wrap.scales import whole_number
 
 
 @dataclass(frozen=True)

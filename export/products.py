@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from s2wrap.backbones import Backbone
 from s2wrap.fusion import TileMerge
 from s2wrap.placement import Level
-from s2wrap.plan import Axis, Pair, ScalePlan
+from s2wrap.plan import Axis, ScalePlan
+from s2wrap.policies import Pair
 from s2wrap.resample import Constants, resize_matrix
 from s2wrap.stream import edge_padding
 

@@ -14,7 +14,6 @@ from s2wrap.options import Fusion, Norm
 from s2wrap.resample import full_precision
 
 
-
 class MergeMatrices(NamedTuple):
     """The matrices that reduce the tiles of one scale to a grid: Σ A_h · X · A_wᵀ. One of each a tile, row by row.
 

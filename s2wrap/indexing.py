@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from s2wrap.errors import S2WrapError
-from s2wrap.plan import whole_number
+from s2wrap.scales import whole_number
 
 Images = int | slice | Sequence[int] | Sequence[bool] | Tensor | np.ndarray
 """Which images of a batch: one, a slice, a list of numbers, or a tensor of numbers or of one bool an image."""

@@ -75,8 +75,7 @@ class ModelInput:
     @property
     def normalised_range(self) -> tuple[float, float]:
         """The smallest and largest value that a picture has once it is normalised."""
-        assert self.mean is not None and self.std is not None
-        pairs = list(zip(self.mean, self.std, strict=True))
+        pairs = list(zip(self.mean or (0.0,), self.std or (1.0,), strict=True))
         return min(-mean / std for mean, std in pairs), max((1 - mean) / std for mean, std in pairs)
 
     def range_of(self, dtype: torch.dtype) -> tuple[float, float] | None:

@@ -183,9 +183,9 @@ class BackboneOptions(_Checked):
         S2WrapError: a number or word that cannot be.
     """
 
-    image_size: Annotated[
-        int | tuple[int, int] | None, "The input size in pixels: one side, or (height, width)."
-    ] = None
+    image_size: Annotated[int | tuple[int, int] | None, "The input size in pixels: one side, or (height, width)."] = (
+        None
+    )
     in_channels: Annotated[int | None, "Channels of its images: 3 for RGB, 1 for grey, or bands."] = None
     mean: Annotated[
         Sequence[float] | None, "What to subtract from values in 0…1, one a channel; needed for integer images."
@@ -223,6 +223,10 @@ class BackboneOptions(_Checked):
             layers=_layers(self.layers),
         )
 
+    def named(self, name: str) -> "BackboneOptions":
+        """These options with a name, unless they have one."""
+        return self if self.name else replace(self, name=name)
+
     def over(self, facts: "BackboneOptions") -> "BackboneOptions":
         """These options, and where one is None that of `facts`."""
         return replace(facts, **self.changed())
@@ -244,7 +248,9 @@ class LoadOptions(WrapOptions):
     ] = None
 
 
-def takes_options(options: Callable[P, object]) -> Callable[[Callable[..., Model]], Callable[Concatenate[Any, P], Model]]:
+def takes_options(
+    options: Callable[P, object],
+) -> Callable[[Callable[..., Model]], Callable[Concatenate[Any, P], Model]]:
     """A decorator that tells editors and type checkers that a function takes the fields of a class of options."""
 
     def typed(function: Callable[..., Model]) -> Callable[Concatenate[Any, P], Model]:

@@ -12,7 +12,7 @@ from typing import Any
 from s2wrap.errors import S2WrapError
 from s2wrap.notebook import html_table
 from s2wrap.policies import Pair, Policy, choose_grid, nvila, policy_function
-from s2wrap.scales import ResolvedScale, Scale, whole_pair
+from s2wrap.scales import ResolvedScale, whole_pair
 
 MIN_SIDE = 2
 """The smallest side of an image in pixels: one pixel has no neighbour to interpolate with."""

@@ -19,7 +19,8 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from s2wrap.errors import S2WrapError
-from s2wrap.plan import Pair, Scale, whole_number, whole_pair
+from s2wrap.policies import Pair
+from s2wrap.scales import Scale, whole_number, whole_pair
 
 
 def dynamic_s2(sizes: Any = (448, 896, 1344), *, max_tiles: int = 12) -> dict[str, Any]:

@@ -23,8 +23,8 @@ def resolve_scales(options: Options, backbone: Backbone) -> tuple[ResolvedScale,
         for name, value, unset in (("overlap", options.overlap, 0), ("blend", options.blend, "smooth")):
             if value != unset:
                 raise S2WrapError(
-                    f"{name}={value!r} has no effect: {backbone.name} sees scale {', '.join(map(str, resolved))} whole, "
-                    f"without tiles; leave it out, or use whole=False"
+                    f"{name}={value!r} has no effect: {backbone.name} sees scale {', '.join(map(str, resolved))} "
+                    f"whole, without tiles; leave it out, or use whole=False"
                 )
     tokens = min(backbone.layout.grid_hw)
     if options.overlap >= tokens:
@@ -33,7 +33,9 @@ def resolve_scales(options: Options, backbone: Backbone) -> tuple[ResolvedScale,
         )
     layers = len(backbone.layouts)
     if not options.join_layers and layers == 1:
-        raise S2WrapError("join_layers=False has no effect on one layer; give layers=, such as (-7, -1), or leave it out")
+        raise S2WrapError(
+            "join_layers=False has no effect on one layer; give layers=, such as (-7, -1), or leave it out"
+        )
     grids = {layout.grid_hw for layout in backbone.layouts}
     if options.fuse == "pyramid" and options.join_layers and len(grids) > 1:
         raise S2WrapError(

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from s2wrap.errors import S2WrapError, first_line
 from s2wrap.features import Features
-from s2wrap.plan import Axis, Plan, whole_number
+from s2wrap.plan import Axis, Plan
 from s2wrap.resample import full_precision, resize
+from s2wrap.scales import whole_number
 
 Heat = Callable[[Tensor, Features], Tensor]
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from s2wrap.errors import S2WrapError
 from s2wrap.policies import Pair
-from s2wrap.scales import whole_number, whole_pair
 from s2wrap.resample import full_precision, resize_matrix
+from s2wrap.scales import whole_number, whole_pair
 
 LARGEST = 512 << 20
 """Bytes of a result that is made without its size being asked for."""

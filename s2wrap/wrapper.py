@@ -155,7 +155,9 @@ class MultiScale(nn.Module):
         tile_batch = self.tile_batch_for(len(images), images.device)
         fuse, weights = ("weighted", self.options.weights) if self.options.fuse == "weighted" else ("mean", None)
         parts = []
-        for job in stream(map(self._job, images.split(tile_batch)), self.backbone, tile_batch, self.backbone.embeddings):
+        for job in stream(
+            map(self._job, images.split(tile_batch)), self.backbone, tile_batch, self.backbone.embeddings
+        ):
             levels = [Features(job.sums[k].maps[:1], job.sums[k].prefixes[:1]) for k in range(len(self.scales))]
             parts.append(fuse_scales(levels, fuse, weights).prefix[:, 0].to(job.dtype))
         embeddings = torch.cat(parts)
@@ -262,9 +264,7 @@ class MultiScale(nn.Module):
             self._check_values(images)
         return images
 
-    def _run(
-        self, groups: Iterable[Tensor], tile_batch: int, select: int | None, by: str | Heat
-    ) -> Iterator[Features]:
+    def _run(self, groups: Iterable[Tensor], tile_batch: int, select: int | None, by: str | Heat) -> Iterator[Features]:
         """The features of groups of images of one size each: one a group, one an image with `select`."""
         if select is None:
             for job in stream(map(self._job, groups), self.backbone, tile_batch):

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s2wrap import S2WrapError
-from s2wrap.plan import Scale, parse_scale, plan_image, scale_size, tile_axis, whole_number
+from s2wrap.plan import plan_image, scale_size, tile_axis
+from s2wrap.scales import Scale, parse_scale, whole_number
 
 
 def plan_for(image_hw, *scales, tile_hw=(224, 224), patch_hw=(14, 14), **options):

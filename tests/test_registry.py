@@ -104,12 +104,12 @@ class Evil:
 
 def test_checkpoints_are_never_unpickled_and_must_fit(tmp_path, capsys):
     torch.save({"weights": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(S2WrapError, match=r"evil.pth hold more than tensors, and nothing is unpickled here"):
+    with pytest.raises(S2WrapError, match=r"evil.pth holds more than tensors \(.*print\), and nothing"):
         s2wrap.load("timm:test_vit@1", checkpoint=tmp_path / "evil.pth")
     assert "executed" not in capsys.readouterr().out
     torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "other.pth")
     with pytest.raises(
-        S2WrapError, match=r"the weights from .*other.pth are not those of test_vit: Missing keys \(cls_token"
+        S2WrapError, match=r"other.pth are not those of test_vit: \d+ missing: blocks.0.attn.proj.bias, "
     ):
         s2wrap.load("timm:test_vit@1", checkpoint=tmp_path / "other.pth")
     with pytest.raises(S2WrapError, match="there is no checkpoint file"):

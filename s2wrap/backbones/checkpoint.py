@@ -1,60 +1,153 @@
 """Weights from files and hubs, without running any code that a file holds."""
 
+import argparse
 import hashlib
-from collections.abc import Callable
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import get_ident
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from s2wrap.errors import S2WrapError
 
 Answer = TypeVar("Answer")
+WRAPPERS = ("state_dict", "model")
+"""The keys under which training scripts save a state dict, the first that is there before the next."""
 
 
-def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors or torch file. Raises S2WrapError for one that holds more than tensors."""
+def read_tensors(path: str | Path, wrappers: Collection[str] = WRAPPERS) -> dict[str, Tensor]:
+    """The state dict in a .safetensors or torch file, which is never unpickled.
+
+    It may lie under one of the keys `wrappers`, beside what else a training script saves; prefixes of keys that
+    DistributedDataParallel and torch.compile add are taken away.
+
+    Raises:
+        S2WrapError: a file that holds more than tensors and plain values, that cannot be read, or without tensors.
+    """
     from safetensors.torch import load_file
 
     try:
-        if Path(path).suffix == ".safetensors":
-            return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_file(path) if Path(path).suffix == ".safetensors" else _read_torch(path)
+    except S2WrapError:
+        raise
     except Exception as error:
-        if "weights_only" in str(error) or "Unsupported" in str(error):
-            raise S2WrapError(
-                f"{path} holds more than tensors, and nothing is unpickled here; save model.state_dict() with "
-                f"torch.save, or as .safetensors, in the place where it was made"
-            ) from error
         raise S2WrapError(f"{path} cannot be read as weights: {type(error).__name__}: {_first_line(error)}") from error
-    for key in ("state_dict", "model"):
-        found = found[key] if isinstance(found, dict) and isinstance(found.get(key), dict) else found
-    if not isinstance(found, dict) or not all(isinstance(part, Tensor) for part in found.values()):
-        raise S2WrapError(f"{path} holds no state dict, but a {type(found).__name__}; save model.state_dict()")
-    return found
+    if isinstance(content, dict):
+        content = next((content[key] for key in wrappers if isinstance(content.get(key), dict)), content)
+    if not isinstance(content, dict) or not all(isinstance(part, Tensor) for part in content.values()):
+        raise S2WrapError(f"{path} holds no state dict, but a {type(content).__name__}; save model.state_dict()")
+    if not content:
+        raise S2WrapError(f"{path} holds no tensors; save model.state_dict()")
+    return {re.sub(r"^(_orig_mod\.|module\.)+", "", key): tensor for key, tensor in content.items()}
 
 
-def load_exactly(model: nn.Module, path: str | Path, name: str) -> None:
-    """Load a file into a model; every key must be there with its shape, and none besides.
+def _read_torch(path: str | Path) -> Any:
+    """What a torch file holds, once it is known to ask for no code."""
+    cure = "nothing is unpickled here; save model.state_dict() with torch.save, or as .safetensors, where it was made"
+    with safe_globals([argparse.Namespace]):  # the options that timm's training script saves: plain values
+        if zipfile.is_zipfile(path) and (code := get_unsafe_globals_in_checkpoint(path)):
+            raise S2WrapError(f"{path} holds more than tensors ({', '.join(sorted(code)[:3])}), and {cure}")
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:  # a file of torch before 1.6, or no file of torch
+            raise S2WrapError(f"{path} is no torch file, or holds more than tensors, and {cure}") from error
+
+
+def misfit(missing: Collection[str], left_over: Collection[str], misshapen: Collection[str]) -> str:
+    """What does not fit: how many keys are missing, left over and of another shape, and three of each; "" if none."""
+    wrong = {"missing": missing, "left over": left_over, "of another shape": misshapen}
+    return "; ".join(f"{len(keys)} {what}: {', '.join(sorted(keys)[:3])}" for what, keys in wrong.items() if keys)
+
+
+def fitting(
+    model: nn.Module,
+    tensors: dict[str, Tensor],
+    name: str,
+    source: object,
+    *,
+    optional: str | None = None,
+    unused: Callable[[], Collection[str]] = tuple,
+) -> dict[str, Tensor]:
+    """The tensors that a model takes, once each that it needs is there with its shape, and none is left over.
+
+    Missing without harm: the batches that a batch norm has counted, which matter to training alone. Left over without
+    harm, and ignored: `mask_token`, which stands for hidden patches in training, and buffers that the model computes
+    (files of older versions hold them).
+
+    Args:
+        model: a model that is to take the weights.
+        tensors: the weights by the model's own keys.
+        name: of the model, for the error.
+        source: of the weights, for the error.
+        optional: keys with this word may be missing too.
+        unused: more keys that may be left over; called if any are.
 
     Raises:
-        S2WrapError: keys that are missing, left over or of another shape, by name.
+        S2WrapError: keys that are missing, left over or of another shape: how many, and the first three.
     """
-    theirs, ours = read_tensors(path), model.state_dict()
-    wrong = {
-        "missing": sorted(ours.keys() - theirs.keys()),
-        "not its own": sorted(theirs.keys() - ours.keys()),
-        "of another shape": [
-            f"{key} {tuple(theirs[key].shape)} instead of {tuple(ours[key].shape)}"
-            for key in ours.keys() & theirs.keys()
-            if theirs[key].shape != ours[key].shape
-        ],
-    }
-    if any(wrong.values()):
-        told = "; ".join(f"{len(keys)} {what}: {', '.join(keys[:3])}" for what, keys in wrong.items() if keys)
-        raise S2WrapError(f"the weights in {path} are not those of {name}: {told}")
-    model.load_state_dict(theirs)
+    own = model.state_dict()
+    missing = [key for key in own.keys() - tensors.keys() if not key.endswith("num_batches_tracked")]
+    missing = [key for key in missing if optional is None or optional not in key]
+    left_over = tensors.keys() - own.keys() - {key for key, _ in model.named_buffers()}
+    left_over = {key for key in left_over if key.rpartition(".")[2] != "mask_token"}
+    left_over -= set(unused()) if left_over else set()
+    misshapen = [
+        f"{key} {tuple(tensors[key].shape)} instead of {tuple(own[key].shape)}"
+        for key in own.keys() & tensors.keys()
+        if tensors[key].shape != own[key].shape
+    ]
+    if words := misfit(missing, left_over, misshapen):
+        raise S2WrapError(f"the weights in {source} are not those of {name}: {words}")
+    return {key: tensor for key, tensor in tensors.items() if key in own}
+
+
+def load_exactly(model: nn.Module, path: str | Path, name: str, optional: str | None = None) -> None:
+    """Load a file into a model.
+
+    Raises:
+        S2WrapError: weights that do not fit, as `fitting` says; keys with the word `optional` may be missing.
+    """
+    weights = model.state_dict()  # with the versions of its modules, by which some rename the keys of older files
+    weights.update(fitting(model, read_tensors(path), name, path, optional=optional))
+    model.load_state_dict(weights)
+
+
+@contextmanager
+def exact_loading(name: str, source: object, unused: Callable[[], Collection[str]] = tuple) -> Iterator[None]:
+    """Refuse weights that do not fit, as `fitting` says, while a library makes a model and loads them into it.
+
+    A library renames and resamples what a file holds, so that only what reaches `load_state_dict` can be compared with
+    the model; and it may be told to leave what is missing random. The model exists only once that is done: therefore
+    every module that this thread makes meanwhile gets a hook, which compares if it is the one that is loaded.
+    """
+    thread, watched, handles = get_ident(), set(), []
+
+    def compare_weights(module: nn.Module, tensors: dict[str, Tensor], prefix: str, *_rest: Any) -> None:
+        if prefix:
+            return  # a part of the model
+        taken = fitting(module, tensors, name, source, unused=unused)
+        for key in tensors.keys() - taken.keys():
+            del tensors[key]
+
+    def watch(module: nn.Module, _name: str, _part: nn.Module | None) -> None:
+        if get_ident() == thread and module not in watched:
+            watched.add(module)
+            handles.append(module.register_load_state_dict_pre_hook(compare_weights))
+
+    handles.append(register_module_module_registration_hook(watch))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def from_hub(get: Callable[[], Answer], name: str) -> Answer:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from s2wrap.backbones.base import Backbone
+from s2wrap.errors import S2WrapError
+from s2wrap.options import BackboneOptions
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -36,3 +38,12 @@ class Family:
 def made_by(model: object, package: str) -> bool:
     """Whether a model's class, or one that it derives from, comes from this package."""
     return any(kind.__module__.partition(".")[0] == package for kind in type(model).__mro__)
+
+
+def check_rgb(options: BackboneOptions, spec: str) -> None:
+    """Raise S2WrapError for other channels than RGB, where a library builds its models for these alone."""
+    if options.in_channels not in (None, 3):
+        raise S2WrapError(
+            f"in_channels={options.in_channels} of {spec}, whose library builds models for 3 channels; change the "
+            f"first layer of a model, and wrap() that"
+        )

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from s2wrap.backbones.base import Backbone
-from s2wrap.backbones.checkpoint import from_hub, load_exactly
-from s2wrap.backbones.family import Family, made_by
+from s2wrap.backbones.checkpoint import exact_loading, from_hub, load_exactly
+from s2wrap.backbones.family import Family, check_rgb, made_by
 from s2wrap.backbones.from_timm import TimmBackbone
 from s2wrap.backbones.probed import NO_OPTIONS, ProbedBackbone
 from s2wrap.errors import S2WrapError
@@ -99,11 +99,10 @@ def names() -> tuple[str, ...]:
 
 def load(
     name: str,
+    options: BackboneOptions = NO_OPTIONS,
     *,
     pretrained: bool = True,
-    image_size: int | tuple[int, int] | None = None,
     checkpoint: str | Path | None = None,
-    **known: Any,
 ) -> Backbone:
     """The vision tower of a model by name; for text as well, make the model with open_clip and wrap that."""
     import open_clip
@@ -116,12 +115,14 @@ def load(
             + (f"write open_clip:{name}/TAG with a tag of {', '.join(tags)}" if tags else "it has none on the hub")
             + "; or draw random ones (pretrained=False), or give a file (checkpoint=)"
         )
-    options: dict[str, Any] = {} if image_size is None else {"force_image_size": image_size}
-    options |= {"pretrained": tag} if pretrained and checkpoint is None else {"pretrained_hf": False}
-    options |= {"load_weights": bool(options.get("pretrained"))}
-    make = partial(open_clip.create_model, architecture, **options)
+    check_rgb(options, f"open_clip:{name}")
+    building: dict[str, Any] = {} if options.image_size is None else {"force_image_size": options.image_size}
+    building |= {"pretrained": tag} if pretrained and checkpoint is None else {"pretrained_hf": False}
+    hub = "pretrained" in building
+    make = partial(open_clip.create_model, architecture, load_weights=hub, require_pretrained=hub, **building)
     try:
-        model = from_hub(make, f"open_clip:{name}") if options["load_weights"] else make()
+        with exact_loading(f"open_clip:{architecture}", name):
+            model = from_hub(make, f"open_clip:{name}") if hub else make()
     except OSError as error:
         raise S2WrapError(
             f"open_clip:{name} has a text tower whose configuration is on the Hugging Face hub, which gave none "
@@ -129,7 +130,7 @@ def load(
         ) from error
     if checkpoint is not None:
         load_exactly(model, checkpoint, f"open_clip:{architecture}")
-    return adapt(model, **known_first({"name": architecture}, known))
+    return adapt(model, options.named(architecture))
 
 
 def _tower_facts(visual: Any) -> BackboneOptions:

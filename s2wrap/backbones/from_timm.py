@@ -1,20 +1,22 @@
 """timm models: what they say about themselves, and their `forward_features`."""
 
 import inspect
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from s2wrap.backbones.checkpoint import exact_loading, read_tensors
 from s2wrap.backbones.family import Family
 from s2wrap.backbones.probed import NO_OPTIONS, ProbedBackbone
 from s2wrap.errors import S2WrapError
 from s2wrap.features import Features
 from s2wrap.options import BackboneOptions
+
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+"""Where timm looks for the weights in a file of a training script: averaged ones first."""
 
 
 class TimmBackbone(ProbedBackbone):
@@ -117,86 +119,95 @@ def names() -> tuple[str, ...]:
 
 def load(
     name: str,
+    options: BackboneOptions = NO_OPTIONS,
     *,
     pretrained: bool = True,
-    image_size: int | tuple[int, int] | None = None,
     checkpoint: str | Path | None = None,
     patch: int | None = None,
-    **known: Any,
 ) -> TimmBackbone:
     """A timm model by name, with weights from the hub, from a file, or none."""
-    weights = {"file": str(checkpoint or _hub_file(name))} if pretrained else None
-    return create(name, image_size=image_size, patch=patch, weights=weights, **known)
+    source = (checkpoint or _hub_file(name)) if pretrained else None
+    weights = None if source is None else read_tensors(source, WRAPPERS)
+    return create(name, options, patch=patch, weights=weights, source=source)
 
 
 def create(
     name: str,
+    options: BackboneOptions = NO_OPTIONS,
     *,
-    image_size: int | tuple[int, int] | None = None,
     patch: int | None = None,
-    weights: dict[str, Any] | None = None,
-    **known: Any,
+    weights: dict[str, Tensor] | None = None,
+    source: str | Path | None = None,
 ) -> TimmBackbone:
     """A timm model without classifier.
 
     Args:
         name: as timm knows it.
-        image_size: build the model for this size, where its architecture depends on one.
+        options: `image_size` and `in_channels` say what it is built for, where its architecture depends on a size; the
+            others go before what it says of itself.
         patch: build it with patches of this side in pixels; the weights of its patch embedding are resampled to it
             (FlexiViT, Beyer et al. 2023, section 3.4), and its position embeddings to the finer or coarser grid.
-        weights: where timm takes the weights from: {"file": path} or {"state_dict": tensors}. Position embeddings
-            are resampled to the image size; all keys must match. Random weights if None.
-        **known: as for `Backbone`.
+        weights: tensors by their keys; random ones if None. timm renames those of other libraries, and resamples
+            position embeddings to the image size. Then all must fit; the keys of a classifier are ignored.
+        source: of the weights, for errors.
+
+    Raises:
+        S2WrapError: weights that do not fit, a patch size for a model without patches, or what timm cannot make.
     """
     import timm
 
-    options: dict[str, Any] = {"num_classes": 0, "pretrained": weights is not None}
-    options |= {} if patch is None else {"patch_size": patch}
-    if weights is not None:
-        options["pretrained_cfg_overlay"] = weights
-    source = f" from {weights['file']}" if weights and "file" in weights else ""
+    building: dict[str, Any] = {"num_classes": 0} | _sizes(name, options.image_size, patch)
+    building |= {} if options.in_channels is None else {"in_chans": options.in_channels}
+    origin = "" if source is None else f" from {source}"
+    model: Any
     try:
-        with _missing_keys() as missing:
-            try:
-                sized: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
-                model = timm.create_model(name, **options, **sized)
-            except TypeError as error:
-                if "img_size" not in str(error):
-                    raise
-                model = timm.create_model(name, **options)  # a convolutional network: built for no size
+        if weights is None:
+            model = timm.create_model(name, **building)
+        else:
+            overlay = {"state_dict": weights}
+            with exact_loading(name, source, unused=lambda: _outline(name, num_classes=1).state_dict().keys()):
+                model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **building)
+            model.pretrained_cfg.pop("state_dict", None)  # timm keeps a copy
+    except S2WrapError:
+        raise
     except Exception as error:
-        if patch is not None and "patch_size" in str(error):
-            raise S2WrapError(f"{name} has no patches to resample, as patch={patch} asks; use a transformer") from error
-        if "weights_only" in str(error):
-            raise S2WrapError(f"the weights{source} hold more than tensors, and nothing is unpickled here") from error
         first_line = str(error).partition("\n")[0]
-        raise S2WrapError(f"timm cannot make {name}{source}: {type(error).__name__}: {first_line}") from error
-    if missing:
-        raise S2WrapError(f"the weights{source} are not those of {name}: {missing[0][:300]}")
-    return TimmBackbone(model, **known_first({"image_size": image_size}, known))
+        raise S2WrapError(f"timm cannot make {name}{origin}: {type(error).__name__}: {first_line}") from error
+    return TimmBackbone(model, options)
 
 
-@contextmanager
-def _missing_keys() -> Iterator[list[str]]:
-    """What timm logs of weights that a file did not hold: it leaves them random, and says so at level INFO only."""
-    logger = logging.getLogger("timm.models._builder")
-    found: list[str] = []
+def _sizes(name: str, image_size: int | tuple[int, int] | None, patch: int | None) -> dict[str, Any]:
+    """The arguments that build a model for these sizes; a convolutional network is built for no image size."""
+    if image_size is None and patch is None:
+        return {}
+    model = _outline(name, num_classes=0)
+    arguments = _arguments(type(model))
+    sizes: dict[str, Any] = {"img_size": image_size} if image_size is not None and "img_size" in arguments else {}
+    if patch is not None:
+        if "patch_size" not in arguments and not hasattr(getattr(model, "embeds", None), "patch_size"):  # NaFlexVit
+            raise S2WrapError(f"{name} has no patches to resample, as patch={patch} asks; use a transformer")
+        sizes["patch_size"] = patch
+    return sizes
 
-    class Keep(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if record.getMessage().startswith("Missing keys"):
-                found.append(record.getMessage())
 
-    keep, level = Keep(), logger.level
-    logger.addHandler(keep)
-    logger.setLevel(logging.INFO)
-    propagate, logger.propagate = logger.propagate, False
-    try:
-        yield found
-    finally:
-        logger.removeHandler(keep)
-        logger.setLevel(level)
-        logger.propagate = propagate
+def _outline(name: str, num_classes: int) -> nn.Module:
+    """A model whose tensors have shapes, but take no memory."""
+    import timm
+
+    with torch.device("meta"):
+        return timm.create_model(name, num_classes=num_classes)
+
+
+def _arguments(kind: type) -> set[str]:
+    """The names that a class takes at construction, with those of its bases that it hands others to."""
+    names: set[str] = set()
+    for base in kind.__mro__:
+        if "__init__" in vars(base):
+            parameters = inspect.signature(base.__init__).parameters
+            names |= parameters.keys()
+            if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+                break
+    return names
 
 
 def _hub_file(name: str) -> str:

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from s2wrap.backbones.checkpoint import from_hub, load_exactly
-from s2wrap.backbones.family import IMAGENET_MEAN, IMAGENET_STD, Family
+from s2wrap.backbones.family import IMAGENET_MEAN, IMAGENET_STD, Family, check_rgb
 from s2wrap.backbones.probed import NO_OPTIONS, ProbedBackbone
+from s2wrap.errors import S2WrapError
 from s2wrap.options import BackboneOptions
 
 HEADS = ("avgpool", "flatten", "classifier", "fc", "head", "heads")
@@ -68,32 +69,40 @@ def names() -> tuple[str, ...]:
 
 def load(
     name: str,
+    options: BackboneOptions = NO_OPTIONS,
     *,
     pretrained: bool = True,
-    image_size: int | tuple[int, int] | None = None,
     checkpoint: str | Path | None = None,
-    **known: Any,
 ) -> TorchvisionBackbone:
     """A torchvision model by name, with its default weights, those of a file, or none."""
     from torchvision import models
 
     weights: Any = vars(models.get_model_weights(name))["DEFAULT"]
-    options: dict[str, Any] = {"weights": weights if pretrained and checkpoint is None else None}
-    if image_size is not None and name.startswith("vit"):
-        options["image_size"] = image_size
+    check_rgb(options, f"torchvision:{name}")
+    building: dict[str, Any] = {"weights": weights if pretrained and checkpoint is None else None}
+    if options.image_size is not None and name.startswith("vit"):
+        building["image_size"] = _one_side(options.image_size, name)
     if name in ("googlenet", "inception_v3"):
-        options["init_weights"] = True  # else they warn that this will change
-    make = partial(models.get_model, name, **options)
-    model = from_hub(make, f"torchvision:{name}") if options["weights"] else make()
+        building["init_weights"] = True  # else they warn that this will change
+    make = partial(models.get_model, name, **building)
+    model = from_hub(make, f"torchvision:{name}") if building["weights"] else make()
     if checkpoint is not None:
         load_exactly(model, checkpoint, f"torchvision:{name}")
     transforms = weights.transforms()
-    told = {
-        "name": name,
-        "image_size": image_size or getattr(model, "image_size", None) or transforms.crop_size[0],
-        "interpolation": "bicubic" if transforms.interpolation.value == "bicubic" else "bilinear",
-    }
-    return TorchvisionBackbone(model, **known_first(told, known))
+    facts = BackboneOptions(
+        name=name,
+        image_size=getattr(model, "image_size", None) or transforms.crop_size[0],
+        interpolation="bicubic" if transforms.interpolation.value == "bicubic" else "bilinear",
+    )
+    return TorchvisionBackbone(model, options.over(facts))
+
+
+def _one_side(image_size: Any, name: str) -> int:
+    """The side of a square, as torchvision builds its transformers for."""
+    height, width = image_size
+    if height != width:
+        raise S2WrapError(f"image_size={image_size} of torchvision:{name}, which takes squares; use one side")
+    return height
 
 
 FAMILY = Family("torchvision", TorchvisionBackbone, matches, names, load)

@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor
 
 from s2wrap.backbones.base import Backbone
-from s2wrap.backbones.checkpoint import from_hub, load_exactly
+from s2wrap.backbones.checkpoint import from_hub, load_exactly, misfit
 from s2wrap.backbones.family import Family, made_by
 from s2wrap.backbones.probed import NO_OPTIONS, ProbedBackbone
 from s2wrap.backbones.processors import processor_options
@@ -42,6 +42,8 @@ BGR = (
     "uvdoc",
 )
 """Kinds whose image processor gives them blue first."""
+POOLER = "pooler"
+"""In the keys of the part that makes one vector of an image: it is not asked for features, and may be random."""
 OTHER_INPUT = {
     "depth_pro": "looks at patches of an image at several scales itself",
     "efficientloftr": "takes pairs of images",
@@ -262,11 +264,10 @@ def names() -> tuple[str, ...]:
 
 def load(
     name: str,
+    options: BackboneOptions = NO_OPTIONS,
     *,
     pretrained: bool = True,
-    image_size: int | tuple[int, int] | None = None,
     checkpoint: str | Path | None = None,
-    **known: Any,
 ) -> Backbone:
     """A repository of the hub or a folder (facebook/dinov2-small), or a kind (dinov2) in its default configuration."""
     transformers = _library()
@@ -280,19 +281,34 @@ def load(
         config = default_config(name)
     else:
         config = from_hub(lambda: transformers.AutoConfig.from_pretrained(name), spec)
+    if options.in_channels is not None:
+        config.num_channels = options.in_channels
     if pretrained and checkpoint is None:
-        options = {"output_loading_info": True, "use_safetensors": True}
-        model, info = from_hub(lambda: transformers.AutoModel.from_pretrained(name, config=config, **options), spec)
-        # a pooler is not asked for features
-        if missing := [key for key in info["missing_keys"] if "pooler" not in key]:
-            raise S2WrapError(f"the weights of {spec} lack {len(missing)} that the model has: {', '.join(missing[:3])}")
-        processor = from_hub(lambda: transformers.AutoImageProcessor.from_pretrained(name), spec)
-        known = known_first(processed_by(processor) | {"image_size": _image_size(config)}, known)
+        model = _from_hub(name, config)
+        if options.processor is None:
+            processor = from_hub(lambda: transformers.AutoImageProcessor.from_pretrained(name), spec)
+            options = replace(options, processor=processor)
     else:
         model = make(config)
         if checkpoint is not None:
-            load_exactly(model, checkpoint, spec)
-    return TransformersBackbone(model, **known_first({"name": name, "image_size": image_size}, known))
+            load_exactly(model, checkpoint, spec, optional=POOLER)
+    return TransformersBackbone(model, options.named(name))
+
+
+def _from_hub(name: str, config: Any) -> Any:
+    """The model of a repository. Keys of a head, which it is without, are ignored; every other weight must be there."""
+    from_pretrained = _library().AutoModel.from_pretrained
+    options = {"output_loading_info": True, "use_safetensors": True, "ignore_mismatched_sizes": True}
+    model, info = from_hub(lambda: from_pretrained(name, config=config, **options), f"transformers:{name}")
+    missing = [key for key in info["missing_keys"] if POOLER not in key]
+    misshapen = [
+        f"{key} {tuple(theirs)} instead of {tuple(own)}"
+        for key, theirs, own in info["mismatched_keys"]
+        if POOLER not in key
+    ]
+    if words := misfit(missing, [], misshapen):
+        raise S2WrapError(f"the weights of transformers:{name} are not those of its model: {words}")
+    return model
 
 
 def default_config(kind: str) -> Any:

@@ -135,7 +135,7 @@ def as_backbone(model: Any, options: BackboneOptions = NO_OPTIONS) -> Backbone:
     """
     if isinstance(model, Backbone):
         if known := options.changed():
-            raise S2WrapError(f"{', '.join(known)} came with a Backbone, which has them already; give them to its class")
+            raise S2WrapError(f"{', '.join(known)} came with a Backbone, which has them already; give them to it")
         return model
     if not callable(model):
         raise S2WrapError(

@@ -4,7 +4,7 @@ They are read as plain tensors: nothing of the packages is imported, and nothing
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from s2wrap.backbones.checkpoint import read_tensors
 from s2wrap.backbones.family import Family
 from s2wrap.backbones.from_timm import TimmBackbone, create
+from s2wrap.backbones.probed import NO_OPTIONS
 from s2wrap.errors import MissingExtraError, S2WrapError
+from s2wrap.options import BackboneOptions
 
 
 @dataclass(frozen=True)
@@ -68,23 +71,22 @@ def names() -> tuple[str, ...]:
 
 def load(
     name: str,
+    options: BackboneOptions = NO_OPTIONS,
     *,
     pretrained: bool = True,
-    image_size: int | tuple[int, int] | None = None,
     checkpoint: str | Path | None = None,
     patch: int | None = None,
-    **known: Any,
 ) -> TimmBackbone:
     """A packaged model. Raises MissingExtraError without its package, S2WrapError if the file is not the known one."""
     sample = SAMPLES[name]
     if checkpoint is not None:
         raise S2WrapError(f"sample:{name} brings its weights; for a checkpoint use timm:{sample.architecture}")
-    size = sample.image_size if image_size is None else image_size
+    options = replace(options, image_size=options.image_size or sample.image_size)
     if not pretrained:
-        return create(sample.architecture, image_size=size, patch=patch, **known)
+        return create(sample.architecture, options, patch=patch)
     path = _checked_file(sample)
     tensors = _from_onnx(path) if path.suffix == ".onnx" else _from_pth(path, sample.architecture)
-    return create(sample.architecture, image_size=size, patch=patch, **known, weights={"state_dict": tensors})
+    return create(sample.architecture, options, patch=patch, weights=tensors, source=path)
 
 
 def _checked_file(sample: Sample) -> Path:
@@ -109,7 +111,7 @@ def _from_pth(path: Path, architecture: str) -> dict[str, Tensor]:
     """EfficientNet-Lite: the same tensors in the same order under other names."""
     import timm
 
-    tensors = torch.load(path, map_location="cpu", weights_only=True)
+    tensors = read_tensors(path)
     ours = timm.create_model(architecture).state_dict()
     shapes = [
         (key, tensor.shape, other.shape) for (key, tensor), other in zip(ours.items(), tensors.values(), strict=True)

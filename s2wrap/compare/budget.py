@@ -13,7 +13,8 @@ from s2wrap.compare.families import family_of
 from s2wrap.compare.latency import time_models
 from s2wrap.cost import count_cost
 from s2wrap.errors import S2WrapError
-from s2wrap.plan import Pair, scale_size
+from s2wrap.plan import scale_size
+from s2wrap.policies import Pair
 from s2wrap.wrapper import MODEL_OPTIONS, MultiScale, load
 
 LADDER = ("1", "1,1.5", "1,2", "1,3", "1,2,3", "1,2,3,4", "1.5:whole", "2:whole", "3:whole")

@@ -26,7 +26,7 @@ from s2wrap.compare.quality import add_accuracy, add_reconstruction, add_segment
 from s2wrap.compare.verdict import judge, pareto_front
 from s2wrap.cost import count_cost
 from s2wrap.errors import MissingExtraError, S2WrapError
-from s2wrap.plan import Pair
+from s2wrap.policies import Pair
 from s2wrap.timing import describe_device
 from s2wrap.wrapper import MultiScale, load
 
