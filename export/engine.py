@@ -21,8 +21,8 @@ from s2wrap.export.session import Session, open_session
 from s2wrap.features import Features
 from s2wrap.images import as_image
 from s2wrap.policies import Pair
-from s2wrap.scales import Scale
 from s2wrap.resample import resize
+from s2wrap.scales import Scale
 from s2wrap.wrapper import MultiScale, Normalise
 
 
