@@ -139,7 +139,7 @@ def parse_scale(scale: Any) -> Scale:
             name, value = "fit", word
         else:
             known = ", ".join([*WHOLE_WORDS, *get_args(Fit)])
-            raise S2WrapError(f"scale {scale!r}: {word!r} is unknown; after the size write one of {known}")
+            raise S2WrapError(f"scale {scale!r}: {word!r} is unknown; after the size write {known}")
         if options.get(name, value) != value:
             said = [other for other in words if (other in WHOLE_WORDS) == (name == "whole")]
             raise S2WrapError(f"scale {scale!r} says {' and '.join(said)}; use one of them")

@@ -20,6 +20,7 @@ from s2wrap.options import Options, Prefix
 from s2wrap.placement import Placement, PlacementCache, place
 from s2wrap.plan import Plan, parse_image_hw, plan_image
 from s2wrap.policies import Pair
+from s2wrap.replicas import ReplicaFeatures
 from s2wrap.resample import constant_when_traced
 from s2wrap.resolve import resolve_scales
 from s2wrap.select import Useful, choose_tiles
@@ -234,6 +235,17 @@ class MultiScale(nn.Module):
         if self.options.frozen:
             self.backbone.eval()
         return self
+
+    def _replicate_for_data_parallel(self) -> "MultiScale":
+        """A replica for `torch.nn.DataParallel`, whose features can be gathered."""
+
+        def gatherable(_module: Any, _inputs: Any, features: Any) -> Any:
+            return ReplicaFeatures(features)
+
+        replica = super()._replicate_for_data_parallel()
+        replica._forward_hooks = replica._forward_hooks.copy()
+        replica.register_forward_hook(gatherable)
+        return replica
 
     def __repr__(self) -> str:
         return "\n".join(["MultiScale(", *(f"  {name}: {text}" for name, text in self._summary().items()), ")"])
