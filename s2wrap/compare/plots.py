@@ -155,9 +155,8 @@ def _style_axes(axes: Any, title: str) -> None:
 
 def _draw_bars(axes: Any, rows: Sequence[Row], costs: Sequence[float], colours: dict[str, str]) -> None:
     """Draw a bar for each model, the first on top, with its name above it."""
-    bars = axes.barh(
-        range(len(rows)), costs, height=0.4, color=[colours[_weights_and_way(row.spec)[0]] for row in rows]
-    )
+    bar_colours = [colours[_weights_and_way(row.spec)[0]] for row in rows]
+    bars = axes.barh(range(len(rows)), costs, height=0.4, color=bar_colours)
     axes.bar_label(bars, [f"{cost:,.4g}" if cost else "–" for cost in costs], padding=3, **TEXT)
     for number, name in enumerate(_names(rows)):
         axes.annotate(name, (0, number - 0.25), (1, 0), textcoords="offset points", va="bottom", **TEXT)
