@@ -295,6 +295,11 @@ def option_words(hint: Any) -> tuple[Any, ...]:
     return words
 
 
+def option_defaults(kind: type) -> dict[str, Any]:
+    """The default of every option of a kind, by name."""
+    return {field.name: field.default for field in fields(kind)}
+
+
 def option_help(kind: type) -> dict[str, str]:
     """The sentence of help of every option of a kind, by name."""
     hints = get_type_hints(kind, include_extras=True)
