@@ -90,6 +90,21 @@ def policy_function(policy: PolicyName | Policy) -> Policy:
     return POLICIES[policy] if isinstance(policy, str) else policy
 
 
+def policy_name(policy: PolicyName | Policy) -> PolicyName:
+    """The name of a policy of this file, given by name or as the function itself.
+
+    Raises:
+        S2WrapError: a function of the caller's, which a file cannot hold.
+    """
+    for name, function in POLICIES.items():
+        if policy in (name, function):
+            return name
+    raise S2WrapError(
+        f"policy={getattr(policy, '__qualname__', policy)!r} is a function of your own, which a file cannot hold; use "
+        f"one of {', '.join(POLICIES)}"
+    )
+
+
 def choose_grid(policy: Policy, image_hw: Pair, tile_hw: Pair, min_tiles: int, max_tiles: int) -> Pair:
     """What a policy answers, checked: rows and columns of at least one tile, no more than `max_tiles` in all."""
     name = getattr(policy, "__name__", repr(policy))
