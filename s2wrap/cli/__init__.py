@@ -16,9 +16,15 @@ COMMANDS = {
     "features": ("features:extract", "Write the features of pictures, as many as there are."),
     "inspect": ("inspect:describe", "Show what is known of a model and what an image costs; nothing is downloaded."),
     "export": ("export:export_model", "Compile a wrapped model for serving, and prove that it computes the same."),
-    "verify": ("export:verify_file", "Compare an exported file with PyTorch once more."),
+    "verify": (
+        "export:verify_file",
+        "Compare an exported file with PyTorch once more.",
+    ),
     "bench": ("bench:bench", "Time models in PyTorch and exported files, one beside the other."),
-    "models": ("models:list_models", "List what can be wrapped by name."),
+    "models": (
+        "models:list_models",
+        "List what can be wrapped by name.",
+    ),
 }
 """The module and function of every command, and what `s2wrap --help` says of it."""
 
@@ -28,13 +34,16 @@ class LazyGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The name of the command that is called, the command, and its arguments."""
-        name, command, rest = super().resolve_command(ctx, args)
-        return name, command and _command(name), rest
+        from s2wrap.images import silence_decoders
+
+        name, _, rest = super().resolve_command(ctx, args)
+        silence_decoders()
+        return name, _command(name or ""), rest
 
 
-def _command(name: str | None) -> Any:
+def _command(name: str) -> Any:
     """The command of a name, from its module."""
-    module, function = COMMANDS[name or ""][0].split(":")
+    module, function = COMMANDS[name][0].split(":")
     app = typer.Typer(rich_markup_mode="markdown", add_completion=False, pretty_exceptions_enable=False)
     app.command(name)(getattr(import_module(f"s2wrap.cli.{module}"), function))
     return typer.main.get_command(app)

@@ -1,5 +1,6 @@
 """`s2wrap compare`: a larger model, a larger image, smaller patches or several scales?"""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -73,6 +74,7 @@ def compare_models(
         check_ending(path)
         if not path.absolute().parent.is_dir():
             raise S2WrapError(f"cannot write {path}: there is no such folder")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise PyTorch's profiler writes to stderr for every model
     place = flags.device(device)
     backends = () if backend == "none" else tuple(part.strip() for part in backend.split(","))
     console, image_hw = Console(stderr=True), flags.image_hw(image) if image else None

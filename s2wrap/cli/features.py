@@ -16,7 +16,7 @@ from s2wrap.allocator import keep_freed_memory
 from s2wrap.backbones import parse_spec
 from s2wrap.cli import model as flags
 from s2wrap.errors import S2WrapError, printable
-from s2wrap.extraction.fleet import Cluster
+from s2wrap.extraction.fleet import Cluster, quiet_ray
 from s2wrap.extraction.picture import Failure
 from s2wrap.extraction.run import Outcome, State, extract_features
 from s2wrap.factory import load
@@ -168,6 +168,7 @@ def _last_words(bar: "_Bar", console: Console) -> Iterator[None]:
 def _cluster(ray: bool, address: str | None, actors: int | None, device: str) -> Cluster | None:
     """The Ray that is asked for."""
     if ray or address is not None:
+        quiet_ray()
         return Cluster(address, actors, device)
     if actors is not None:
         raise S2WrapError(f"--actors {actors} are processes of Ray; add --ray or --ray-address")

@@ -45,7 +45,7 @@ def _facts(model: MultiScale, image_hw: tuple[int, int]) -> dict[str, Any]:
     grids_hw = own_hw if model.options.fuse == "pyramid" else [result_hw]
     scales = [
         {
-            "scale": str(scale),
+            "scale": str(scale.scale),
             "image_hw": part.image_hw,
             "padding_hw": part.padding_hw,
             "tile_hw": part.tile_hw,

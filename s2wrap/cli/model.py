@@ -1,16 +1,16 @@
-"""The options of a model as flags, made of `LoadOptions`, so that every command has the same; and other common words."""
+"""The options of a model as flags, made of `LoadOptions`, so that every command has the same."""
 
 import re
 from collections.abc import Callable, Sequence
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 
 from s2wrap.errors import S2WrapError
-from s2wrap.options import LoadOptions, option_defaults, option_help, option_types, option_words
+from s2wrap.options import LoadOptions, option_defaults, option_help, option_types
 
 if TYPE_CHECKING:
     import torch
@@ -77,16 +77,30 @@ def _parameter(name: str, defaults: dict[str, Any]) -> Parameter:
     hint, default = option_types(LoadOptions)[name], {**option_defaults(LoadOptions), **defaults}[name]
     kinds = set(_kinds(hint)) - {type(None)}
     kind = kinds.pop() if len(kinds) == 1 and kinds <= {bool, int} else str
-    words = [word for word in option_words(hint) if isinstance(word, str)]
     if isinstance(default, bool):
         default = flag_name(name).split("/")[0 if default else 1].removeprefix("--")
     option = typer.Option(
         flag_name(name),
         help=option_help(LoadOptions)[name],
-        metavar="|".join(words) or None,
+        metavar=_metavar(hint),
         show_default=False if default is None else str(default),
     )
     return Parameter(PREFIX + name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option])
+
+
+def _metavar(hint: Any) -> str | None:
+    """What may stand behind a flag: the words and forms of numbers; None for a switch or any text."""
+    forms: list[str] = []
+    for kind in _kinds(hint):
+        if get_origin(kind) is Literal:
+            forms += get_args(kind)
+        elif get_origin(kind) is tuple:
+            forms.append("NxN" if int in get_args(kind) else "N,N")
+        elif get_origin(kind) is Sequence:
+            forms.append("N,N,…")
+        elif kind in (int, float):
+            forms.append("N")
+    return "|".join(forms) or None
 
 
 def read_option(name: str, value: Any) -> Any:
