@@ -7,7 +7,7 @@ import torch
 
 import s2wrap
 from s2wrap import S2WrapError
-from s2wrap.export import trace as room
+from s2wrap.export import trace as trace_module
 from s2wrap.export.graph import ModelGraph, TilesGraph
 from s2wrap.export.trace import is_quantised, save, trace, widen
 
@@ -100,7 +100,7 @@ def test_bfloat16_widened_has_the_same_values(tmp_path):
 
 
 def test_weights_that_no_file_holds_go_beside_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(room, "LARGEST_FILE", 100_000)
+    monkeypatch.setattr(trace_module, "LARGEST_FILE", 100_000)
     model = wrapped()
     path = tmp_path / "model.onnx"
     save(trace(ModelGraph(model, (160, 160)), opset=20), path, note="")
