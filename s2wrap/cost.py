@@ -83,7 +83,7 @@ def count_cost(model: MultiScale, image_hw: tuple[int, int] | None = None) -> Co
 
 def _count_tile(backbone: Backbone, tile_hw: tuple[int, int]) -> dict[str, int]:
     """Return the multiply-adds, those of attention, and the activations of one tile."""
-    tile = torch.zeros(1, 3, *tile_hw, dtype=backbone.dtype, device=backbone.device)
+    tile = torch.zeros(1, backbone.input.channels, *tile_hw, dtype=backbone.dtype, device=backbone.device)
     # attention as plain matrix products, since the counter does not know every fused kernel
     with (
         backbone.evaluating(),
