@@ -22,7 +22,6 @@ from typing import (
     Union,
     get_args,
     get_origin,
-    get_type_hints,
 )
 
 from s2wrap.errors import S2WrapError
@@ -49,6 +48,8 @@ Group = TypeVar("Group", bound="Checked")
 
 class Checked:
     """A dataclass of options whose words are checked when it is made."""
+
+    __no_type_check__ = True  # run-time type checkers leave it alone: its own errors say what would work
 
     def __post_init__(self) -> None:
         for name, hint in option_types(type(self)).items():
@@ -277,8 +278,7 @@ def part_of(kind: type[Group], options: Checked) -> Group:
 
 def option_types(kind: type) -> dict[str, Any]:
     """The type of every option of a kind, by name."""
-    hints = get_type_hints(kind)
-    return {field.name: hints[field.name] for field in fields(kind)}
+    return {field.name: get_args(field.type)[0] for field in fields(kind)}
 
 
 def option_words(hint: Any) -> tuple[Any, ...]:
@@ -297,8 +297,7 @@ def option_words(hint: Any) -> tuple[Any, ...]:
 
 def option_help(kind: type) -> dict[str, str]:
     """The sentence of help of every option of a kind, by name."""
-    hints = get_type_hints(kind, include_extras=True)
-    return {field.name: hints[field.name].__metadata__[0] for field in fields(kind)}
+    return {field.name: get_args(field.type)[1] for field in fields(kind)}
 
 
 def _image_hw(image_size: Any) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from s2wrap.plan import Plan, parse_image_hw, plan_image
 from s2wrap.policies import Pair
 from s2wrap.resample import constant_when_traced
 from s2wrap.resolve import resolve_scales
-from s2wrap.select import Heat, choose_tiles
+from s2wrap.select import Useful, choose_tiles
 from s2wrap.stream import Job, Tensors, stream
 from s2wrap.view import View
 
@@ -83,13 +83,23 @@ class MultiScale(nn.Module):
     if TYPE_CHECKING:  # nn.Module's own call returns Any
 
         def __call__(
-            self, images: Any = None, *, pixel_values: Any = None, select: int | None = None, by: str | Heat = "detail"
+            self,
+            images: Any = None,
+            *,
+            pixel_values: Any = None,
+            select: SupportsIndex | None = None,
+            by: Useful = "detail",
         ) -> Features:
             """As `forward`."""
             ...
 
     def forward(
-        self, images: Any = None, *, pixel_values: Any = None, select: int | None = None, by: str | Heat = "detail"
+        self,
+        images: Any = None,
+        *,
+        pixel_values: Any = None,
+        select: SupportsIndex | None = None,
+        by: Useful = "detail",
     ) -> Features:
         """The features of a batch of images of one size, or of one picture.
 
@@ -117,7 +127,7 @@ class MultiScale(nn.Module):
         tile_batch = self.tile_batch_for(len(images), images.device)
         return join(list(self._run(images.split(tile_batch), tile_batch, select, by)))
 
-    def encode(self, images: Any, *, select: int | None = None, by: str | Heat = "detail") -> list[Features]:
+    def encode(self, images: Any, *, select: SupportsIndex | None = None, by: Useful = "detail") -> list[Features]:
         """The features of images of any sizes, one `Features` (of a batch of one) each.
 
         Tiles of all images share backbone calls. Images are read one after the other, so that memory holds few.
@@ -249,7 +259,7 @@ class MultiScale(nn.Module):
         plan, (own_hw, result_hw) = self.plan(backbone.image_hw), self.grids(backbone.image_hw)
         weights = sum(parameter.numel() for parameter in backbone.parameters())
         scales = [
-            f"{scale} ({part.image_hw[0]}×{part.image_hw[1]} pixels, "
+            f"{scale.scale} ({part.image_hw[0]}×{part.image_hw[1]} pixels, "
             + ("whole" if scale.whole else f"{part.block_size[0]}×{part.block_size[1]} tiles")
             + f", grid {own[0]}×{own[1]})"
             for scale, part, own in zip(self.scales, plan.scales, own_hw, strict=True)
@@ -276,7 +286,9 @@ class MultiScale(nn.Module):
             self._check_values(images)
         return images
 
-    def _run(self, groups: Iterable[Tensor], tile_batch: int, select: int | None, by: str | Heat) -> Iterator[Features]:
+    def _run(
+        self, groups: Iterable[Tensor], tile_batch: int, select: SupportsIndex | None, by: Useful
+    ) -> Iterator[Features]:
         """The features of groups of images of one size each: one a group, one an image with `select`."""
         if select is None:
             for job in stream(map(self._job, groups), self.backbone, tile_batch):
@@ -308,7 +320,7 @@ class MultiScale(nn.Module):
                 return self.make_placement(image_hw)
         return self.placement(image_hw, str(images.device))
 
-    def _select(self, seen: Job, select: int, by: str | Heat) -> list[Job]:
+    def _select(self, seen: Job, select: SupportsIndex, by: Useful) -> list[Job]:
         """For each image of a job whose smallest scale was seen: a job for its most useful tiles."""
         todo = choose_tiles(seen.images, seen.base, seen.placement.plan, self.order[0], select, by)
         jobs = [seen.only(image, tiles) for image, tiles in enumerate(todo)]

@@ -56,7 +56,7 @@ class ProbedBackbone(Backbone):
         self.owner = owner if isinstance(owner, nn.Module) else None  # registered, so that it moves and freezes too
         self.output: Any = known.output
         self._refusal: str | None = None
-        self.layers: tuple[int, ...] | None = None if known.layers is None else tuple(known.layers)
+        self.layers = None if known.layers is None else tuple(known.layers)
         with self.evaluating():
             try:
                 last = self._probe(known)
