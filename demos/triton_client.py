@@ -26,7 +26,8 @@ from rich.progress import track
 
 from s2wrap.errors import MissingExtraError, S2WrapError
 from s2wrap.files import disk_errors, whole_file
-from s2wrap.images import find_images, load_image
+from s2wrap.images import as_image, find_images
+from s2wrap.inputs import ModelInput
 
 IN_FLIGHT = 4
 """Most requests at the same time, so that reading, sending and computing overlap."""
@@ -43,10 +44,12 @@ class Served:
         client: the connection to the server.
         name: the model's name on the server.
         input: the name of its input.
-        dtype: "UINT8" for RGB pixels (b, height, width, 3), "FP32" for normalised images (b, 3, height, width).
-        image_hw: height and width of its images in pixels.
-        largest: the largest batch size.
-        manifest: the manifest that `s2wrap export` has written.
+        dtype: "UINT8" or "UINT16": pixels (b, height, width, c); "FP32": images (b, c, height, width), normalised or in
+            the model's value range.
+        image_hw: height and width of the images that it takes, in pixels.
+        largest: the largest batch.
+        known: what the model takes: channels, mean, std and value range.
+        spec: the model's name for `s2wrap.load`; None where it has none.
     """
 
     client: Any
@@ -55,7 +58,8 @@ class Served:
     dtype: str
     image_hw: tuple[int, int]
     largest: int
-    manifest: dict[str, Any]
+    known: ModelInput
+    spec: str | None
 
 
 def main(
@@ -82,7 +86,8 @@ def run(photos: list[Path], model: str, url: str, batch: int | None, output: Pat
     size = min(batch or served.largest, served.largest)
     tracked = track(files, description=f"{model} at {url}", console=Console(stderr=True), transient=True)
     start = time.perf_counter()
-    responses = list(infer(served, batches((prepare(load_image(file), served) for file in tracked), size)))
+    pictures = (prepare(as_image(file, served.known.channels), served) for file in tracked)
+    responses = list(infer(served, batches(pictures, size)))
     seconds = time.perf_counter() - start
     features = {name: np.concatenate([response[name] for response in responses]) for name in responses[0]}
     for name, array in features.items():
@@ -116,27 +121,33 @@ def connect(url: str, model: str) -> Served:
     manifest = json.loads(config.parameters["s2wrap"].string_value)
     if manifest["part"] != "model":
         raise S2WrapError(f"{model} at {url} takes tiles, not pictures; export the whole model for it")
-    if manifest["pixels"] != "uint8" and manifest["mean"] is None:
+    known = ModelInput(**manifest["input"])
+    if known.channels not in (1, 3):
+        raise S2WrapError(f"{model} takes images of {known.channels} channels, which pictures do not have")
+    if not known.normalises:
         raise S2WrapError(
             f"{model} takes normalised images, but its mean and std are unknown; give them to wrap(), and export again"
         )
-    fits = {scale["fit"] for scale in (manifest["wrapper"] or {"scales": [{"fit": "aspect"}]})["scales"]}
-    if fits != {"stretch"}:
+    if any(scale["fit"] != "stretch" for scale in manifest["options"]["scales"]):
         raise S2WrapError(f"{model} does not take stretched pictures; export the whole model with --fit stretch")
-    (tensor,) = config.input
-    dims = list(tensor.dims)
-    dtype = {2: "UINT8", 11: "FP32"}[tensor.data_type]
-    image_hw = (dims[0], dims[1]) if dtype == "UINT8" else (dims[1], dims[2])
-    return Served(client, model, tensor.name, dtype, image_hw, config.max_batch_size, manifest)
+    (port,) = config.input
+    dtype = {2: "UINT8", 3: "UINT16", 11: "FP32"}[port.data_type]
+    height, width = manifest["image_hw"]
+    return Served(client, model, port.name, dtype, (height, width), config.max_batch_size, known, manifest["spec"])
 
 
 def prepare(image: torch.Tensor, served: Served) -> np.ndarray:
-    """Return a picture (3, height, width) in 0…255 resized for the model, and normalised if that takes floats."""
+    """A picture (c, height, width) in 0…255 as the model takes it: resized, with values of its type and range."""
     pixels = F.interpolate(image[None].float(), size=served.image_hw, mode="bicubic", antialias=True)[0].clamp(0, 255)
     if served.dtype == "UINT8":
         return rearrange(pixels.round().byte(), "c h w -> h w c").numpy()
-    mean, std = (torch.tensor(served.manifest[name])[:, None, None] for name in ("mean", "std"))
-    return ((pixels / 255 - mean) / std).numpy()
+    dtype = torch.uint16 if served.dtype == "UINT16" else torch.float32
+    bounds = served.known.range_of(dtype)
+    if bounds is None:
+        mean, std = served.known.mean_std("cpu")
+        return ((pixels / 255 - mean) / std).numpy()
+    values = pixels / 255 * (bounds[1] - bounds[0]) + bounds[0]
+    return rearrange(values.round().to(dtype), "c h w -> h w c").numpy() if dtype == torch.uint16 else values.numpy()
 
 
 def batches(pictures: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
@@ -179,7 +190,7 @@ def write(features: Arrays, files: list[Path], served: Served, output: Path) -> 
     """Write a file like `s2wrap features` does: the arrays, the pictures' names, and the model's spec."""
     from safetensors.numpy import save_file
 
-    facts = {"files": json.dumps([str(file) for file in files]), "spec": str(served.manifest["spec"])}
+    facts = {"files": json.dumps([str(file) for file in files]), "spec": str(served.spec)}
     with whole_file(output) as draft, disk_errors(output):
         save_file({name: np.ascontiguousarray(array) for name, array in features.items()}, draft, facts)
 

@@ -1,6 +1,6 @@
 """Every option of a wrapped model, once: its type, its words, its default, and a sentence of help.
 
-`Options` says how images are looked at, `BackboneOptions` what a caller knows of a backbone, `BuildOptions` how `load`
+`Options` says how images are looked at, `BackboneOptions` what a caller knows of a backbone, `LoadOptions` how `load`
 makes one. `wrap` and `load` take their fields as keyword arguments (`takes_options`), the command line makes its flags
 of them, and manifests, stores and saved models keep them.
 """
@@ -44,10 +44,10 @@ MAX_SIDE = 2**15
 
 P = ParamSpec("P")
 Model = TypeVar("Model")
-Group = TypeVar("Group", bound="_Checked")
+Group = TypeVar("Group", bound="Checked")
 
 
-class _Checked:
+class Checked:
     """A dataclass of options whose words are checked when it is made."""
 
     __no_type_check__ = True  # run-time type checkers leave it alone: its own errors say what would work
@@ -91,7 +91,7 @@ class _Checked:
 
 
 @dataclass(frozen=True)
-class Options(_Checked):
+class Options(Checked):
     """How a wrapped model looks at images: everything but the backbone.
 
     Raises:
@@ -197,7 +197,7 @@ class Options(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BackboneOptions(_Checked):
+class BackboneOptions(Checked):
     """What is known of a backbone; None where it says so itself, or where looking at its answer tells.
 
     Raises:
@@ -310,7 +310,7 @@ def make_options(kind: type[Group], call: str, values: Mapping[str, Any]) -> Gro
     return kind(**values)
 
 
-def part_of(kind: type[Group], options: _Checked) -> Group:
+def part_of(kind: type[Group], options: Checked) -> Group:
     """The options of a kind among those of a larger one."""
     return kind(**{name: value for name, value in options.changed().items() if name in option_types(kind)})
 

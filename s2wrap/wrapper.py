@@ -229,6 +229,18 @@ class MultiScale(nn.Module):
         """Rows and columns of each scale's own grid, for an image of the backbone's own shape."""
         return tuple(self.grids(self.backbone.image_hw)[0])
 
+    def geometry(self, placement: Placement, image_hw: Pair) -> tuple[Geometry, ...]:
+        """Where the cells of each map lie on an image of this size."""
+        joined = self.options.join_layers
+        layers = [None] if joined else list(range(len(self.backbone.layouts)))
+        if self.options.fuse == "pyramid":
+            return tuple(
+                Geometry(scale.own_hw[layer or 0], image_hw, scale=k, layer=layer)
+                for layer in layers
+                for k, scale in enumerate(placement.scales)
+            )
+        return tuple(Geometry(placement.target_hw[layer or 0], image_hw, layer=layer) for layer in layers)
+
     def train(self, mode: bool = True) -> "MultiScale":
         """As `nn.Module.train`, but a frozen backbone stays in evaluation mode."""
         super().train(mode)
@@ -334,20 +346,8 @@ class MultiScale(nn.Module):
         plan = replace(job.placement.plan, image_hw=(height, width))
         sides = torch.tensor([width, height, width, height], device="cpu")
         boxes = tuple(scale.boxes.cpu() * sides for scale in job.placement.scales)
-        view = View(plan, self._geometry(job.placement, plan.image_hw), boxes, ran)
+        view = View(plan, self.geometry(job.placement, plan.image_hw), boxes, ran)
         return replace(self._fused(job), view=view)
-
-    def _geometry(self, placement: Placement, image_hw: Pair) -> tuple[Geometry, ...]:
-        """Where the cells of each map lie on an image of this size."""
-        joined = self.options.join_layers
-        layers = [None] if joined else list(range(len(self.backbone.layouts)))
-        if self.options.fuse == "pyramid":
-            return tuple(
-                Geometry(scale.own_hw[layer or 0], image_hw, scale=k, layer=layer)
-                for layer in layers
-                for k, scale in enumerate(placement.scales)
-            )
-        return tuple(Geometry(placement.target_hw[layer or 0], image_hw, layer=layer) for layer in layers)
 
     def _fused(self, job: Job) -> Features:
         """The features of a job, from the sums of its scales."""
