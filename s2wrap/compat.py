@@ -17,7 +17,7 @@ from torch import Tensor
 
 from s2wrap.errors import S2WrapError
 from s2wrap.features import Features
-from s2wrap.fusion import TileMerge, fuse_scales
+from s2wrap.fusion import MergeMatrices, fuse_scales, merge_matrices, merge_tiles
 from s2wrap.resample import adaptive_matrix, resize
 
 
@@ -132,6 +132,7 @@ def _merge(count: int, spatial: Tensor, prefix: Tensor, side: int) -> Features:
     """`count` × `count` tiles pooled to a grid of `side`, in the model's precision."""
     rows = adaptive_matrix(count, spatial.shape[-2], side)
     cols = adaptive_matrix(count, spatial.shape[-1], side)
-    merge = TileMerge(rows, cols, [1 / count**2] * count**2).to(spatial.device)
-    merged = merge(spatial, prefix, first=0, tiles=count**2)
+    made = merge_matrices(rows, cols, [1 / count**2] * count**2)
+    matrices = MergeMatrices(*(matrix.to(spatial.device) for matrix in made))
+    merged = merge_tiles(matrices, spatial, prefix, first=0, tiles=count**2)
     return Features((merged.spatial.to(spatial.dtype),), (merged.prefix.to(prefix.dtype),))

@@ -177,7 +177,7 @@ def _token_norm(tensor: Tensor, norm: Norm, dim: int) -> Tensor:
     return centred * (centred.square().mean(dim=dim, keepdim=True) + 1e-6).rsqrt()
 
 
-def fuse_scales(levels: list[Features], fuse: Fusion, weights: tuple[float, ...] | None = None) -> Features:
+def fuse_scales(levels: list[Features], fuse: Fusion, weights: Sequence[float] | None = None) -> Features:
     """The scales as one `Features`: "concat" on channels (the paper, section 3.1), an element-wise reduction, or as is.
 
     Args:
@@ -192,7 +192,7 @@ def fuse_scales(levels: list[Features], fuse: Fusion, weights: tuple[float, ...]
     return Features((spatial,), (prefix,))
 
 
-def _reduce(tensors: list[Tensor], fuse: Fusion, weights: tuple[float, ...] | None, dim: int) -> Tensor:
+def _reduce(tensors: list[Tensor], fuse: Fusion, weights: Sequence[float] | None, dim: int) -> Tensor:
     if fuse == "concat":
         return torch.cat(tensors, dim=dim)
     if weights is not None:

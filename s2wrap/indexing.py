@@ -1,6 +1,7 @@
 """Which images of a batch an index means."""
 
 from collections.abc import Sequence
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from s2wrap.errors import S2WrapError
 from s2wrap.scales import whole_number
 
-Images = int | slice | Sequence[int] | Sequence[bool] | Tensor | np.ndarray
+Images = SupportsIndex | slice | Sequence[int] | Sequence[bool] | Tensor | np.ndarray
 """Which images of a batch: one, a slice, a list of numbers, or a tensor of numbers or of one bool an image."""
 
 
@@ -28,10 +29,9 @@ def choose_images(images: Images, count: int) -> slice | Tensor:
     if (number := None if isinstance(images, Tensor) and images.ndim else whole_number(images)) is not None:
         number = range(count)[number]
         return slice(number, number + 1)
-    index = torch.as_tensor(images).cpu()
-    index = index.long() if index.numel() == 0 else index
-    mask = index.dtype == torch.bool
-    if index.ndim != 1 or index.is_floating_point() or (mask and len(index) != count):
+    index = _index(images)
+    mask = index is not None and index.dtype == torch.bool
+    if index is None or index.ndim != 1 or index.is_floating_point() or (mask and len(index) != count):
         raise S2WrapError(
             f"a batch of {count} images has no images [{images!r}]; use a number, a slice, a list of numbers, or "
             f"{count} bools"
@@ -39,3 +39,12 @@ def choose_images(images: Images, count: int) -> slice | Tensor:
     if not mask and len(index) and not -count <= int(index.min()) <= int(index.max()) < count:
         raise IndexError(f"a batch of {count} images has no images {index.tolist()}")
     return index
+
+
+def _index(images: Any) -> Tensor | None:
+    """A tensor of numbers or bools on the CPU, which may index tensors anywhere; None for what makes none."""
+    try:
+        index = torch.as_tensor(images).cpu()
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    return index if index.numel() else index.long()

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from s2wrap.errors import S2WrapError
 from s2wrap.options import Interpolation, as_tuples
@@ -241,7 +242,7 @@ class ValueCheck:
 def _has_values(images: Tensor) -> bool:
     """Whether values can be looked at: not of meta and fake tensors, nor under vmap, nor in a trace."""
     plain = type(images) in (Tensor, torch.nn.Parameter) and images.device.type != "meta"
-    return plain and not torch.compiler.is_compiling() and not torch._C._functorch.is_functorch_wrapped_tensor(images)
+    return plain and not torch.compiler.is_compiling() and not is_functorch_wrapped_tensor(images)
 
 
 def _numbers(values: tuple[float, ...] | None) -> str:

@@ -87,7 +87,7 @@ POLICIES: dict[PolicyName, Policy] = {"closest": closest, "nvila": nvila, "anyre
 
 def policy_function(policy: PolicyName | Policy) -> Policy:
     """The function that a policy's name stands for, or the one given."""
-    return POLICIES[policy] if isinstance(policy, str) else policy
+    return policy if callable(policy) else POLICIES[policy]
 
 
 def policy_name(policy: PolicyName | Policy) -> PolicyName:

@@ -177,6 +177,19 @@ def test_weights_for_other_channels_are_refused(tmp_path):
             load(f"timm:{name}", tmp_path / "w.pth")
 
 
+def test_weights_for_three_channels_are_spread_over_four_by_timm_or_refused():
+    weights = made("timm:test_vit")
+    options: dict[str, Any] = {"num_classes": 0, "in_chans": 4, "pretrained": True}
+    with exact_loading("test_vit", "w"):
+        model = timm.create_model("test_vit", pretrained_cfg_overlay={"state_dict": weights}, **options)
+    red = weights["patch_embed.proj.weight"][:, 0] * 3 / 4
+    torch.testing.assert_close(model.patch_embed.proj.weight[:, 0], red)
+    unadapted = {"state_dict": weights, "first_conv": None}
+    words = r"1 of another shape: patch_embed.proj.weight \(64, 3, 16, 16\) instead of"
+    with pytest.raises(S2WrapError, match=words), exact_loading("test_vit", "w"):
+        timm.create_model("test_vit", pretrained_cfg_overlay=unadapted, **options)
+
+
 def test_the_hub_and_a_file_are_loaded_alike(tmp_path, monkeypatch):
     weights = made("timm:test_vit")
     del weights["norm.weight"]

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -56,6 +55,7 @@ class ProbedBackbone(Backbone):
         owner = getattr(model, "__self__", None)
         self.owner = owner if isinstance(owner, nn.Module) else None  # registered, so that it moves and freezes too
         self.output: Any = known.output
+        self._refusal: str | None = None
         self.layers: tuple[int, ...] | None = None if known.layers is None else tuple(known.layers)
         with self.evaluating():
             try:
@@ -130,8 +130,14 @@ class ProbedBackbone(Backbone):
         has_attention = any("attn" in name or "attention" in name for name in names)
         return self.layout.order == "bchw" and has_convolutions and not has_attention
 
-    @cached_property
+    @property
     def refuses_other_sizes(self) -> str:
+        """Why images of another size than `image_hw` cannot be looked at whole; empty if they can."""
+        if self._refusal is None:
+            self._refusal = self._try_other_sizes()
+        return self._refusal
+
+    def _try_other_sizes(self) -> str:
         """Why images of another size than `image_hw` cannot be looked at whole; empty if they can.
 
         Found by trying: an image one stride taller, or, for models with windows, twice as tall. The model may be told
