@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import torch
@@ -173,6 +174,48 @@ class MultiScale(nn.Module):
             parts.append(fuse_scales(levels, fuse, weights).prefix[:, 0].to(job.dtype))
         embeddings = torch.cat(parts)
         return functional.normalize(embeddings, dim=-1) if normalize else embeddings
+
+    def save(self, folder: str | Path, *, overwrite: bool = False, rebuild: bool = True) -> None:
+        """Write the model into a folder, from which `s2wrap.load(folder)` makes it again: the same numbers to the bit.
+
+        The folder holds the weights in their own precision (safetensors), and `s2wrap.json`: options, input, how the
+        backbone is made again, versions. Before it is written, a second backbone is made by that, and must compute
+        the same. Not kept: which weights have gradients, the device, memory formats such as channels_last.
+
+        Args:
+            folder: is made; written whole or not at all.
+            overwrite: replace a saved model that is there already.
+            rebuild: keep how the backbone is made again, for models of timm, transformers, torchvision and open_clip
+                in their own architectures, and those of `load`. False for all others: then the model is given when it
+                is loaded, `s2wrap.load(folder, backbone=my_model)`.
+
+        Raises:
+            S2WrapError: a backbone that cannot be made again, a policy that is a function of yours, something that is
+                there already, a disk that cannot be written to.
+        """
+        from s2wrap.saving import save
+
+        save(self, folder, overwrite=overwrite, rebuild=rebuild)
+
+    def transform(self, image_hw: Pair | None = None) -> Any:
+        """What a DataLoader does to pictures before the model sees them, as a transform of torchvision (v2).
+
+        A PIL image or uint8 array is read as `encode` does it (turned by its EXIF data, transparency on white, 16-bit
+        grey scaled), and becomes a tensor (c, height, width), normalised with the model's mean and std:
+        `model(transform(picture)[None])` gives what `model.encode([picture])[0]` does. Labels and other parts of a
+        sample are passed by. It can be sent to worker processes.
+
+        Args:
+            image_hw: resize pictures to this height and width in pixels, whatever their shape, with the model's
+                interpolation, antialiased, so that they make batches. The scales are then made of the resized
+                picture: choose at least the size of the largest scale, to lose no detail.
+
+        Raises:
+            S2WrapError: mean and std are unknown; no image size.
+        """
+        from s2wrap.transform import picture_transform
+
+        return picture_transform(self.input, self.backbone.name, image_hw)
 
     def plan(self, image_hw: Pair) -> Plan:
         """The sizes and tiles at which an image of this height and width in pixels is looked at."""
