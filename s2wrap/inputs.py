@@ -188,7 +188,7 @@ class ValueCheck:
         Raises:
             S2WrapError: values that are NaN or infinite, or floats that no normalising gives, such as 0…255.
         """
-        if not _has_values(images) or (self.looked and images.device.type != "cpu"):
+        if not has_values(images) or (self.looked and images.device.type != "cpu"):
             return
         self.looked = True
         if not images.is_floating_point():
@@ -243,7 +243,7 @@ class ValueCheck:
             warnings.warn(text, stacklevel=2)
 
 
-def _has_values(images: Tensor) -> bool:
+def has_values(images: Tensor) -> bool:
     """Whether values can be looked at: not of meta and fake tensors, nor under vmap, nor in a trace."""
     plain = type(images) in (Tensor, torch.nn.Parameter) and images.device.type != "meta"
     return plain and not torch.compiler.is_compiling() and not is_functorch_wrapped_tensor(images)

@@ -13,7 +13,7 @@ from torch.nn import functional
 from s2wrap.backbones.base import Backbone
 from s2wrap.errors import S2WrapError
 from s2wrap.features import Features, join
-from s2wrap.fusion import fuse_scales, level_out, normalise_scales
+from s2wrap.fusion import float32, fuse_scales, level_out, normalise_scales
 from s2wrap.geometry import Geometry
 from s2wrap.inputs import ModelInput, ValueCheck
 from s2wrap.notebook import html_table
@@ -387,8 +387,7 @@ class MultiScale(nn.Module):
         """The features of a job, and how its images were looked at."""
         height, width = job.images.shape[-2:]
         plan = replace(job.placement.plan, image_hw=(height, width))
-        sides = torch.tensor([width, height, width, height], device="cpu")
-        boxes = tuple(scale.boxes.cpu() * sides for scale in job.placement.scales)
+        boxes = tuple(float32(scale.boxes * [width, height, width, height]) for scale in job.placement.scales)
         view = View(plan, self.geometry(job.placement, plan.image_hw), boxes, ran)
         return replace(self._fused(job), view=view)
 
