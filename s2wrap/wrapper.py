@@ -363,7 +363,9 @@ class MultiScale(nn.Module):
             [] if base_only and k != self.order[0] else list(range(len(scale.origins)))
             for k, scale in enumerate(placement.scales)
         ]
-        return Job(self.input.normalise(images, placement.mean_std), placement, todo, selects=base_only)
+        if base_only:  # tiles are chosen by the images themselves
+            return Job(self.input.normalise(images, placement.mean_std), placement, todo, selects=True)
+        return Job(images, placement, todo, bounds=self.input.range_of(images.dtype))
 
     def _placement_for(self, images: Tensor) -> Placement:
         """The matrices for images; made anew for images without values, whose tensors must not be kept."""
