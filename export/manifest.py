@@ -70,6 +70,7 @@ def describe(graph: Graph, model: MultiScale, proto: Any, *, precision: Precisio
         "spec": (model.recipe or {}).get("spec"),
         "backbone": {
             "name": backbone.name,
+            "layers": backbone.layers,
             "layouts": [asdict(layout) for layout in backbone.layouts],
             "weights_sha256": weights_sha256(model.backbone),
         },
