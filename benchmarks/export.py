@@ -9,7 +9,7 @@ the weights plus 5 MB, and the wrapper add fewer than 80 nodes to the backbone's
 import tempfile
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -43,7 +43,8 @@ def main(
     for name in models.split(","):
         backbone_nodes: int | None = None
         for text in scales.split():
-            model = s2wrap.load(f"timm:{name}@{text}", pretrained=False, image_size=image_size, fuse=fuse)
+            options: Any = {"image_size": image_size, "fuse": fuse}
+            model = s2wrap.load(f"timm:{name}@{text}", pretrained=False, **options)
             with console.status(f"{name} at {text}"):
                 if backbone_nodes is None:
                     backbone_nodes = len(

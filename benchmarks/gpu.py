@@ -10,6 +10,7 @@ cannot run are printed, and whether TensorRT-RTX runs on this GPU. Weights are r
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -66,10 +67,10 @@ def measure(
     console: Console,
 ) -> None:
     """Time one model with every backend, and print its table."""
-    image_hw = model.sizes_hw[-1]
+    image_hw = model.scales[-1].box_hw
     count = model.plan(image_hw).num_tiles
-    model.tile_batch = batch * count  # one call, as for the backbone alone
-    model = model.to(device, DTYPES[precision]).to(memory_format=torch.channels_last)
+    options = replace(model.options, tile_batch=batch * count)  # one call, as for the backbone alone
+    model = MultiScale(model.backbone, options).to(device, DTYPES[precision]).to(memory_format=torch.channels_last)
     images = torch.randn(batch, 3, *image_hw, device=device)
     tiles = torch.randn(batch * count, 3, *model.backbone.image_hw, device=device)
     calls: dict[str, Call] = {}

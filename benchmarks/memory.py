@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from s2wrap import MultiScale, load
+from s2wrap import load, wrap
 from s2wrap.backbones import load_backbone, parse_spec
 from s2wrap.compare.memory import peak_bytes
 
@@ -37,7 +37,7 @@ def main(
     side, layout = backbone.image_hw[0], backbone.layout
     for scale in track(range(2, largest + 1), description="measuring", console=Console(stderr=True)):
         scales = list(range(1, scale + 1))
-        model = MultiScale(backbone, scales, tile_batch=1)
+        model = wrap(backbone, scales, tile_batch=1)
         images = torch.rand(1, 3, side, side)
         arguments = {"num_prefix_token": layout.num_prefix_tokens, "output_shape": layout.order, "max_split_size": side}
         sizes = [side * k for k in scales]

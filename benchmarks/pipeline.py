@@ -94,7 +94,7 @@ def make_methods(
     model: MultiScale, spec: str, scratch: Path, workers: int | None, ending: str
 ) -> dict[str, Callable[[list[str]], object]]:
     """Return the timed functions by name; each takes paths of pictures."""
-    device, side_hw = model.backbone.device, model.sizes_hw[-1]
+    device, side_hw = model.backbone.device, model.scales[-1].box_hw
     batch, tiles = model.tile_batch_for(1, device), model.plan(model.backbone.image_hw).num_tiles
     ready = torch.rand(batch, 3, *model.backbone.image_hw, device=device)
 

@@ -119,16 +119,18 @@ def cached_model(spec: str) -> tuple[MultiScale, CachedCall]:
     """Return a loaded model and its backbone's call, which caches."""
     loaded = s2wrap.load(spec)
     backbone = loaded.backbone
-    cached_call = CachedCall(backbone.call)
+    call: Any = backbone.call
+    order: Any = backbone.layout.order
+    cached_call = CachedCall(call)
     model = s2wrap.wrap(
         cached_call,
-        loaded.scales,
+        loaded.options.scales,
         image_size=backbone.image_hw,
-        layout=backbone.layout.order,
+        layout=order,
         num_prefix_tokens=backbone.layout.num_prefix_tokens,
-        mean=backbone.mean,
-        std=backbone.std,
-        interpolation=backbone.interpolation,
+        mean=backbone.input.mean,
+        std=backbone.input.std,
+        interpolation=backbone.input.interpolation,
         name=backbone.name,
     )
     cached_call.outputs.clear()  # of the probes for the layout
@@ -147,7 +149,7 @@ def textiles(kind: str, first: int, last: int) -> Tensor:
 
 def unlike(model: MultiScale, nominal: Tensor) -> Callable[[Tensor, Features], Tensor]:
     """Return a heat function: each token's distance to the nearest token of nominal pictures, at the smallest scale."""
-    base = s2wrap.wrap(model.backbone, model.scales[:1])
+    base = s2wrap.wrap(model.backbone, model.options.scales[:1])
     with torch.inference_mode():
         tokens = rearrange(base(nominal).tokens, "n t c -> (n t) c")
 

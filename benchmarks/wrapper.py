@@ -9,7 +9,7 @@ the ratios are medians over rounds of the ratio inside a round.
 import statistics
 import time
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -60,7 +60,7 @@ def main(
     for spec in track(SPECS, description="timing", console=Console(stderr=True)):
         # weights do not change the time; all in tiles, as the original
         model = load(spec, pretrained=not spec.startswith("timm"), whole=False).to(device)
-        pixels = image_size or model.sizes_hw[-1][0]
+        pixels = image_size or model.scales[-1].box_hw[0]
         images = torch.rand(batch, 3, pixels, pixels, device=device)
         table.add_row(spec, *_measure(model, images, rounds))
     Console(width=120).print(table)
@@ -69,6 +69,7 @@ def main(
 @torch.inference_mode()
 def _measure(model: MultiScale, images: Tensor, rounds: int) -> list[str]:
     backbone, plan = model.backbone, model.plan((images.shape[-2], images.shape[-1]))
+    call: Any = backbone.call
     # the backbone alone runs on as many tiles, in batches of the same sizes
     tile_batch = model.tile_batch_for(len(images), images.device)
     counts = []
@@ -77,7 +78,7 @@ def _measure(model: MultiScale, images: Tensor, rounds: int) -> list[str]:
         counts += [min(step, plan.num_tiles - first) * len(batch) for first in range(0, plan.num_tiles, step)]
     batches = [torch.rand(count, 3, *backbone.image_hw, device=images.device) for count in counts]
     original = {
-        "scales": [float(scale.size) * backbone.image_hw[0] / images.shape[-1] for scale in model.scales],
+        "scales": [scale.box_hw[0] / images.shape[-1] for scale in model.scales],
         "max_split_size": backbone.image_hw[0],
         "num_prefix_token": backbone.layout.num_prefix_tokens,
         "output_shape": backbone.layout.order,
@@ -85,8 +86,8 @@ def _measure(model: MultiScale, images: Tensor, rounds: int) -> list[str]:
     methods: dict[str, Callable[[], object]] = {
         "alone": lambda: [backbone(tiles) for tiles in batches],
         "s2wrap": lambda: model(images),
-        "original": lambda: original_forward(backbone.call, images, **original),
-        "compat": lambda: compat_forward(backbone.call, images, **original),
+        "original": lambda: original_forward(call, images, **original),
+        "compat": lambda: compat_forward(call, images, **original),
     }
     times: dict[str, list[float]] = {name: [] for name in methods}
     for turn in range(rounds + 2):

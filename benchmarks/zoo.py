@@ -249,7 +249,7 @@ def compare_with_library(library: str, model: Any) -> dict[str, str]:
     }
     height, width = backbone.image_hw
     image = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(1))
-    doubled = functional.interpolate(image, (2 * height, 2 * width), mode=backbone.interpolation, antialias=True)
+    doubled = functional.interpolate(image, (2 * height, 2 * width), mode=backbone.input.interpolation, antialias=True)
     of_library = LIBRARY_FEATURES[library]
     one, two = wrapped(image).maps
     reference, prefix = of_library(model, image, layout.grid_hw)

@@ -34,9 +34,10 @@ def main(
 ) -> None:
     """Write the picture."""
     fused = s2wrap.load(model)
-    pyramid = s2wrap.wrap(fused.backbone, fused.scales, fuse="pyramid")
+    pyramid = s2wrap.wrap(fused.backbone, fused.options.scales, fuse="pyramid")
     names = [
-        f"{scale}×: {rows}×{cols} tokens" for scale, (rows, cols) in zip(pyramid.scales, pyramid.grids_hw, strict=True)
+        f"{scale.scale}×: {rows}×{cols} tokens"
+        for scale, (rows, cols) in zip(pyramid.scales, pyramid.grids_hw, strict=True)
     ]
     rows, cols = min(fused.grids_hw)
     names = ["photograph", *names, f"fused: {rows}×{cols} tokens"]

@@ -1,8 +1,9 @@
 """What a model takes: channels, size, values, mean and std, and where each of these facts is known from."""
 
+import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 
 from s2wrap.errors import S2WrapError
-from s2wrap.options import Interpolation
+from s2wrap.options import Interpolation, as_tuples
 from s2wrap.plan import check_image
 from s2wrap.policies import Pair
 
@@ -68,6 +69,15 @@ class ModelInput:
     interpolation: Interpolation = "bicubic"
     channel_order: Literal["RGB", "BGR"] = "RGB"
     origins: Mapping[str, Origin] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Every fact by name, and where it is known from, as JSON keeps it; `from_json` makes an equal input of it."""
+        return json.loads(json.dumps(asdict(self) | {"origins": dict(self.origins)}))
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> "ModelInput":
+        """The input that `to_json` wrote. Raises TypeError for names that it does not have, or lacks."""
+        return cls(**as_tuples(dict(saved)))
 
     @property
     def normalises(self) -> bool:
@@ -178,7 +188,7 @@ class ValueCheck:
         Raises:
             S2WrapError: values that are NaN or infinite, or floats that no normalising gives, such as 0…255.
         """
-        if not _has_values(images) or (self.looked and images.device.type != "cpu"):
+        if not has_values(images) or (self.looked and images.device.type != "cpu"):
             return
         self.looked = True
         if not images.is_floating_point():
@@ -233,7 +243,7 @@ class ValueCheck:
             warnings.warn(text, stacklevel=2)
 
 
-def _has_values(images: Tensor) -> bool:
+def has_values(images: Tensor) -> bool:
     """Whether values can be looked at: not of meta and fake tensors, nor under vmap, nor in a trace."""
     plain = type(images) in (Tensor, torch.nn.Parameter) and images.device.type != "meta"
     return plain and not torch.compiler.is_compiling() and not is_functorch_wrapped_tensor(images)

@@ -6,6 +6,7 @@ of them, and manifests, stores and saved models keep them.
 """
 
 import difflib
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields, replace
@@ -25,7 +26,7 @@ from typing import (
 )
 
 from s2wrap.errors import S2WrapError
-from s2wrap.policies import Policy, PolicyName
+from s2wrap.policies import Policy, PolicyName, policy_name
 from s2wrap.scales import Fit, Scale, check_policy, check_word, parse_scales, whole_number, whole_pair
 
 Fusion = Literal["concat", "mean", "sum", "max", "weighted", "detail", "pyramid"]
@@ -68,6 +69,25 @@ class Checked:
             for field in fields(self)  # pyright: ignore[reportArgumentType] (subclasses are dataclasses)
             if getattr(self, field.name) != field.default
         }
+
+    def to_json(self) -> dict[str, Any]:
+        """Every option by name as JSON keeps it; `from_json` makes equal options of it.
+
+        A `processor` is left out: what it said is in the model's `input`. A policy is kept by its name.
+
+        Raises:
+            S2WrapError: a policy that is a function of the caller's, or another value that JSON cannot keep.
+        """
+        values = {name: getattr(self, name) for name in option_types(type(self)) if name != "processor"}
+        return {name: _json_value(name, value) for name, value in values.items()}
+
+    @classmethod
+    def from_json(cls: type[Group], saved: Mapping[str, Any]) -> Group:
+        """The options that `to_json` wrote. Raises S2WrapError for names that are no options, and impossible values."""
+        values = as_tuples(dict(saved))
+        if "scales" in values:
+            values["scales"] = tuple(Scale(**scale) for scale in values["scales"])
+        return make_options(cls, f"{cls.__name__}.from_json()", values)
 
 
 @dataclass(frozen=True)
@@ -249,6 +269,25 @@ class LoadOptions(WrapOptions):
     ] = None
 
 
+def as_tuples(value: Any) -> Any:
+    """A value read from JSON, with its lists as the tuples that they were."""
+    if isinstance(value, dict):
+        return {name: as_tuples(part) for name, part in value.items()}
+    return tuple(map(as_tuples, value)) if isinstance(value, list) else value
+
+
+def _json_value(name: str, value: Any) -> Any:
+    """The value of an option as JSON gives it back, but for tuples."""
+    if name == "scales":
+        return [scale.to_json() for scale in value]
+    if name == "policy" and value is not None:
+        return policy_name(value)
+    try:
+        return json.loads(json.dumps(str(value) if isinstance(value, Path) else value, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise S2WrapError(f"{name}={value!r} cannot be kept in a file; use text, numbers or tuples of them") from error
+
+
 def takes_options(
     options: Callable[P, object],
 ) -> Callable[[Callable[..., Model]], Callable[Concatenate[Any, P], Model]]:
@@ -293,6 +332,11 @@ def option_words(hint: Any) -> tuple[Any, ...]:
         else:
             return ()
     return words
+
+
+def option_defaults(kind: type) -> dict[str, Any]:
+    """The default of every option of a kind, by name."""
+    return {field.name: field.default for field in fields(kind)}
 
 
 def option_help(kind: type) -> dict[str, str]:

@@ -90,6 +90,21 @@ def policy_function(policy: PolicyName | Policy) -> Policy:
     return policy if callable(policy) else POLICIES[policy]
 
 
+def policy_name(policy: PolicyName | Policy) -> PolicyName:
+    """The name of a policy of this file, given by name or as the function itself.
+
+    Raises:
+        S2WrapError: a function of the caller's, which a file cannot hold.
+    """
+    for name, function in POLICIES.items():
+        if policy in (name, function):
+            return name
+    raise S2WrapError(
+        f"policy={getattr(policy, '__qualname__', policy)!r} is a function of your own, which a file cannot hold; use "
+        f"one of {', '.join(POLICIES)}"
+    )
+
+
 def choose_grid(policy: Policy, image_hw: Pair, tile_hw: Pair, min_tiles: int, max_tiles: int) -> Pair:
     """Return a policy's rows and columns. Raises S2WrapError unless these make 1 to `max_tiles` tiles."""
     name = getattr(policy, "__name__", repr(policy))

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn import functional
 from s2wrap.backbones.base import Backbone
 from s2wrap.errors import S2WrapError
 from s2wrap.features import Features, join
-from s2wrap.fusion import fuse_scales, level_out, normalise_scales
+from s2wrap.fusion import float32, fuse_scales, level_out, normalise_scales
 from s2wrap.geometry import Geometry
 from s2wrap.inputs import ModelInput, ValueCheck
 from s2wrap.notebook import html_table
@@ -20,6 +21,7 @@ from s2wrap.options import Options, Prefix
 from s2wrap.placement import Placement, PlacementCache, place
 from s2wrap.plan import Plan, parse_image_hw, plan_image
 from s2wrap.policies import Pair
+from s2wrap.replicas import ReplicaFeatures
 from s2wrap.resample import constant_when_traced
 from s2wrap.resolve import resolve_scales
 from s2wrap.select import Useful, choose_tiles
@@ -173,6 +175,48 @@ class MultiScale(nn.Module):
         embeddings = torch.cat(parts)
         return functional.normalize(embeddings, dim=-1) if normalize else embeddings
 
+    def save(self, folder: str | Path, *, overwrite: bool = False, rebuild: bool = True) -> None:
+        """Write the model into a folder, from which `s2wrap.load(folder)` makes it again: the same numbers to the bit.
+
+        The folder holds the weights in their own precision (safetensors), and `s2wrap.json`: options, input, how the
+        backbone is made again, versions. Before it is written, a second backbone is made by that, and must compute
+        the same. Not kept: which weights have gradients, the device, memory formats such as channels_last.
+
+        Args:
+            folder: is made; written whole or not at all.
+            overwrite: replace a saved model that is there already.
+            rebuild: keep how the backbone is made again, for models of timm, transformers, torchvision and open_clip
+                in their own architectures, and those of `load`. False for all others: then the model is given when it
+                is loaded, `s2wrap.load(folder, backbone=my_model)`.
+
+        Raises:
+            S2WrapError: a backbone that cannot be made again, a policy that is a function of yours, something that is
+                there already, a disk that cannot be written to.
+        """
+        from s2wrap.saving import save
+
+        save(self, folder, overwrite=overwrite, rebuild=rebuild)
+
+    def transform(self, image_hw: Pair | None = None) -> Any:
+        """What a DataLoader does to pictures before the model sees them, as a transform of torchvision (v2).
+
+        A PIL image or uint8 array is read as `encode` does it (turned by its EXIF data, transparency on white, 16-bit
+        grey scaled), and becomes a tensor (c, height, width), normalised with the model's mean and std:
+        `model(transform(picture)[None])` gives what `model.encode([picture])[0]` does. Labels and other parts of a
+        sample are passed by. It can be sent to worker processes.
+
+        Args:
+            image_hw: resize pictures to this height and width in pixels, whatever their shape, with the model's
+                interpolation, antialiased, so that they make batches. The scales are then made of the resized
+                picture: choose at least the size of the largest scale, to lose no detail.
+
+        Raises:
+            S2WrapError: mean and std are unknown; no image size.
+        """
+        from s2wrap.transform import picture_transform
+
+        return picture_transform(self.input, self.backbone.name, image_hw)
+
     def plan(self, image_hw: Pair) -> Plan:
         """The sizes and tiles at which an image of this height and width in pixels is looked at."""
         backbone = self.backbone
@@ -246,6 +290,17 @@ class MultiScale(nn.Module):
         if self.options.frozen:
             self.backbone.eval()
         return self
+
+    def _replicate_for_data_parallel(self) -> "MultiScale":
+        """A replica for `torch.nn.DataParallel`, whose features can be gathered."""
+
+        def gatherable(_module: Any, _inputs: Any, features: Any) -> Any:
+            return ReplicaFeatures(features)
+
+        replica = super()._replicate_for_data_parallel()
+        replica._forward_hooks = replica._forward_hooks.copy()
+        replica.register_forward_hook(gatherable)
+        return replica
 
     def __repr__(self) -> str:
         return "\n".join(["MultiScale(", *(f"  {name}: {text}" for name, text in self._summary().items()), ")"])
@@ -332,8 +387,7 @@ class MultiScale(nn.Module):
         """The features of a job, and how its images were looked at."""
         height, width = job.images.shape[-2:]
         plan = replace(job.placement.plan, image_hw=(height, width))
-        sides = torch.tensor([width, height, width, height], device="cpu")
-        boxes = tuple(scale.boxes.cpu() * sides for scale in job.placement.scales)
+        boxes = tuple(float32(scale.boxes * [width, height, width, height]) for scale in job.placement.scales)
         view = View(plan, self.geometry(job.placement, plan.image_hw), boxes, ran)
         return replace(self._fused(job), view=view)
 

@@ -61,6 +61,17 @@ def test_one_graph_has_the_face_of_the_model(graph_file, model):
     assert engine.manifest["spec"] is None
 
 
+def test_stretched_pictures_keep_their_own_geometry(graph_file, model):
+    engine = load(graph_file)
+    pictures = [torch.randint(0, 256, (3, *image_hw), dtype=torch.uint8) for image_hw in ((160, 200), (90, 300))]
+    found, expected = engine.encode(pictures), model.encode(pictures)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours.plan, ours.geometry) == (theirs.plan, theirs.geometry)
+        assert all(torch.equal(*tiles) for tiles in zip(ours.ran, theirs.ran, strict=True))
+        with pytest.raises(S2WrapError, match="an exported file notes no boxes"):
+            _ = ours.boxes
+
+
 def test_maps_are_told_by_name_whatever_the_order(model, tmp_path):
     """TensorRT-RTX lists outputs in an order of its own."""
     pyramid = s2wrap.wrap(model.backbone, (1, 2), fuse="pyramid")

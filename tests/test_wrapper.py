@@ -419,3 +419,18 @@ def test_a_pyramid_has_a_level_a_scale(vit):
     assert isinstance(features, Features)
     assert [tuple(level.shape) for level in features.maps] == [(1, 64, 10, 10), (1, 64, 20, 20), (1, 64, 30, 30)]
     assert [tuple(level.shape) for level in features.prefixes] == [(1, 1, 64)] * 3
+
+
+def test_dataparallel_gathers_features(vit, monkeypatch):
+    """Its replicas and its gathering, on the CPU: only the copy between GPUs is replaced."""
+    from torch.nn.parallel import scatter_gather
+
+    monkeypatch.setattr(scatter_gather.Gather, "apply", lambda device, dim, *tensors: torch.cat(tensors, dim))
+    model, images = s2wrap.wrap(vit, (1, 2), fuse="pyramid"), torch.randn(3, 3, 160, 160)
+    replica = model._replicate_for_data_parallel()
+    gathered = scatter_gather.gather([replica(images[:2]), replica(images[2:])], "cpu")
+    assert isinstance(gathered, Features)
+    expected = model(images)
+    pairs = zip((*gathered.maps, *gathered.prefixes), (*expected.maps, *expected.prefixes), strict=True)
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs, atol=5e-5, rtol=0)

@@ -7,18 +7,23 @@ from typing import Any
 
 import torch
 
-from s2wrap.backbones import Backbone, parse_spec
+from s2wrap.backbones import parse_spec
 from s2wrap.backbones.registry import FAMILIES, Spec
 from s2wrap.compare.families import family_of
 from s2wrap.compare.latency import time_models
 from s2wrap.cost import count_cost
 from s2wrap.errors import S2WrapError
-from s2wrap.plan import scale_size
+from s2wrap.factory import load, wrap
+from s2wrap.options import Options, option_types
 from s2wrap.policies import Pair
-from s2wrap.wrapper import MODEL_OPTIONS, MultiScale, load
+from s2wrap.scales import Scale
+from s2wrap.wrapper import MultiScale
 
-LADDER = ("1", "1,1.5", "1,2", "1,3", "1,2,3", "1,2,3,4", "1.5:whole", "2:whole", "3:whole")
-"""Lists of scales that are tried with every backbone."""
+LADDER = tuple(
+    parse_spec(f"sample:any@{scales}").scales
+    for scales in ("1", "1,1.5", "1,2", "1,3", "1,2,3", "1,2,3,4", "1.5:whole", "2:whole", "3:whole")
+)
+"""Scales that are tried with every backbone."""
 FAR = 2
 """Models whose estimated time exceeds the budget by more than this factor are not timed."""
 UNITS = {"mmac": 1e6, "gmac": 1e9, "tmac": 1e12, "ms": 1.0, "s": 1e3}
@@ -97,7 +102,7 @@ def propose(
     parsed = [parse_spec(spec) for spec in specs]
     candidates: list[Candidate] = []
     for name in progress(list(dict.fromkeys(sibling for spec in parsed for sibling in siblings(spec)))):
-        named_scales = [",".join(spec.scales) for spec in parsed if spec.backbone == name]
+        named_scales = [spec.scales for spec in parsed if spec.backbone == name]
         models, costs = _models_and_costs(name, (*named_scales, *LADDER), budget, image_hw, device, options)
         times = _time_in_reach(models, costs, budget, image_hw, backend, seconds) if budget.timed else {}
         candidates += [Candidate(spec, costs[spec], times.get(spec)) for spec in costs]
@@ -120,23 +125,26 @@ def siblings(spec: Spec) -> list[str]:
 
 def _models_and_costs(
     name: str,
-    scale_lists: Iterable[str],
+    scale_lists: Iterable[tuple[Scale, ...]],
     budget: Budget,
     image_hw: Pair | None,
     device: str | torch.device,
     options: dict[str, Any],
 ) -> tuple[dict[str, MultiScale], dict[str, int]]:
     """Return one backbone at scale 1 and at all scales that may fit, and the models' multiply-adds, by spec."""
-    plain = load(f"{name}@1", **{"pretrained": False, **options}).to(device)
+    options = {key: value for key, value in options.items() if key not in ("pretrained", "checkpoint")}
+    plain = load(f"{name}@1", pretrained=False, **options).to(device)
+    of_model = {key: value for key, value in options.items() if key in option_types(Options)}
     models, plain_cost = {f"{name}@1": plain}, count_cost(plain, image_hw).multiply_adds
     stretched = options.get("fit", "stretch") == "stretch"  # otherwise the cost depends on the image's shape too
     for scales in dict.fromkeys(scale_lists):
-        pixels = sum(_multiple(scale, plain.backbone) ** 2 for scale in scales.split(","))
-        if scales == "1" or (stretched and not budget.timed and pixels * plain_cost > 1.05 * budget.amount):
+        spec = f"{name}@{','.join(map(str, scales))}"
+        image_pixels = plain.backbone.image_hw[0] ** 2
+        pixels = sum(scale.box_hw(plain.backbone.image_hw)[0] ** 2 for scale in scales) / image_pixels
+        if spec in models or (stretched and not budget.timed and pixels * plain_cost > 1.05 * budget.amount):
             continue
-        if "whole" not in scales or not plain.backbone.refuses_other_sizes:
-            of_model = {key: value for key, value in options.items() if key in MODEL_OPTIONS}
-            models[f"{name}@{scales}"] = MultiScale(plain.backbone, scales.split(","), **of_model).to(device)
+        if not any(scale.whole for scale in scales) or not plain.backbone.refuses_other_sizes:
+            models[spec] = wrap(plain.backbone, scales, **of_model).to(device)
     return models, {spec: count_cost(model, image_hw).multiply_adds for spec, model in models.items()}
 
 
@@ -166,11 +174,6 @@ def _median_ms(models: dict[str, MultiScale], image_hw: Pair | None, backend: st
         if "reason" in figures[backend]:
             raise S2WrapError(f"{spec} cannot be timed with backend {backend!r}: {figures[backend]['reason']}")
     return {spec: figures[backend]["median_ms"] for spec, figures in timings.items()}
-
-
-def _multiple(scale: str, backbone: Backbone) -> float:
-    """Return a scale as a multiple of the backbone's own size."""
-    return scale_size(scale.partition(":")[0], backbone.image_hw)[0] / backbone.image_hw[0]
 
 
 def _amount(candidate: Candidate, budget: Budget) -> float:

@@ -120,8 +120,14 @@ def maps_of(features: list[dict[str, Tensor]]) -> list[Tensor]:
 
 
 def model_key(model: MultiScale) -> str:
-    """Return a hash of all that features depend on: how the model was made, its weights, and package versions."""
-    facts: dict[str, Any] = {name: value for name, value in (model.recipe or {}).items() if name != "checkpoint"}
+    """Return a hash of all that features depend on: options, input, weights and package versions.
+
+    Raises:
+        S2WrapError: a policy that is a function, which has no lasting name.
+    """
+    from_options = ("checkpoint", "processor", "policy")  # their effects are among the weights, the input, the options
+    facts: dict[str, Any] = {name: value for name, value in (model.recipe or {}).items() if name not in from_options}
+    facts |= {"options": model.options.to_json(), "input": model.input.to_json()}
     facts |= {"weights": weights_sha256(model.backbone), "device": model.backbone.device.type}
     facts |= {package: _version(package) for package in LIBRARIES}
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]

@@ -52,7 +52,7 @@ def time_models(
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         calls: dict[str, Callable[[], object]] = {}
         for number, (name, model) in enumerate(models.items()):
-            images = torch.randn(batch, 3, *image_hw[name], device=device)
+            images = torch.randn(batch, model.input.channels, *image_hw[name], device=device)
             for backend in backends:
                 make = partial(_make_call, backend, model, images, Path(folder) / str(number))
                 calls[f"{number} {backend}"] = when_first_called(make)

@@ -1,6 +1,5 @@
 """Measure the peak memory of a call."""
 
-import os
 from collections.abc import Callable
 
 import torch
@@ -22,7 +21,6 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int | None:
         return torch.cuda.max_memory_allocated(device) - before
     if device.type != "cpu":
         return None
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise Kineto writes to stderr when it starts and stops
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     record = profiler.profiler

@@ -26,9 +26,10 @@ from s2wrap.compare.quality import add_accuracy, add_reconstruction, add_segment
 from s2wrap.compare.verdict import judge, pareto_front
 from s2wrap.cost import count_cost
 from s2wrap.errors import MissingExtraError, S2WrapError
+from s2wrap.factory import load
 from s2wrap.policies import Pair
 from s2wrap.timing import describe_device
-from s2wrap.wrapper import MultiScale, load
+from s2wrap.wrapper import MultiScale
 
 
 def compare(
@@ -91,7 +92,7 @@ def compare(
             _check_installed()
             track = partial(progress.track, description="reading")
             pictures = read_folder(data, skip_errors=skip_errors, progress=track)
-        options = {"pretrained": pictures is not None} | options
+        options = {"pretrained": pictures is not None or "checkpoint" in options} | options
         reconstructs = pictures is not None and (target or reference or pictures.kind == "plain")
         if reconstructs:
             _check_reconstruction(options)
@@ -199,7 +200,7 @@ def _measure_costs(
     sizes = {spec: image_hw or model.backbone.image_hw for spec, model in models.items()}
     rows = []
     for spec, model in progress.track(models.items(), description="counting"):
-        images = torch.randn(1, 3, *sizes[spec], device=model.backbone.device)
+        images = torch.randn(1, model.input.channels, *sizes[spec], device=model.backbone.device)
         with torch.inference_mode():
             model(images)  # matrices that are made once and cached are no part of a call's memory
             memory = peak_bytes(partial(model, images), model.backbone.device)

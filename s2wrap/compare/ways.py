@@ -22,10 +22,9 @@ def way_of(spec: str) -> str:
         return SCALES
     if parsed.patch is not None:
         return PATCH
-    size = first.partition(":")[0]
-    if size.endswith("px") or parsed.size is not None:
+    if first.in_pixels or parsed.size is not None:
         return LARGER
-    return PLAIN if float(size) == 1 else LARGER if float(size) > 1 else SMALLER
+    return PLAIN if first.number == 1 else LARGER if first.number > 1 else SMALLER
 
 
 def weights_of(spec: str) -> str:

@@ -22,7 +22,7 @@ from s2wrap.errors import S2WrapError, first_line
 from s2wrap.extraction.addresses import is_remote
 from s2wrap.extraction.decode import Decoded, decode_all
 from s2wrap.extraction.encode import Encoder, Keep, encode_all, weights_of
-from s2wrap.extraction.fleet import Fleet
+from s2wrap.extraction.fleet import Fleet, silent_logs
 from s2wrap.extraction.picture import Failure, Mark, Picture, Row
 from s2wrap.extraction.sources import Piece, Section, pieces_after
 from s2wrap.extraction.workers import grouped, portable
@@ -65,14 +65,15 @@ def encode_on(fleet: Fleet, options: EncodingOptions, sections: list[Section], m
     from ray.exceptions import RayError
 
     try:
-        dataset = _pipeline(fleet, options, sections, mark)
-        for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-            for content in _unpack(block):
-                if isinstance(content, Exception):
-                    raise content
-                for item in content:
-                    _check_reachable(item)
-                    yield item
+        with silent_logs():
+            dataset = _pipeline(fleet, options, sections, mark)
+            for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+                for content in _unpack(block):
+                    if isinstance(content, Exception):
+                        raise content
+                    for item in content:
+                        _check_reachable(item)
+                        yield item
     except RayError as error:
         raise S2WrapError(f"Ray gave up: {first_line(error)}; the same command again goes on from here") from error
 

@@ -66,18 +66,35 @@ class Fleet:
 
     @contextmanager
     def settings(self) -> Iterator[None]:
-        """Let datasets created meanwhile keep their order, hold one row per Ray block, and show no logs or progress."""
+        """Let datasets created meanwhile keep their order, hold one row per Ray block, and show no progress."""
         from ray.data import DataContext
 
         context = DataContext.get_current().copy()
         context.execution_options.preserve_order = True
         context.target_max_block_size = 1
         context.enable_progress_bars = False
-        for handler in logging.getLogger("ray.data").handlers:
-            if isinstance(handler, logging.StreamHandler):  # log files are still written
-                handler.setLevel(logging.CRITICAL)
         with DataContext.current(context):
             yield
+
+
+def quiet_ray() -> None:
+    """Have Ray collect no usage statistics and its core log little: for programs, before Ray is imported."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+
+
+@contextmanager
+def silent_logs() -> Iterator[None]:
+    """Keep Ray Data's logs off the terminal for a while; its log files are still written."""
+    handlers = [each for each in logging.getLogger("ray.data").handlers if isinstance(each, logging.StreamHandler)]
+    levels = [handler.level for handler in handlers]
+    for handler in handlers:
+        handler.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for handler, level in zip(handlers, levels, strict=True):
+            handler.setLevel(level)
 
 
 @contextmanager
@@ -118,11 +135,7 @@ def _join(ray: Any, address: str | None) -> None:
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Discard what Ray's core, which bypasses Python, writes to stderr; what matters is raised as an error too.
-
-    The environment variable sets the log level of the core for the rest of the run.
-    """
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    """Discard what Ray's core, which bypasses Python, writes to stderr; what matters is raised as an error too."""
     stderr, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(devnull, 2)
@@ -167,8 +180,7 @@ def _fleet(cluster: Cluster, resources: dict[str, float]) -> Fleet:
 
 
 def _ray() -> Any:
-    """The module ray, with its usage statistics turned off, which must be set before it is first imported."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    """The module ray."""
     try:
         import ray
         import ray.data

@@ -153,6 +153,7 @@ def _identity(result: Any) -> Any:
 
 def _start_worker(_worker: int) -> None:
     """Prepare a new worker process."""
+    from s2wrap.images import silence_decoders
 
     def exit_with_parent() -> None:
         if (parent := parent_process()) is not None:
@@ -163,6 +164,7 @@ def _start_worker(_worker: int) -> None:
     threading.Thread(target=exit_with_parent, daemon=True).start()
     # a progress bar may have replaced these; in a forked process its lock may stay locked forever
     sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+    silence_decoders()
 
 
 class _ChildSignal:
