@@ -204,7 +204,8 @@ class Engine:
         wanted = PIXEL_DTYPES[self.manifest["pixels"]]
         if not wanted.is_floating_point and images.dtype != wanted:
             raise S2WrapError(
-                f"images are {images.dtype}; {self.session.path.name} takes {self.manifest['pixels']} pixels and normalises them"
+                f"images are {images.dtype}; {self.session.path.name} takes {self.manifest['pixels']} pixels and "
+                f"normalises them"
             )
         self._check_values(images)
 
