@@ -162,30 +162,30 @@ def grey(path: Path) -> np.ndarray:
 
 
 def evaluate_backbone(name: str, backbone: Backbone, chosen: dict[str, list[Path]]) -> list[Row]:
-    """The rows of the table for a backbone; it sees each picture once at every scale that some row needs."""
+    """Return the table's rows of a backbone, which encodes each picture once at every scale that some row needs."""
     ways = WAYS | (WAYS_OF_CONVOLUTIONS if backbone.convolutional else {})
     scales = list(dict.fromkeys(scale for way in ways.values() for scale in way))
     model = s2wrap.wrap(backbone, scales, fuse="pyramid")
-    found: dict[str, list[np.ndarray]] = {scale: [] for scale in scales}
+    pooled: dict[str, list[np.ndarray]] = {scale: [] for scale in scales}
     paths = [path for of_kind in chosen.values() for path in of_kind]
     for path in track(paths, description=name, console=Console(stderr=True)):
         with torch.inference_mode():
             (features,) = model.encode([path])
         for scale, spatial in zip(scales, features.maps, strict=True):
-            found[scale].append(torch.cat([reduce(spatial, "1 c h w -> c", how) for how in ("mean", "max")]).numpy())
+            pooled[scale].append(torch.cat([reduce(spatial, "1 c h w -> c", how) for how in ("mean", "max")]).numpy())
     rows = []
     for way, of_way in ways.items():
         cost = count_cost(s2wrap.wrap(backbone, of_way))
-        spent = f"{cost.tiles}", f"{cost.multiply_adds / 1e9:.1f}", f"{cost.parameters / 1e6:.1f}"
-        vectors = np.concatenate([np.stack(found[scale]) for scale in of_way], axis=1)
-        rows.append(Row((name, way, *spent), evaluate(vectors)))
+        costs = f"{cost.tiles}", f"{cost.multiply_adds / 1e9:.1f}", f"{cost.parameters / 1e6:.1f}"
+        vectors = np.concatenate([np.stack(pooled[scale]) for scale in of_way], axis=1)
+        rows.append(Row((name, way, *costs), evaluate(vectors)))
     return rows
 
 
 def evaluate(vectors: np.ndarray) -> np.ndarray:
-    """How well the kinds, as many of each, are told apart: mean and standard deviation over folds (2, 3).
+    """Return mean and standard deviation over folds of the three `SCORES` (2, 3), for equally many vectors a kind.
 
-    The share told right of all kinds; and the area under the ROC curve of local, and of global, against nominal.
+    They are the accuracy, and the area under the ROC curve of local, and of global, against nominal pictures.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
@@ -198,11 +198,12 @@ def evaluate(vectors: np.ndarray) -> np.ndarray:
     for train, test in StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(vectors, kinds):
         model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2000))
         logits: Any = model.fit(vectors[train], kinds[train]).decision_function(vectors[test])
-        right, score = kinds[test], [float(np.mean(logits.argmax(axis=1) == kinds[test]))]
+        labels = kinds[test]
+        fold_scores = [float(np.mean(logits.argmax(axis=1) == labels))]
         for kind in (1, 2):
-            two = np.isin(right, (0, kind))
-            score.append(float(roc_auc_score(right[two] == kind, logits[two, kind] - logits[two, 0])))
-        scores.append(score)
+            pair = np.isin(labels, (0, kind))
+            fold_scores.append(float(roc_auc_score(labels[pair] == kind, logits[pair, kind] - logits[pair, 0])))
+        scores.append(fold_scores)
     return np.stack([np.mean(scores, axis=0), np.std(scores, axis=0)])
 
 
@@ -215,8 +216,8 @@ def show_table(rows: list[Row], pictures: int) -> None:
         "differences of that order are none.",
     )
     for column in (*COSTS, *SCORES):
-        named = column in ("backbone", "scales")
-        table.add_column(column, justify="left" if named else "right", no_wrap=named or column in SCORES)
+        is_name = column in ("backbone", "scales")
+        table.add_column(column, justify="left" if is_name else "right", no_wrap=is_name or column in SCORES)
     for number, row in enumerate(rows):
         if number and row.costs[0] != rows[number - 1].costs[0]:
             table.add_section()
@@ -225,7 +226,7 @@ def show_table(rows: list[Row], pictures: int) -> None:
 
 
 def draw(name: str, backbone: Backbone, count: int, output: Path) -> None:
-    """Write the picture: textiles above the distances of their tokens to so many nominal ones, by scales and layer."""
+    """Write the picture: textiles above their tokens' distances to `count` nominal ones, by scales and layer."""
     nominal = spread(textiles("nominal"), count + HELD_OUT + 1)
     local, other = spread(textiles("local"), count), spread(textiles("global"), 1)
     shown = {"local defect": local[:3], "global defect": other, "no defect": nominal[-1:]}
@@ -244,15 +245,15 @@ def draw(name: str, backbone: Backbone, count: int, output: Path) -> None:
     for axis, title in zip(axes[0], titles.values(), strict=True):
         axis.set_title(title, fontsize=12)
     others = [*nominal[count:], *local, *other]
-    found = {way: distances(name, backbone, way, nominal[:count], others) for way in WAYS_DRAWN}
+    distances = {way: token_distances(name, backbone, way, nominal[:count], others) for way in WAYS_DRAWN}
     for (way, layer), row in zip(rows, axes[2:], strict=True):
-        maps = {path: layers[layer] for path, layers in found[way].items()}
+        maps = {path: layers[layer] for path, layers in distances[way].items()}
         unit = np.median([np.quantile(maps[path], 0.99) for path in nominal[count:-1]])
-        hits = sum(peak_is_there(maps[path], roughest(path)) for path in local)
+        hits = sum(peak_in_ring(maps[path], roughest(path)) for path in local)
         for axis, path in zip(row, titles, strict=True):
-            far = maps[path] / unit
-            axis.imshow(far, cmap=colours.cmap, norm=colours.norm, extent=(0, 250, 250, 0), zorder=2, alpha=0.8)
-            axis.set_xlabel(f"peak {far.max():.1f}", fontsize=9)
+            scaled = maps[path] / unit
+            axis.imshow(scaled, cmap=colours.cmap, norm=colours.norm, extent=(0, 250, 250, 0), zorder=2, alpha=0.8)
+            axis.set_xlabel(f"peak {scaled.max():.1f}", fontsize=9)
         height, width = maps[local[0]].shape
         row[0].set_ylabel(
             f"{way}, {LAYER_NAMES[layer]}\n{height}×{width} tokens\npeak in the ring: {hits} of {count}", fontsize=9
@@ -270,40 +271,42 @@ def draw(name: str, backbone: Backbone, count: int, output: Path) -> None:
     plt.close(figure)
 
 
-def distances(
-    name: str, backbone: Backbone, way: str, known: list[Path], others: list[Path]
+def token_distances(
+    name: str, backbone: Backbone, way: str, nominal: list[Path], others: list[Path]
 ) -> dict[Path, list[np.ndarray]]:
-    """How far each token of the other pictures is from the nearest one of the known: a map (h, w) for each layer."""
+    """Return the distance of each token of the other pictures to the nearest nominal one: a map (h, w) a layer."""
     layers = (-2, -1) if backbone.convolutional else (-4, -1)
     model = s2wrap.load(
         f"sample:{name}", scales=WAYS[way], layers=layers, join_layers=False, target_grid="finest", prefix="drop"
     )
     generator = torch.Generator().manual_seed(0)
     banks: list[list[Tensor]] = [[] for _ in layers]
-    found = {}
-    for number, path in enumerate(track([*known, *others], f"{name}, {way}", console=Console(stderr=True))):
+    distances = {}
+    for number, path in enumerate(track([*nominal, *others], f"{name}, {way}", console=Console(stderr=True))):
         with torch.inference_mode():
             (features,) = model.encode([path])
         tokens = [rearrange(spatial, "1 c h w -> (h w) c") for spatial in features.maps]
-        if number < len(known):
+        if number < len(nominal):
             for bank, of_layer in zip(banks, tokens, strict=True):
                 bank.append(of_layer[torch.randperm(len(of_layer), generator=generator)[:TOKENS]])
             continue
         nearest = [torch.cdist(part, torch.cat(bank)).amin(dim=1) for part, bank in zip(tokens, banks, strict=True)]
-        found[path] = [
-            far.unflatten(0, spatial.shape[2:]).numpy() for far, spatial in zip(nearest, features.maps, strict=True)
+        distances[path] = [
+            values.unflatten(0, spatial.shape[2:]).numpy()
+            for values, spatial in zip(nearest, features.maps, strict=True)
         ]
-    return found
+    return distances
 
 
-def peak_is_there(far: np.ndarray, spot: tuple[float, float], side: int = 250) -> bool:
-    """Whether the middle of the largest token is at most `RING` pixels from a spot (column, row)."""
-    row, col = np.unravel_index(far.argmax(), far.shape)
-    return math.dist(((col + 0.5) / far.shape[1] * side, (row + 0.5) / far.shape[0] * side), spot) <= RING
+def peak_in_ring(distances: np.ndarray, spot: tuple[float, float], side: int = 250) -> bool:
+    """Return whether the centre of the farthest token is at most `RING` pixels from a spot (column, row)."""
+    row, col = np.unravel_index(distances.argmax(), distances.shape)
+    height, width = distances.shape
+    return math.dist(((col + 0.5) / width * side, (row + 0.5) / height * side), spot) <= RING
 
 
 def roughest(path: Path, spot: int = 9) -> tuple[float, float]:
-    """Column and row of the middle of the roughest spot of a picture, in pixels."""
+    """Return column and row of the centre of a picture's roughest spot, in pixels."""
     rough = roughness(path, spot)
     row, col = np.unravel_index(rough.argmax(), rough.shape)
     return float(col) + 1 + spot // 2, float(row) + 1 + spot // 2

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from s2wrap.errors import S2WrapError
 from s2wrap.export.library import TITLES, load_library, make_logger
+from s2wrap.export.options import BuildOptions
 from s2wrap.export.progress import BuildBar, interruptible, make_monitor
 from s2wrap.files import disk_errors, whole_file
 
@@ -31,13 +32,8 @@ def build_engine(
     kind: str,
     batch: tuple[int, int, int],
     name: str,
+    options: BuildOptions | None = None,
     tf32: bool = False,
-    workspace_mib: int | None = None,
-    optimization_level: int | None = None,
-    timing_cache: Path | None = None,
-    version_compatible: bool = False,
-    hardware_compatible: bool = False,
-    targets: Sequence[str] = (),
     shown: str | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
@@ -51,18 +47,13 @@ def build_engine(
         kind: "tensorrt" (builds on the GPU that will run it) or "tensorrt_rtx" (needs no GPU).
         batch: smallest, most frequent and largest batch size.
         name: the name of the network, stored in the engine; TensorRT-RTX is deterministic for the same graph and name.
+        options: how it is built; the library's own choices by default.
         tf32: whether float32 matrix products may round their inputs to TF32 (10 bits of mantissa).
-        workspace_mib: limit of the engine's scratch memory, in MiB.
-        optimization_level: 0 (fast build) to 5 (fast engine); the library's default is 3.
-        timing_cache: a file that makes later builds faster, read if it exists, and written; TensorRT only.
-        version_compatible: whether the engine also loads in later TensorRT versions; TensorRT only.
-        hardware_compatible: whether the engine runs on every GPU since Ampere, not only on this one; TensorRT only.
-        targets: GPU generations such as "sm89", by default the library's choice; TensorRT-RTX only.
         shown: the name of the file in messages.
         console: where to show progress, if it is a terminal; stderr by default.
 
     Returns:
-        `library`, `version`, `layers` and `bytes`; for TensorRT-RTX `targets` (["default"] for the library's choice);
+        `library`, `version`, `layers` and `bytes`; for TensorRT-RTX also `targets` (["default"] if none were given);
         for TensorRT `gpu`, `compute_capability`, `hardware_compatibility` and `version_compatible`.
 
     Raises:
@@ -75,16 +66,8 @@ def build_engine(
         raise S2WrapError(f"batch={low}:{usual}:{high} must be MIN:OPT:MAX with 1 ≤ MIN ≤ OPT ≤ MAX, e.g. 1:8:32")
     if not onnx_path.is_file():
         raise S2WrapError(f"{onnx_path} is not there; give the ONNX file to build from")
-    targets = list(dict.fromkeys(target.lower() for target in targets))
-    trt = check_build(
-        kind,
-        workspace_mib=workspace_mib,
-        optimization_level=optimization_level,
-        timing_cache=timing_cache,
-        version_compatible=version_compatible,
-        hardware_compatible=hardware_compatible,
-        targets=targets,
-    )
+    options = options or BuildOptions()
+    trt = check_build(kind, options)
     bar = BuildBar(f"Building with {TITLES[kind]}", console)
     build = _Build(trt, kind, onnx_path, shown or str(onnx_path), bar)
     device = torch.cuda.current_device() if kind == "tensorrt" else None
@@ -93,71 +76,58 @@ def build_engine(
         if device is not None:
             torch.cuda.set_device(device)  # each thread has its own current device
         build.parse(name)
-        build.configure(tf32, workspace_mib, optimization_level)
+        build.configure(tf32, options)
         build.set_batch(batch)
         if kind == "tensorrt_rtx":
-            build.set_targets_rtx(targets)
-        if version_compatible:
+            build.set_targets_rtx(options.targets)
+        if options.version_compatible:
             build.config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-        if hardware_compatible:
+        if options.hardware_compatible:
             build.config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
-        return build.serialize(timing_cache)
+        return build.serialize(options.timing_cache)
 
     engine = interruptible(work, bar)
     with disk_errors(draft):
         draft.write_bytes(memoryview(engine))
     facts = {"library": kind, "version": trt.__version__, "layers": build.network.num_layers, "bytes": engine.nbytes}
     if kind == "tensorrt_rtx":
-        return facts | {"targets": targets or ["default"]}
+        return facts | {"targets": list(options.targets) or ["default"]}
     return facts | {
         "gpu": torch.cuda.get_device_name(),
         "compute_capability": "{}.{}".format(*torch.cuda.get_device_capability()),
-        "hardware_compatibility": "ampere_plus" if hardware_compatible else "none",
-        "version_compatible": version_compatible,
+        "hardware_compatibility": "ampere_plus" if options.hardware_compatible else "none",
+        "version_compatible": options.version_compatible,
     }
 
 
-def check_build(
-    kind: str,
-    *,
-    workspace_mib: int | None = None,
-    optimization_level: int | None = None,
-    timing_cache: Path | None = None,
-    version_compatible: bool = False,
-    hardware_compatible: bool = False,
-    targets: Sequence[str] = (),
-) -> ModuleType:
+def check_build(kind: str, options: BuildOptions) -> ModuleType:
     """The library's module, after a quick check that `build_engine` can work here with these options.
 
     Raises:
         MissingExtraError: the library is not installed.
         S2WrapError: the library lacks an option or target, or there is no GPU for TensorRT.
     """
-    if workspace_mib is not None and workspace_mib < 1:
-        raise S2WrapError(f"workspace_mib={workspace_mib} must be 1 MiB or more")
-    if optimization_level is not None and not 0 <= optimization_level <= 5:
-        raise S2WrapError(f"optimization_level={optimization_level} must be from 0 (fast build) to 5 (fast engine)")
-    if kind == "tensorrt" and targets:
+    if kind == "tensorrt" and options.targets:
         raise S2WrapError(
-            f"targets={','.join(targets)} are for .rtx files; TensorRT builds for the GPU it runs on: build there, "
-            "or use hardware_compatible for every GPU since Ampere"
+            f"targets={','.join(options.targets)} are for .rtx files; TensorRT builds for the GPU it runs on: build "
+            f"there, or use hardware_compatible for every GPU since Ampere"
         )
     if kind == "tensorrt" and not torch.cuda.is_available():
         raise S2WrapError(
             "TensorRT builds on the GPU that will run the engine, and this machine shows none; build there, or write "
             ".onnx or .rtx, which need no GPU"
         )
-    if kind == "tensorrt_rtx" and timing_cache:
+    if kind == "tensorrt_rtx" and options.timing_cache:
         raise S2WrapError(
-            f"timing_cache={timing_cache} has no effect in TensorRT-RTX, which times nothing; leave it out"
+            f"timing_cache={options.timing_cache} has no effect in TensorRT-RTX, which times nothing; leave it out"
         )
-    if kind == "tensorrt_rtx" and version_compatible:
+    if kind == "tensorrt_rtx" and options.version_compatible:
         raise S2WrapError("version_compatible is TensorRT's; an .rtx file runs only on the version that built it")
-    if kind == "tensorrt_rtx" and hardware_compatible:
+    if kind == "tensorrt_rtx" and options.hardware_compatible:
         raise S2WrapError('hardware_compatible is TensorRT\'s; for .rtx files name the GPUs in targets, e.g. "sm89"')
     trt = load_library(kind)
     if kind == "tensorrt_rtx":
-        _find_targets_rtx(trt, targets)
+        _find_targets_rtx(trt, options.targets)
     return trt
 
 
@@ -189,7 +159,7 @@ class _Build:
         for index in range(network.num_layers):
             _allow_decomposing(trt, network.get_layer(index))
 
-    def configure(self, tf32: bool, workspace_mib: int | None, optimization_level: int | None) -> None:
+    def configure(self, tf32: bool, options: BuildOptions) -> None:
         """Set the options that both libraries have."""
         trt = self.trt
         self.config = config = self.builder.create_builder_config()
@@ -198,10 +168,10 @@ class _Build:
             config.set_flag(trt.BuilderFlag.TF32)
         else:
             config.clear_flag(trt.BuilderFlag.TF32)
-        if workspace_mib is not None:
-            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_mib << 20)
-        if optimization_level is not None:
-            config.builder_optimization_level = optimization_level
+        if options.workspace_mib is not None:
+            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
+        if options.optimization_level is not None:
+            config.builder_optimization_level = options.optimization_level
 
     def set_batch(self, batch: tuple[int, int, int]) -> None:
         """Set the smallest, most frequent and largest shape of every input."""

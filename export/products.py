@@ -7,24 +7,59 @@ So the number of nodes hardly depends on the scales, and all runtimes give the s
 and pooling operators, whose implementations differ.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from s2wrap.backbones import Backbone
-from s2wrap.fusion import TileMerge
-from s2wrap.placement import Level
+from s2wrap.backbones.base import Backbone
+from s2wrap.fusion import MergeMatrices
+from s2wrap.inputs import MeanStd, ModelInput, normalise_values
+from s2wrap.options import Interpolation
+from s2wrap.placement import LayerMatrices
 from s2wrap.plan import Axis, ScalePlan
 from s2wrap.policies import Pair
-from s2wrap.resample import Constants, resize_matrix
+from s2wrap.resample import resize_matrix
 from s2wrap.stream import edge_padding
 
 
+class Constants(nn.Module):
+    """Buffers that move with the module but stay float32, and are no part of its `state_dict`."""
+
+    def __init__(self, **arrays: np.ndarray):
+        super().__init__()
+        for name, array in arrays.items():
+            values = torch.from_numpy(np.ascontiguousarray(array, np.float32))
+            self.register_buffer(name, values, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Constants":
+        exact = dict(self.named_buffers())
+        super()._apply(fn, recurse)
+        for name, moved in list(self.named_buffers()):
+            setattr(self, name, exact[name].to(moved.device))
+        return self
+
+
+class Normalise(Constants):
+    """Float32 images (b, c, h, w) with values in `bounds` → (values in 0…1 − mean) ÷ std, as `ModelInput.normalise`."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model_input: ModelInput, bounds: tuple[float, float]):
+        mean, std = model_input.mean_std("cpu")
+        super().__init__(mean=mean.numpy(), std=std.numpy())
+        self.bounds = bounds
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The normalised images."""
+        return normalise_values(images, self.bounds, MeanStd(self.mean, self.std))
+
+
 class CutTiles(nn.Module):
-    """Images (b, 3, H, W) → float32 tiles (n · b, 3, h, w) of several scales; the batch is the inner dimension.
+    """Images (b, c, H, W) → float32 tiles (n · b, c, h, w) of several scales; the batch is the inner dimension.
 
     One product from the left computes the rows of all scales, one from the right the columns of each scale. Rows and
     columns where tiles overlap are computed once per tile, so that a reshape cuts the tiles. Padding is part of the
@@ -34,7 +69,7 @@ class CutTiles(nn.Module):
     def __init__(self, image_hw: Pair, scales: Sequence[ScalePlan], backbone: Backbone):
         """Compute the matrices for images of one size and scales with tiles of one size."""
         super().__init__()
-        self.image_hw, self.tile_hw = image_hw, scales[0].tile_hw
+        self.image_hw, self.tile_hw, self.channels = image_hw, scales[0].tile_hw, backbone.input.channels
         self.blocks = [scale.block_size for scale in scales]
         edge_h, edge_w = edge_padding(backbone)
         rows: list[np.ndarray] = []
@@ -43,8 +78,8 @@ class CutTiles(nn.Module):
             if scale.image_hw == image_hw and not any(scale.padding_hw):
                 self.sides.append(_SelectPixels(scale))
                 continue
-            rows.append(_axis_matrix(image_hw[0], scale.rows, edge_h, backbone.interpolation))
-            cols = _axis_matrix(image_hw[1], scale.cols, edge_w, backbone.interpolation)
+            rows.append(_axis_matrix(image_hw[0], scale.rows, edge_h, backbone.input.interpolation))
+            cols = _axis_matrix(image_hw[1], scale.cols, edge_w, backbone.input.interpolation)
             self.sides.append(_Columns(cols))
         self.heights = [len(matrix) for matrix in rows]
         self.rows = Constants(rows=np.concatenate(rows)) if rows else None
@@ -57,8 +92,8 @@ class CutTiles(nn.Module):
         for (down, across), side in zip(self.blocks, self.sides, strict=True):
             canvas = side(images if isinstance(side, _SelectPixels) else next(lines))
             if down * across > 1:
-                canvas = canvas.reshape(-1, 3, down, height, across, width).permute(2, 4, 0, 1, 3, 5)
-                canvas = canvas.reshape(-1, 3, height, width)
+                canvas = canvas.reshape(-1, self.channels, down, height, across, width).permute(2, 4, 0, 1, 3, 5)
+                canvas = canvas.reshape(-1, self.channels, height, width)
             tiles.append(canvas)
         return tiles[0] if len(tiles) == 1 else torch.cat(tiles)
 
@@ -67,24 +102,25 @@ class CutTiles(nn.Module):
         """The number of multiply-add operations for one image."""
         height, width = self.image_hw
         columns = [len(side.cols.T) for side in self.sides if isinstance(side, _Columns)]
-        return sum(3 * lines * width * (height + cols) for lines, cols in zip(self.heights, columns, strict=True))
+        work = (lines * width * (height + cols) for lines, cols in zip(self.heights, columns, strict=True))
+        return self.channels * sum(work)
 
 
 class MergeTiles(nn.Module):
     """Features of the tiles of several scales → the merged features of each scale, by a few products, in float32.
 
-    With detail fusion, only the detail of each tile is merged, X − P_h X P_wᵀ (`fusion.TileCorrection`); `Spread` adds
+    With detail fusion, only the detail of each tile is merged, X − P_h X P_wᵀ (`fusion.correct_tiles`); `Spread` adds
     the low frequencies of the coarser scale.
     """
 
-    def __init__(self, levels: Sequence[Level]):
+    def __init__(self, scales: Sequence[LayerMatrices]):
         """Combine the merge matrices of the scales as blocks of larger matrices."""
         super().__init__()
-        merges = [level.merge for level in levels]
-        averages = [level.average for level in levels if level.average is not None]
+        merges = [matrices.merge for matrices in scales]
+        averages = [matrices.average for matrices in scales if matrices.average is not None]
         self.sums = _Blocks(merges)
         self.averages = _Blocks(averages) if averages else None
-        self.smooth = _Smooth(levels) if any(level.correction is not None for level in levels) else None
+        self.smooth = _Smooth(scales) if any(matrices.correction is not None for matrices in scales) else None
         areas = np.zeros((len(merges), self.sums.tiles))
         for row, first, merge in zip(areas, self.sums.firsts, merges, strict=True):
             row[first : first + len(merge.areas)] = merge.areas.numpy()
@@ -134,9 +170,9 @@ class Spread(Constants):
     rows: Tensor
     cols: Tensor
 
-    def __init__(self, level: Level, block_size: Pair):
+    def __init__(self, matrices: LayerMatrices, block_size: Pair):
         """Compute the matrices of a scale, not the smallest, with `block_size` rows and columns of tiles."""
-        merge, correction, (_, across) = level.merge, level.correction, block_size
+        merge, correction, (_, across) = matrices.merge, matrices.correction, block_size
         if correction is None:
             raise ValueError("the smallest scale has nothing coarser")
         super().__init__(
@@ -150,7 +186,7 @@ class Spread(Constants):
 
 
 class _Columns(Constants):
-    """A product from the right: (b, 3, y, W) → (b, 3, y, columns of all tiles)."""
+    """A product from the right: (b, c, y, W) → (b, c, y, columns of all tiles)."""
 
     cols: Tensor
 
@@ -182,7 +218,7 @@ class _Blocks(Constants):
     rows: Tensor
     cols: Tensor
 
-    def __init__(self, merges: Sequence[TileMerge]):
+    def __init__(self, merges: Sequence[MergeMatrices]):
         counts = [len(merge.areas) for merge in merges]
         tiles, tokens = sum(counts), merges[0].rows.shape[2]
         grids = [(merge.rows.shape[1], merge.cols.shape[1]) for merge in merges]
@@ -217,16 +253,14 @@ class _Smooth(Constants):
     rows: Tensor
     cols: Tensor
 
-    def __init__(self, levels: Sequence[Level]):
-        def matrices(name: str, of_merge: str) -> np.ndarray:
-            parts = []
-            for level in levels:
-                tiles, _, tokens = getattr(level.merge, of_merge).shape
-                zeros = torch.zeros(tiles, tokens, tokens)
-                parts.append(zeros if level.correction is None else level.correction.get_buffer(name))
-            return torch.cat(parts)[:, None].numpy()
-
-        super().__init__(rows=matrices("smooth_rows", "rows"), cols=matrices("smooth_cols", "cols"))
+    def __init__(self, scales: Sequence[LayerMatrices]):
+        rows, cols = [], []
+        for merge, correction, *_ in scales:
+            tiles, _, tokens_h = merge.rows.shape
+            tokens_w = merge.cols.shape[2]
+            rows.append(correction.smooth_rows if correction else torch.zeros(tiles, tokens_h, tokens_h))
+            cols.append(correction.smooth_cols if correction else torch.zeros(tiles, tokens_w, tokens_w))
+        super().__init__(rows=torch.cat(rows)[:, None].numpy(), cols=torch.cat(cols)[:, None].numpy())
 
     def forward(self, maps: Tensor) -> Tensor:
         """P_h X P_wᵀ for maps X (n, b · y, x, c), in the same shape."""
@@ -235,7 +269,7 @@ class _Smooth(Constants):
         return (self.rows @ lines).reshape(tiles, -1, width, channels)
 
 
-def _axis_matrix(old: int, axis: Axis, edge: int, interpolation: str) -> np.ndarray:
+def _axis_matrix(old: int, axis: Axis, edge: int, interpolation: Interpolation) -> np.ndarray:
     """The matrix (tiles · tile size, old) that resizes, pads and cuts along one axis."""
     same = old == axis.content  # without resizing, pixels keep their exact values
     resized = np.eye(old) if same else resize_matrix(old, axis.content, interpolation=interpolation, antialias=True)

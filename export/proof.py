@@ -14,16 +14,15 @@ from s2wrap.backbones.checkpoint import weights_sha256
 from s2wrap.errors import S2WrapError
 from s2wrap.export import trace
 from s2wrap.export.engine import check_machine
-from s2wrap.export.graph import ModelGraph, TilesGraph, tensors_of
+from s2wrap.export.graph import Graph, ModelGraph, in_float32, make_graph, tensors_of
 from s2wrap.export.library import TITLES
 from s2wrap.export.manifest import read_manifest, real_path
+from s2wrap.export.options import GraphOptions
 from s2wrap.export.parity import Gate, Report, batch_sizes, parse_gate, sample_images, verify_run
 from s2wrap.export.ports import check_batch
 from s2wrap.export.session import open_session
+from s2wrap.factory import load as load_model
 from s2wrap.wrapper import MultiScale
-from s2wrap.wrapper import load as load_model
-
-Graph = ModelGraph | TilesGraph
 
 
 class VerificationError(S2WrapError):
@@ -59,15 +58,9 @@ def verify(
     if weights_sha256(model.backbone) != manifest["backbone"]["weights_sha256"]:
         raise S2WrapError(f"{path} was made with other weights than {model.backbone.name} has now; give the model")
 
-    def make_graph(precision: str, fp32_layers: Sequence[str] = ()) -> Graph:
-        if manifest["part"] == "tiles":
-            return TilesGraph(model, precision=precision, fp32_layers=fp32_layers)
-        names = tuple(dict.fromkeys(output["name"].partition("_")[0] for output in manifest["outputs"]))
-        options: dict[str, Any] = {"pixels": manifest["pixels"], "outputs": names, "fp32_layers": fp32_layers}
-        return ModelGraph(model, manifest["image_hw"], precision=precision, **options)
-
-    wide = make_graph("fp32")
-    graph = make_graph("bf16", manifest["fp32_layers"]) if manifest["precision"] == "bf16" else None
+    options = _graph_options(manifest)
+    wide = make_graph(model, in_float32(options))
+    graph = make_graph(model, options) if options.precision == "bf16" else None
     with tempfile.TemporaryDirectory() as folder:
         samples = sample_images(wide, pictures)
         report = compare_file(path, path, manifest, graph, wide, samples, limits, Path(folder), console)
@@ -159,7 +152,7 @@ def _reference(graph: Graph) -> Callable[[Tensor], dict[str, Tensor]]:
 
     def run_model(images: Tensor) -> dict[str, Tensor]:
         assert isinstance(graph, ModelGraph)
-        images = images.permute(0, 3, 1, 2) if graph.pixels == "uint8" else images
+        images = images if graph.pixels == "float32" else images.permute(0, 3, 1, 2)
         features = graph.model(images)
         tensors = [tensor for kind in graph.outputs for tensor in tensors_of(features, kind)]
         return dict(zip(graph.names, tensors, strict=True))
@@ -168,6 +161,15 @@ def _reference(graph: Graph) -> Callable[[Tensor], dict[str, Tensor]]:
         return dict(zip(graph.names, graph(images), strict=True))
 
     return run_model if isinstance(graph, ModelGraph) else run_tiles
+
+
+def _graph_options(manifest: dict[str, Any]) -> GraphOptions:
+    """The options of the graph that a manifest describes."""
+    names = {"precision": manifest["precision"], "fp32_layers": manifest["fp32_layers"]}
+    if manifest["part"] == "tiles":
+        return GraphOptions(tiles=True, **names)
+    outputs = tuple(dict.fromkeys(output["name"].partition("_")[0] for output in manifest["outputs"]))
+    return GraphOptions(image_hw=manifest["image_hw"], pixels=manifest["pixels"], outputs=outputs, **names)
 
 
 def _load_recipe(path: Path, manifest: dict[str, Any]) -> MultiScale:
@@ -179,4 +181,4 @@ def _load_recipe(path: Path, manifest: dict[str, Any]) -> MultiScale:
         )
     with torch.random.fork_rng():
         torch.manual_seed(0)  # the same weights as `s2wrap export --random-weights`
-        return load_model(**recipe)
+        return load_model(recipe["spec"], **{name: value for name, value in recipe.items() if name != "spec"})

@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from s2wrap.errors import S2WrapError
-from s2wrap.export.graph import ModelGraph, TilesGraph
+from s2wrap.export.graph import Graph
 
 LARGEST = torch.finfo(torch.float16).max
 """65,504: larger values become infinite in float16."""
@@ -59,7 +59,7 @@ class Ranges(TorchDispatchMode):
 
 
 @torch.no_grad()
-def watch(graph: ModelGraph | TilesGraph, images: Tensor) -> Ranges:
+def watch(graph: Graph, images: Tensor) -> Ranges:
     """The largest values in the backbone of a graph, including its weights, for these images.
 
     Attention is computed by separate products rather than a fused kernel, so that its scores are recorded.
@@ -78,7 +78,7 @@ def watch(graph: ModelGraph | TilesGraph, images: Tensor) -> Ranges:
     return ranges
 
 
-def check_float16(graph: ModelGraph | TilesGraph, images: Tensor, fp32_layers: Sequence[str] = ()) -> float:
+def check_float16(graph: Graph, images: Tensor, fp32_layers: Sequence[str] = ()) -> float:
     """The largest absolute value of a model that is to run in float16.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from s2wrap.errors import MissingExtraError, S2WrapError, first_line
-from s2wrap.export.graph import ModelGraph, TilesGraph
+from s2wrap.export.graph import Graph
 
 OPSETS = range(20, 24)
 """20 introduced GELU as an operator, 22 bfloat16 convolutions, and 23 Attention."""
@@ -16,7 +16,7 @@ LARGEST_FILE = 1_900_000_000
 """Bytes; a protobuf holds at most 2 GB, so larger weights go to a separate file."""
 
 
-def trace(graph: ModelGraph | TilesGraph, *, opset: int) -> Any:
+def trace(graph: Graph, *, opset: int) -> Any:
     """The ONNX model of a graph module, with a dynamic batch size; deterministic.
 
     Args:
@@ -42,7 +42,7 @@ def trace(graph: ModelGraph | TilesGraph, *, opset: int) -> Any:
             program = torch.onnx.export(
                 graph,
                 (graph.example(2),),  # a batch size of 1 would be treated as a constant
-                input_names=[graph.input],
+                input_names=[graph.input_name],
                 output_names=list(graph.names),
                 dynamic_shapes=({0: "batch"},),
                 opset_version=opset,

@@ -1,32 +1,31 @@
 """Model folders for Triton Inference Server: an exported file with a config.pbtxt that fits its batch profile."""
 
 import json
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from s2wrap.errors import MissingExtraError, S2WrapError
-from s2wrap.export.manifest import read_manifest
+from s2wrap.export.manifest import kind_of, read_manifest
+from s2wrap.export.options import GraphOptions, TritonOptions, takes_two_and_options
 from s2wrap.files import disk_errors
+from s2wrap.options import make_options
 
-DTYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "bfloat16": "TYPE_BF16", "uint8": "TYPE_UINT8"}
-QUEUE_DELAY_US = 1000
-"""Microseconds that a request may wait to be batched: less than one picture takes, so latency hardly grows."""
+DTYPES = {
+    "float32": "TYPE_FP32",
+    "float16": "TYPE_FP16",
+    "bfloat16": "TYPE_BF16",
+    "uint8": "TYPE_UINT8",
+    "uint16": "TYPE_UINT16",
+}
 
 
-def write_repository(
-    file: str | Path,
-    folder: str | Path,
-    *,
-    name: str | None = None,
-    instances: int = 1,
-    queue_delay_us: int = QUEUE_DELAY_US,
-    cuda_graphs: bool = False,
-) -> Path:
+@takes_two_and_options(TritonOptions)
+def write_repository(file: str | Path, folder: str | Path, **options: Any) -> Path:
     """Add an exported file to a model repository of Triton Inference Server, and return the new model folder.
 
     `folder/NAME` gets `config.pbtxt` and, as version 1, a copy of the file: `1/model.plan`, `1/model.onnx`, or the
@@ -37,10 +36,7 @@ def write_repository(
     Args:
         file: an .onnx, .plan or .engine file with its manifest beside it.
         folder: the repository (`tritonserver --model-repository=FOLDER`); created if it does not exist.
-        name: the name of the model on the server; by default the file name without its suffix.
-        instances: model instances per GPU that run at the same time; 2 overlap copying with computing.
-        queue_delay_us: microseconds that a request may wait to be batched.
-        cuda_graphs: whether to capture CUDA graphs for batches of 1, OPT and MAX (TensorRT engines only).
+        **options: of `TritonOptions`.
 
     Raises:
         MissingExtraError: tritonclient is not installed.
@@ -48,38 +44,34 @@ def write_repository(
             folder exists already, or the disk cannot be written to.
     """
     file, folder = Path(file), Path(folder)
+    chosen = _named(make_options(TritonOptions, "write_repository()", options), file)
     manifest = read_manifest(file)
-    name = file.stem if name is None else name
-    _check(file, manifest, name, instances, queue_delay_us, cuda_graphs)
-    config = _config(manifest, name, instances, queue_delay_us, cuda_graphs)
-    with _whole_folder(folder / name) as draft:
+    _check(file, manifest, chosen)
+    config = _config(manifest, chosen)
+    with _whole_folder(folder / str(chosen.name)) as draft:
         (draft / "config.pbtxt").write_text(config, encoding="utf-8")
         _copy_model(file, draft / "1", "model.onnx" if manifest["kind"] == "onnx" else "model.plan")
-    return folder / name
+    return folder / str(chosen.name)
 
 
-def check_repository(
-    file: Path,
-    folder: Path,
-    *,
-    kind: str,
-    batch: tuple[int, int, int],
-    dtype: str,
-    name: str | None = None,
-    instances: int = 1,
-    cuda_graphs: bool = False,
-) -> None:
-    """Raise the errors of `write_repository` before the file exists, from its kind, batch profile and output dtype."""
-    name = file.stem if name is None else name
-    spatial = {"name": "spatial", "dtype": dtype, "shape": ["batch"]}
-    manifest = {"kind": kind, "batch": batch, "inputs": [], "outputs": [spatial]}
-    _check(file, manifest, name, instances, QUEUE_DELAY_US, cuda_graphs)
-    _config(manifest, name, instances, QUEUE_DELAY_US, cuda_graphs)
-    _check_free(folder / name)
+def check_repository(file: Path, folder: Path, graph: GraphOptions, options: TritonOptions) -> None:
+    """Raise the errors of `write_repository` before the file exists, from the options of its graph."""
+    options = _named(options, file)
+    dtype = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}[graph.precision]
+    output = {"name": "spatial", "dtype": dtype, "shape": ["batch"]}
+    manifest = {"kind": kind_of(file), "batch": graph.batch, "inputs": [], "outputs": [output]}
+    _check(file, manifest, options)
+    _config(manifest, options)
+    _check_free(folder / str(options.name))
 
 
-def _check(file: Path, manifest: dict[str, Any], name: str, instances: int, delay: int, cuda_graphs: bool) -> None:
-    """Raise S2WrapError for a file or option that Triton would reject or handle wrongly."""
+def _named(options: TritonOptions, file: Path) -> TritonOptions:
+    """The options with a name, by default that of the file."""
+    return options if options.name else replace(options, name=file.stem)
+
+
+def _check(file: Path, manifest: dict[str, Any], options: TritonOptions) -> None:
+    """Raise S2WrapError for a file that Triton would reject or handle wrongly."""
     kind, (smallest, _, largest) = manifest["kind"], manifest["batch"]
     if kind == "tensorrt_rtx":
         raise S2WrapError(
@@ -97,16 +89,11 @@ def _check(file: Path, manifest: dict[str, Any], name: str, instances: int, dela
             f"{file} has bfloat16 inputs or outputs, which Triton's ONNX Runtime backend refuses; export with "
             f"precision fp16 or fp32, or a .plan"
         )
-    if cuda_graphs and kind != "tensorrt":
+    if options.cuda_graphs and kind != "tensorrt":
         raise S2WrapError(f"cuda_graphs=True with {file}: only Triton's TensorRT backend has them; export a .plan")
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
-        raise S2WrapError(f"name={name!r} makes no model name; use letters, digits and _ . - such as 'dinov2_s14'")
-    for option, value, minimum in (("instances", instances, 1), ("queue_delay_us", delay, 0)):
-        if value < minimum:
-            raise S2WrapError(f"{option}={value!r} is impossible; use a whole number from {minimum}")
 
 
-def _config(manifest: dict[str, Any], name: str, instances: int, delay: int, cuda_graphs: bool) -> str:
+def _config(manifest: dict[str, Any], options: TritonOptions) -> str:
     """The text of config.pbtxt, from Triton's own protobuf message, so that it is valid."""
     try:
         from google.protobuf import text_format
@@ -116,7 +103,7 @@ def _config(manifest: dict[str, Any], name: str, instances: int, delay: int, cud
     pb: Any = model_config_pb2  # its classes are created when it is imported
     _, usual, largest = manifest["batch"]
     sizes = sorted({1, usual, largest})
-    config = pb.ModelConfig(name=name, max_batch_size=largest)
+    config = pb.ModelConfig(name=options.name, max_batch_size=largest)
     if manifest["kind"] == "onnx":
         config.backend = "onnxruntime"
     else:
@@ -125,9 +112,9 @@ def _config(manifest: dict[str, Any], name: str, instances: int, delay: int, cud
         config.input.add(name=tensor["name"], data_type=DTYPES[tensor["dtype"]], dims=_dims(tensor))
     for tensor in manifest["outputs"]:
         config.output.add(name=tensor["name"], data_type=DTYPES[tensor["dtype"]], dims=_dims(tensor))
-    config.instance_group.add(count=instances, kind="KIND_AUTO" if manifest["kind"] == "onnx" else "KIND_GPU")
+    config.instance_group.add(count=options.instances, kind="KIND_AUTO" if manifest["kind"] == "onnx" else "KIND_GPU")
     if largest > 1:
-        config.dynamic_batching.max_queue_delay_microseconds = delay
+        config.dynamic_batching.max_queue_delay_microseconds = options.queue_delay_us
         config.dynamic_batching.preferred_batch_size.extend(size for size in sizes if size > 1)
     for size in sizes:
         warmup = config.model_warmup.add(name=f"a batch of {size}", batch_size=size)
@@ -135,7 +122,7 @@ def _config(manifest: dict[str, Any], name: str, instances: int, delay: int, cud
             warmup_input = warmup.inputs[tensor["name"]]
             warmup_input.data_type, warmup_input.random_data = pb.DataType.Value(DTYPES[tensor["dtype"]]), True
             warmup_input.dims.extend(_dims(tensor))
-    if cuda_graphs:
+    if options.cuda_graphs:
         config.optimization.cuda.graphs = True
         for size in sizes:
             spec = config.optimization.cuda.graph_spec.add(batch_size=size)

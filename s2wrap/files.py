@@ -1,6 +1,8 @@
-"""Write files whole or not at all."""
+"""Files and folders are written whole or not at all."""
 
+import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +42,60 @@ def whole_file(path: str | Path, *, drafts: Path | None = None) -> Iterator[Path
             sync_folder(target.parent)
     finally:
         draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(folder: str | Path, *, replace: bool = False) -> Iterator[Path]:
+    """A temporary folder beside `folder`, which takes its name when the block ends well, and is removed otherwise.
+
+    The temporary folder is made at once, so a disk that cannot be written to is found before the work, not after.
+
+    Args:
+        folder: its name in the end; folders above it are made. An empty folder of that name is taken.
+        replace: what is there already is removed once the new folder is complete, and stays if it is not.
+
+    Raises:
+        S2WrapError: something is there already, the disk is full or read-only.
+    """
+    folder = Path(folder)
+    target = folder.resolve()
+    if not replace:
+        check_free(folder)
+    with disk_errors(folder):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=".s2wrap-", dir=target.parent))
+    draft, old = work / "new", work / "old"
+    try:
+        with disk_errors(folder):
+            draft.mkdir()  # with the permissions of any new folder; the temporary one is its owner's alone
+            yield draft
+            for file in draft.rglob("*"):
+                if file.is_file():
+                    with file.open("rb") as stream:
+                        os.fsync(stream.fileno())
+            if target.exists():
+                target.rename(old)
+            try:
+                draft.rename(target)
+            except OSError:
+                if old.exists():
+                    old.rename(target)
+                raise
+            sync_folder(target.parent)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def check_free(folder: Path) -> None:
+    """Raise S2WrapError where there is something already, other than an empty folder."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise S2WrapError(f"{folder} exists already, and is not replaced unasked; give another name, or remove it")
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's content."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

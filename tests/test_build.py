@@ -15,7 +15,9 @@ from rich.console import Console
 from s2wrap.errors import MissingExtraError, S2WrapError
 from s2wrap.export import build as build_module
 from s2wrap.export.build import build_engine, load_library
+from s2wrap.export.options import BuildOptions
 from s2wrap.export.progress import BuildBar
+from s2wrap.options import option_types
 
 onnx = pytest.importorskip("onnx")
 rtx = pytest.importorskip("tensorrt_rtx")
@@ -29,7 +31,10 @@ def onnx_path(tmp_path):
 def build(path, **options):
     """Build beside the ONNX file; gives the facts and the bytes."""
     draft = path.with_suffix(".draft")
-    facts = build_engine(path, draft, **{"kind": "tensorrt_rtx", "batch": (1, 2, 4), "name": "tiny"} | options)
+    chosen = BuildOptions(**{name: value for name, value in options.items() if name in option_types(BuildOptions)})
+    others = {name: value for name, value in options.items() if name not in option_types(BuildOptions)}
+    named = {"kind": "tensorrt_rtx", "batch": (1, 2, 4), "name": "tiny"} | others
+    facts = build_engine(path, draft, options=chosen, **named)
     return facts, draft.read_bytes()
 
 

@@ -53,16 +53,15 @@ def arrange(figure: Any, *, lines: int) -> None:
 def label_points(figure: Any, panels: Sequence[Sequence[Point]], names: list[str], handles: dict[str, Any]) -> None:
     """Write the names beside the points if all fit; otherwise number the points, and list the names below."""
     texts, key = names, []
-    placements = [_place(axes, points, names, NAME_DISTANCES) for axes, points in zip(figure.axes, panels, strict=True)]
+    drawn = list(zip(figure.axes, panels, strict=True))
+    placements = [_place(axes, points, names, NAME_DISTANCES) for axes, points in drawn]
     if len(names) > MOST_NAMES or any(None in panel for panel in placements):
         texts = [str(number) for number in range(1, len(names) + 1)]
         key = [f"{number}  {name}" for number, name in zip(texts, names, strict=True)]
-        placements = [
-            _place(axes, points, texts, NUMBER_DISTANCES) for axes, points in zip(figure.axes, panels, strict=True)
-        ]
+        placements = [_place(axes, points, texts, NUMBER_DISTANCES) for axes, points in drawn]
     leader = {"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 5}
     background = {"facecolor": PAPER, "alpha": 0.8, "linewidth": 0, "pad": PADDING}
-    for axes, points, panel in zip(figure.axes, panels, placements, strict=True):
+    for (axes, points), panel in zip(drawn, placements, strict=True):
         for point, placement in zip(points, panel, strict=True):
             if placement is not None:
                 offset, far = placement
