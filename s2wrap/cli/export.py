@@ -84,11 +84,18 @@ def export_model(
     exit code is 1. A manifest, OUTPUT.json, is written beside it.
     """
     from s2wrap.export.manifest import kind_of
+    from s2wrap.export.options import GraphOptions, TritonOptions
     from s2wrap.export.pipeline import export
     from s2wrap.export.ports import check_batch
     from s2wrap.export.triton import check_repository, write_repository
 
     kind, profile = kind_of(output), check_batch(_batch(batch))
+    graph: dict[str, Any] = {
+        "batch": profile,
+        "precision": precision,
+        "pixels": pixels,
+        "outputs": _words(outputs) or None,
+    }
     build: dict[str, Any] = {
         "targets": _words(targets) or None,
         "workspace_mib": workspace,
@@ -101,8 +108,7 @@ def export_model(
         raise S2WrapError("--triton-name, --instances and --cuda-graphs are for --triton DIR, which is not given")
     served: dict[str, Any] = {"name": triton_name, "instances": instances, "cuda_graphs": cuda_graphs}
     if triton is not None:
-        dtype = {"fp16": "float16", "bf16": "bfloat16"}.get(precision, "float32")
-        check_repository(output, triton, kind=kind, batch=profile, dtype=dtype, **served)
+        check_repository(output, triton, GraphOptions(**graph), TritonOptions(**served))
     if not options.get("pretrained", True):
         torch.manual_seed(0)  # so that `s2wrap verify` draws them again
     model = load(spec, **options)
@@ -112,10 +118,7 @@ def export_model(
             model,
             output,
             image_hw=flags.image_hw(image) if image else None,
-            batch=profile,
-            precision=precision,
-            pixels=pixels,
-            outputs=_words(outputs) or None,
+            **graph,
             tiles=tiles,
             fp32_layers=_words(fp32_layers),
             opset=opset,
