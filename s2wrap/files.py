@@ -13,19 +13,19 @@ from s2wrap.errors import S2WrapError
 
 @contextmanager
 def whole_file(path: str | Path, *, drafts: Path | None = None) -> Iterator[Path]:
-    """A temporary path beside `path`, which takes its name when the block ends well, and is removed otherwise.
+    """Yield a temporary path beside `path`, which is renamed to it if the block succeeds, and removed otherwise.
 
-    The temporary file is made at once, so a folder that cannot be written to is found before the work, not after.
+    The temporary file is made at once, so that a folder without write access fails before the work, not after.
 
     Args:
-        path: the file.
-        drafts: a folder on the same disk for the temporary path, where readers of `path`'s own would stumble on it.
+        path: the file to write.
+        drafts: a folder on the same disk for the temporary file, if it would disturb readers of `path`'s folder.
 
     Raises:
         S2WrapError: the folder is missing or read-only, or the disk is full.
     """
     path = Path(path)
-    target = path.resolve()  # a link stays: the file that it names is written
+    target = path.resolve()  # links are kept: the file that they point to is written
     if path.is_dir():
         raise S2WrapError(f"cannot write {path}: it is a folder; name a file")
     with disk_errors(path):
@@ -99,8 +99,8 @@ def file_sha256(path: Path) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the disk hold which names a folder has: a power cut may undo a renaming otherwise."""
-    if os.name == "posix":  # Windows opens no folders
+    """Flush a folder's entries to the disk, since a power cut may undo a renaming otherwise."""
+    if os.name == "posix":  # Windows cannot open folders
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
@@ -110,7 +110,7 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Say which file could not be written, and why: a full or read-only disk is an S2WrapError."""
+    """Turn an OSError, such as of a full or read-only disk, into an S2WrapError that names the file and the reason."""
     try:
         yield
     except OSError as error:
@@ -118,7 +118,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def umask() -> int:
-    """The permissions that new files do not get; there is no way to ask but to set."""
-    mask = os.umask(0)
+    """Return the permissions that new files do not get."""
+    mask = os.umask(0)  # it can be read only by setting it
     os.umask(mask)
     return mask

@@ -39,6 +39,12 @@ class MeanStd(NamedTuple):
     std: Tensor
 
 
+def normalise_values(values: Tensor, bounds: tuple[float, float], mean_std: MeanStd) -> Tensor:
+    """Values (b, c, h, w) of which `bounds` stand for 0 and 1, as (values in 0…1 − mean) ÷ std."""
+    low, high = bounds
+    return ((values - low if low else values) / (high - low) - mean_std.mean) / mean_std.std
+
+
 @dataclass(frozen=True)
 class ModelInput:
     """What a model takes.
@@ -116,12 +122,10 @@ class ModelInput:
         bounds = self.range_of(images.dtype)
         if bounds is None:
             return images
-        mean, std = mean_std or self.mean_std(images.device)
-        low, high = bounds
         planes = torch.contiguous_format  # whatever the pixels' order: arithmetic with a mean a channel is quicker then
         wide = torch.promote_types(images.dtype, torch.float32) if images.is_floating_point() else torch.float32
         values = images.to(wide, memory_format=planes)
-        return ((values - low if low else values) / (high - low) - mean) / std
+        return normalise_values(values, bounds, mean_std or self.mean_std(images.device))
 
     def check(self, images: Any, name: str) -> None:
         """Raise S2WrapError for images that cannot give features, whatever their values.
@@ -184,7 +188,7 @@ class ValueCheck:
         Raises:
             S2WrapError: values that are NaN or infinite, or floats that no normalising gives, such as 0…255.
         """
-        if not _has_values(images) or (self.looked and images.device.type != "cpu"):
+        if not has_values(images) or (self.looked and images.device.type != "cpu"):
             return
         self.looked = True
         if not images.is_floating_point():
@@ -239,7 +243,7 @@ class ValueCheck:
             warnings.warn(text, stacklevel=2)
 
 
-def _has_values(images: Tensor) -> bool:
+def has_values(images: Tensor) -> bool:
     """Whether values can be looked at: not of meta and fake tensors, nor under vmap, nor in a trace."""
     plain = type(images) in (Tensor, torch.nn.Parameter) and images.device.type != "meta"
     return plain and not torch.compiler.is_compiling() and not is_functorch_wrapped_tensor(images)

@@ -1,6 +1,6 @@
 """Every option of a wrapped model, once: its type, its words, its default, and a sentence of help.
 
-`Options` says how images are looked at, `BackboneOptions` what a caller knows of a backbone, `BuildOptions` how `load`
+`Options` says how images are looked at, `BackboneOptions` what a caller knows of a backbone, `LoadOptions` how `load`
 makes one. `wrap` and `load` take their fields as keyword arguments (`takes_options`), the command line makes its flags
 of them, and manifests, stores and saved models keep them.
 """
@@ -23,7 +23,6 @@ from typing import (
     Union,
     get_args,
     get_origin,
-    get_type_hints,
 )
 
 from s2wrap.errors import S2WrapError
@@ -45,11 +44,13 @@ MAX_SIDE = 2**15
 
 P = ParamSpec("P")
 Model = TypeVar("Model")
-Group = TypeVar("Group", bound="_Checked")
+Group = TypeVar("Group", bound="Checked")
 
 
-class _Checked:
+class Checked:
     """A dataclass of options whose words are checked when it is made."""
+
+    __no_type_check__ = True  # run-time type checkers leave it alone: its own errors say what would work
 
     def __post_init__(self) -> None:
         for name, hint in option_types(type(self)).items():
@@ -90,7 +91,7 @@ class _Checked:
 
 
 @dataclass(frozen=True)
-class Options(_Checked):
+class Options(Checked):
     """How a wrapped model looks at images: everything but the backbone.
 
     Raises:
@@ -196,7 +197,7 @@ class Options(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BackboneOptions(_Checked):
+class BackboneOptions(Checked):
     """What is known of a backbone; None where it says so itself, or where looking at its answer tells.
 
     Raises:
@@ -309,15 +310,14 @@ def make_options(kind: type[Group], call: str, values: Mapping[str, Any]) -> Gro
     return kind(**values)
 
 
-def part_of(kind: type[Group], options: _Checked) -> Group:
+def part_of(kind: type[Group], options: Checked) -> Group:
     """The options of a kind among those of a larger one."""
     return kind(**{name: value for name, value in options.changed().items() if name in option_types(kind)})
 
 
 def option_types(kind: type) -> dict[str, Any]:
     """The type of every option of a kind, by name."""
-    hints = get_type_hints(kind)
-    return {field.name: hints[field.name] for field in fields(kind)}
+    return {field.name: get_args(field.type)[0] for field in fields(kind)}
 
 
 def option_words(hint: Any) -> tuple[Any, ...]:
@@ -334,10 +334,14 @@ def option_words(hint: Any) -> tuple[Any, ...]:
     return words
 
 
+def option_defaults(kind: type) -> dict[str, Any]:
+    """The default of every option of a kind, by name."""
+    return {field.name: field.default for field in fields(kind)}
+
+
 def option_help(kind: type) -> dict[str, str]:
     """The sentence of help of every option of a kind, by name."""
-    hints = get_type_hints(kind, include_extras=True)
-    return {field.name: hints[field.name].__metadata__[0] for field in fields(kind)}
+    return {field.name: get_args(field.type)[1] for field in fields(kind)}
 
 
 def _image_hw(image_size: Any) -> tuple[int, int]:

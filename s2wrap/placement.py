@@ -3,16 +3,18 @@
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from s2wrap.backbones.base import Backbone
-from s2wrap.fusion import CorrectionMatrices, MergeMatrices, correction_matrices, float32, merge_matrices
+from s2wrap.fusion import CorrectionMatrices, MergeMatrices, correction_matrices, merge_matrices
 from s2wrap.inputs import MeanStd
 from s2wrap.options import Blend, GridWord, Options
 from s2wrap.plan import Axis, Plan, ScalePlan
@@ -50,7 +52,8 @@ class ScalePlacement(NamedTuple):
         origins: top and left of every tile, row by row.
         layers: what reduces the tiles, one a layer.
         own_hw: rows and columns of its own grid, one a layer: as many tokens as it has side by side.
-        boxes: (h, w, 4): what each cell of its map looked at, as fractions of the image: left, top, right, bottom.
+        boxes: (h, w, 4): what each cell of its map looked at, as fractions of the image: left, top, right, bottom. An
+            array: it stays on the CPU, so that nobody waits for a GPU to say it.
     """
 
     image_hw: Pair
@@ -59,7 +62,7 @@ class ScalePlacement(NamedTuple):
     origins: tuple[Pair, ...]
     layers: tuple[LayerMatrices, ...]
     own_hw: tuple[Pair, ...]
-    boxes: Tensor
+    boxes: np.ndarray
 
 
 class Placement(NamedTuple):
@@ -115,7 +118,7 @@ class Tokens:
         )
         return rows, cols
 
-    def boxes(self, cells_hw: Pair, blend: Blend) -> Tensor:
+    def boxes(self, cells_hw: Pair, blend: Blend) -> np.ndarray:
         """What each cell of a grid looked at, as fractions of the image (h, w, 4): left, top, right, bottom."""
         (top, bottom), (left, right) = (
             seen_pixels(axis, matrix, patch=patch).T / axis.content
@@ -124,7 +127,7 @@ class Tokens:
             )
         )
         sides = np.broadcast_arrays(left[None, :], top[:, None], right[None, :], bottom[:, None])
-        return float32(np.stack(sides, axis=-1))
+        return np.stack(sides, axis=-1)
 
     def _axes(self, cells_hw: Pair):
         return zip((self.rows, self.cols), self.tokens_hw, self.patch_hw, self.own_hw, cells_hw, strict=True)
@@ -191,19 +194,26 @@ class PlacementCache:
         with self.lock:
             copies = self.kept.get(key)
             if copies is None:
-                with torch.inference_mode(False), torch.no_grad():
+                with _real_tensors():
                     copies = {"cpu": make()}
                 if len(self.kept) >= KEPT_SIZES:
                     self.kept.popitem(last=False)
                 self.kept[key] = copies
             self.kept.move_to_end(key)
             if device not in copies:
-                with torch.inference_mode(False), torch.no_grad():
+                with _real_tensors():
                     copies[device] = moved(copies["cpu"], device)
             return copies[device]
 
     def __contains__(self, key: str) -> bool:
         return key in self.kept
+
+
+@contextmanager
+def _real_tensors() -> Iterator[None]:
+    """Tensors made here have values and may be kept, whatever mode is on: fake tensors, a trace, inference."""
+    with _disable_current_modes(), torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 def moved(value: Any, device: str) -> Any:

@@ -68,7 +68,7 @@ def resize(
 
 def full_precision(device: torch.device) -> AbstractContextManager:
     """A context without autocast, which would compute matrix products in half precision."""
-    if torch.is_autocast_enabled(device.type):
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
 

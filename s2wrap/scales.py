@@ -38,6 +38,8 @@ class Scale:
         S2WrapError: a size that is no number, or a word that does not exist.
     """
 
+    __no_type_check__ = True  # run-time type checkers leave it alone: its own errors say what would work
+
     size: float | str
     fit: Fit | None = None
     whole: bool | None = None
@@ -128,7 +130,7 @@ class ResolvedScale:
         return Scale(self.scale.size, self.fit, self.whole, self.policy, self.scale.max_tiles)
 
     def __str__(self) -> str:
-        return str(self.scale)
+        return str(self.as_scale())
 
 
 def parse_scale(scale: Any) -> Scale:
@@ -151,9 +153,10 @@ def parse_scale(scale: Any) -> Scale:
             name, value = "fit", word
         else:
             known = ", ".join([*WHOLE_WORDS, *get_args(Fit)])
-            raise S2WrapError(f"scale {scale!r}: {word!r} is unknown; after the size write one of {known}")
+            raise S2WrapError(f"scale {scale!r}: {word!r} is unknown; after the size write {known}")
         if options.get(name, value) != value:
-            raise S2WrapError(f"scale {scale!r} says {' and '.join(words)}; use one of them")
+            said = [other for other in words if (other in WHOLE_WORDS) == (name == "whole")]
+            raise S2WrapError(f"scale {scale!r} says {' and '.join(said)}; use one of them")
         options[name] = value
     return Scale(size, **options)
 

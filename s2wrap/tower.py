@@ -33,7 +33,7 @@ class VisionTower(nn.Module):
         super().__init__()
         if not isinstance(model.backbone, TransformersBackbone):
             raise S2WrapError(f"{model.backbone.name} is none of transformers; wrap the LLaVA model or its tower")
-        if model.fuse == "pyramid" or not model.join_layers:
+        if model.options.fuse == "pyramid" or not model.options.join_layers:
             raise S2WrapError("a vision tower returns one sequence of tokens; wrap with join_layers=True and one map")
         self.model = model
         self.config = deepcopy(model.backbone.model.config)

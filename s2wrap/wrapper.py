@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch.nn import functional
 from s2wrap.backbones.base import Backbone
 from s2wrap.errors import S2WrapError
 from s2wrap.features import Features, join
-from s2wrap.fusion import fuse_scales, level_out, normalise_scales
+from s2wrap.fusion import float32, fuse_scales, level_out, normalise_scales
 from s2wrap.geometry import Geometry
 from s2wrap.inputs import ModelInput, ValueCheck
 from s2wrap.notebook import html_table
@@ -21,9 +21,10 @@ from s2wrap.options import Options, Prefix
 from s2wrap.placement import Placement, PlacementCache, place
 from s2wrap.plan import Plan, parse_image_hw, plan_image
 from s2wrap.policies import Pair
+from s2wrap.replicas import ReplicaFeatures
 from s2wrap.resample import constant_when_traced
 from s2wrap.resolve import resolve_scales
-from s2wrap.select import Heat, choose_tiles
+from s2wrap.select import Useful, choose_tiles
 from s2wrap.stream import Job, Tensors, stream
 from s2wrap.view import View
 
@@ -86,13 +87,23 @@ class MultiScale(nn.Module):
     if TYPE_CHECKING:  # nn.Module's own call returns Any
 
         def __call__(
-            self, images: Any = None, *, pixel_values: Any = None, select: int | None = None, by: str | Heat = "detail"
+            self,
+            images: Any = None,
+            *,
+            pixel_values: Any = None,
+            select: SupportsIndex | None = None,
+            by: Useful = "detail",
         ) -> Features:
             """As `forward`."""
             ...
 
     def forward(
-        self, images: Any = None, *, pixel_values: Any = None, select: int | None = None, by: str | Heat = "detail"
+        self,
+        images: Any = None,
+        *,
+        pixel_values: Any = None,
+        select: SupportsIndex | None = None,
+        by: Useful = "detail",
     ) -> Features:
         """The features of a batch of images of one size, or of one picture.
 
@@ -120,7 +131,7 @@ class MultiScale(nn.Module):
         tile_batch = self.tile_batch_for(len(images), images.device)
         return join(list(self._run(images.split(tile_batch), tile_batch, select, by)))
 
-    def encode(self, images: Any, *, select: int | None = None, by: str | Heat = "detail") -> list[Features]:
+    def encode(self, images: Any, *, select: SupportsIndex | None = None, by: Useful = "detail") -> list[Features]:
         """The features of images of any sizes, one `Features` (of a batch of one) each.
 
         Tiles of all images share backbone calls. Images are read one after the other, so that memory holds few.
@@ -263,12 +274,35 @@ class MultiScale(nn.Module):
         """Rows and columns of each scale's own grid, for an image of the backbone's own shape."""
         return tuple(self.grids(self.backbone.image_hw)[0])
 
+    def geometry(self, placement: Placement, image_hw: Pair) -> tuple[Geometry, ...]:
+        """Where the cells of each map lie on an image of this size."""
+        joined = self.options.join_layers
+        layers = [None] if joined else list(range(len(self.backbone.layouts)))
+        if self.options.fuse == "pyramid":
+            return tuple(
+                Geometry(scale.own_hw[layer or 0], image_hw, scale=k, layer=layer)
+                for layer in layers
+                for k, scale in enumerate(placement.scales)
+            )
+        return tuple(Geometry(placement.target_hw[layer or 0], image_hw, layer=layer) for layer in layers)
+
     def train(self, mode: bool = True) -> "MultiScale":
         """As `nn.Module.train`, but a frozen backbone stays in evaluation mode."""
         super().train(mode)
         if self.options.frozen:
             self.backbone.eval()
         return self
+
+    def _replicate_for_data_parallel(self) -> "MultiScale":
+        """A replica for `torch.nn.DataParallel`, whose features can be gathered."""
+
+        def gatherable(_module: Any, _inputs: Any, features: Any) -> Any:
+            return ReplicaFeatures(features)
+
+        replica = super()._replicate_for_data_parallel()
+        replica._forward_hooks = replica._forward_hooks.copy()
+        replica.register_forward_hook(gatherable)
+        return replica
 
     def __repr__(self) -> str:
         return "\n".join(["MultiScale(", *(f"  {name}: {text}" for name, text in self._summary().items()), ")"])
@@ -283,7 +317,7 @@ class MultiScale(nn.Module):
         weights = sum(parameter.numel() for parameter in backbone.parameters())
         known = {name: text for name, (text, _) in self.input.describe().items()}
         scales = [
-            f"{scale} ({part.image_hw[0]}×{part.image_hw[1]} pixels, "
+            f"{scale.scale} ({part.image_hw[0]}×{part.image_hw[1]} pixels, "
             + ("whole" if scale.whole else f"{part.block_size[0]}×{part.block_size[1]} tiles")
             + f", grid {own[0]}×{own[1]})"
             for scale, part, own in zip(self.scales, plan.scales, own_hw, strict=True)
@@ -313,7 +347,9 @@ class MultiScale(nn.Module):
             self._check_values(images)
         return images
 
-    def _run(self, groups: Iterable[Tensor], tile_batch: int, select: int | None, by: str | Heat) -> Iterator[Features]:
+    def _run(
+        self, groups: Iterable[Tensor], tile_batch: int, select: SupportsIndex | None, by: Useful
+    ) -> Iterator[Features]:
         """The features of groups of images of one size each: one a group, one an image with `select`."""
         if select is None:
             for job in stream(map(self._job, groups), self.backbone, tile_batch):
@@ -345,7 +381,7 @@ class MultiScale(nn.Module):
                 return self.make_placement(image_hw)
         return self.placement(image_hw, str(images.device))
 
-    def _select(self, seen: Job, select: int, by: str | Heat) -> list[Job]:
+    def _select(self, seen: Job, select: SupportsIndex, by: Useful) -> list[Job]:
         """For each image of a job whose smallest scale was seen: a job for its most useful tiles."""
         todo = choose_tiles(seen.images, seen.base, seen.placement.plan, self.order[0], select, by)
         jobs = [seen.only(image, tiles) for image, tiles in enumerate(todo)]
@@ -357,22 +393,9 @@ class MultiScale(nn.Module):
         """The features of a job, and how its images were looked at."""
         height, width = job.images.shape[-2:]
         plan = replace(job.placement.plan, image_hw=(height, width))
-        sides = torch.tensor([width, height, width, height], device="cpu")
-        boxes = tuple(scale.boxes.cpu() * sides for scale in job.placement.scales)
-        view = View(plan, self._geometry(job.placement, plan.image_hw), boxes, ran)
+        boxes = tuple(float32(scale.boxes * [width, height, width, height]) for scale in job.placement.scales)
+        view = View(plan, self.geometry(job.placement, plan.image_hw), boxes, ran)
         return replace(self._fused(job), view=view)
-
-    def _geometry(self, placement: Placement, image_hw: Pair) -> tuple[Geometry, ...]:
-        """Where the cells of each map lie on an image of this size."""
-        joined = self.options.join_layers
-        layers = [None] if joined else list(range(len(self.backbone.layouts)))
-        if self.options.fuse == "pyramid":
-            return tuple(
-                Geometry(scale.own_hw[layer or 0], image_hw, scale=k, layer=layer)
-                for layer in layers
-                for k, scale in enumerate(placement.scales)
-            )
-        return tuple(Geometry(placement.target_hw[layer or 0], image_hw, layer=layer) for layer in layers)
 
     def _fused(self, job: Job) -> Features:
         """The features of a job, from the sums of its scales."""

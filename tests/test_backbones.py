@@ -1,5 +1,6 @@
 """Families: what each adapter finds by itself, and what wrong input gets."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,9 +55,9 @@ def test_the_mean_and_std_of_an_open_clip_model_are_its_own(clip):
     open_clip.set_model_preprocess_cfg(
         clip, {"mean": (0.5, 0.4, 0.3), "std": (0.5, 0.6, 0.7), "interpolation": "bilinear"}
     )
-    backbone = s2wrap.wrap(clip).backbone
-    assert (backbone.mean, backbone.std) == ((0.5, 0.4, 0.3), (0.5, 0.6, 0.7))
-    assert (backbone.interpolation, backbone.image_hw) == ("bilinear", (32, 32))
+    known = s2wrap.wrap(clip).input
+    assert (known.mean, known.std) == ((0.5, 0.4, 0.3), (0.5, 0.6, 0.7))
+    assert (known.interpolation, known.image_hw) == ("bilinear", (32, 32))
 
 
 def test_open_clip_layers_are_its_intermediates(clip):
@@ -92,10 +93,10 @@ def test_whole_scales_interpolate_the_positions_of_transformers(clip_vision):
 
 
 def test_images_are_normalised_as_the_processor_of_the_kind_does(clip_vision):
-    backbone = s2wrap.wrap(clip_vision, scales=(1,)).backbone
+    known = s2wrap.wrap(clip_vision, scales=(1,)).input
     processor = transformers.CLIPImageProcessor()
-    assert backbone.mean == pytest.approx(processor.image_mean)
-    assert backbone.std == pytest.approx(processor.image_std)
+    assert known.mean == pytest.approx(processor.image_mean)
+    assert known.std == pytest.approx(processor.image_std)
 
 
 def test_a_model_with_a_head_is_wrapped_without_it():
@@ -293,12 +294,12 @@ def test_compiled_modules_are_refused():
 
 @pytest.fixture
 def acme():
-    class Acme(s2wrap.Backbone):
+    class Acme(s2wrap.ProbedBackbone):
         def call(self, tiles: Tensor) -> Any:
             return self.model(tiles / 2)
 
-    def load(name: str, *, pretrained: bool, image_size: Any, checkpoint: Any, **known: Any) -> s2wrap.Backbone:
-        return Acme(nn.AvgPool2d(16), image_size=image_size or 64, name=name, **known)
+    def load(name: str, options: s2wrap.BackboneOptions, *, pretrained: bool, checkpoint: Any) -> s2wrap.Backbone:
+        return Acme(nn.AvgPool2d(16), replace(options, image_size=options.image_size or 64, name=name))
 
     s2wrap.register_backbone(
         "acme", Acme, matches=lambda model: isinstance(model, nn.AvgPool2d), names=("pool",), load=load

@@ -91,8 +91,8 @@ def test_an_empty_list_gives_an_empty_list(vit):
 @pytest.mark.parametrize(
     ("images", "words"),
     [
-        ("photo.jpg", "takes a list of images, not 'photo.jpg'"),
-        (5, "takes a list of images, not 5"),
+        ("photo.jpg", "image 0: photo.jpg: there is no such file"),
+        (5, "takes images or one image, not 5"),
         ([torch.zeros(3, 20, 20), "missing.jpg"], "image 1: missing.jpg: there is no such file"),
         ([torch.zeros(3, 20)], "image 0: (3, 20) is no image"),
         ([torch.zeros(1, 20, 20)], "image 0: images have shape (1, 1, 20, 20)"),

@@ -16,6 +16,7 @@ from s2wrap.export import VerificationError, export, load, verify
 from s2wrap.export import pipeline as room
 from s2wrap.export import proof as comparing
 from s2wrap.export.build import build_engine
+from s2wrap.export.options import BuildOptions
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -76,7 +77,8 @@ def test_every_kind_of_backbone_becomes_onnx_and_an_engine(tmp_path, name, preci
             np.testing.assert_allclose(found.prefix.float(), expected.prefix, atol=TOLERANCE[precision] * 5)
     pytest.importorskip("tensorrt_rtx")
     targets, draft = ["sm80", "sm89", "sm120"], tmp_path / "draft.rtx"
-    facts = build_engine(path, draft, kind="tensorrt_rtx", batch=(1, 2, 5), name="test", targets=targets)
+    options = BuildOptions(targets=targets)
+    facts = build_engine(path, draft, kind="tensorrt_rtx", batch=(1, 2, 5), name="test", options=options)
     assert facts["targets"] == targets
     weights = sum(parameter.numel() for parameter in model.backbone.parameters()) * (4 if precision == "fp32" else 2)
     assert weights < draft.stat().st_size < 1.1 * path.stat().st_size + 5e6  # weights and matrices once, and 4.6 MB

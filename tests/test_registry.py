@@ -20,7 +20,7 @@ def test_a_spec_names_the_model_that_wrap_makes():
     wrapped = s2wrap.wrap(timm.create_model("test_vit", num_classes=0), (1, 1.5, 2), fuse="mean")
     images = torch.randn(1, 3, 200, 200)
     torch.testing.assert_close(loaded(images).spatial, wrapped(images).spatial)
-    assert s2wrap.load("timm:test_vit", pretrained=False).scales == (Scale("1"),)
+    assert s2wrap.load("timm:test_vit", pretrained=False).options.scales == (Scale("1"),)
 
 
 @pytest.mark.parametrize(
@@ -159,8 +159,8 @@ def test_the_packaged_dinov2_agrees_with_its_own_graph():
 def test_packaged_weights_come_with_size_mean_and_std():
     model = s2wrap.load("sample:dinov2_s14@1,2,3")
     assert model.backbone.image_hw == (224, 224)
-    assert model.backbone.mean == (0.485, 0.456, 0.406)
-    assert s2wrap.load("sample:efficientnet_lite0@1").backbone.mean == (0.5, 0.5, 0.5)
+    assert model.input.mean == (0.485, 0.456, 0.406)
+    assert s2wrap.load("sample:efficientnet_lite0@1").input.mean == (0.5, 0.5, 0.5)
     photo = torch.from_numpy(data.astronaut().copy()).permute(2, 0, 1)[None]
     assert model(photo).spatial.shape == (1, 3 * 384, 16, 16)
 
@@ -219,7 +219,7 @@ def test_packaged_weights_take_other_sizes_and_patches():
     [
         ("timm:resnet18:patch=8", {}, "resnet18 has no patches to resample, as patch=8 asks"),
         ("torchvision:resnet18:patch=8", {}, "patches can be resampled in models of sample, timm, not of torchvision"),
-        ("timm:test_vit:size=96", {"image_size": 160}, "names an input size, and image_size=160 another"),
+        ("timm:test_vit:size=96", {"image_size": 160}, "names an input size, and image_size=.160, 160. another"),
     ],
 )
 def test_backbones_that_cannot_be_built_so_are_told(spec, options, words):

@@ -23,9 +23,11 @@ class Backbone(nn.Module, ABC):
         name: for messages and manifests.
         input: what it takes; every tile has `input.image_hw` pixels.
         layouts: how its features lie, one a layer.
+        layers: the blocks whose features are asked for; None for the last features.
         options: what the caller said of it.
     """
 
+    layers: tuple[int, ...] | None = None
     options = BackboneOptions()
 
     def __init__(self, name: str, model_input: ModelInput, layouts: tuple[Layout, ...]):

@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor
 
 from s2wrap.errors import S2WrapError
+from s2wrap.inputs import has_values
 
 LAYOUTS = ("bnc", "bchw", "bhwc")
 MAX_PREFIX_TOKENS = 16
@@ -113,7 +114,7 @@ def probe(
     generator = torch.Generator().manual_seed(0)
 
     def noise() -> Tensor:
-        return torch.randn(image.shape, generator=generator).to(image)
+        return torch.randn(image.shape, generator=generator, device="cpu").to(image)
 
     plain = noise()
     answer = _answer(call, plain, name)
@@ -125,6 +126,12 @@ def probe(
         and (grid_hw or reading.grid_hw != (1, 1))  # one cell is no grid, unless told
     ]
     guessed = [reading.order == "bnc" and num_prefix_tokens is None and grid_hw is None for reading in readings]
+    if (len(readings) > 1 or any(guessed)) and not has_values(plain):
+        raise S2WrapError(
+            f"{name} returned {_shape(answer)} for an image of {_shape(plain)}, which can be read as "
+            f"{' or '.join(map(str, readings))}; without values (on meta, or fake) nothing tells: pass layout=, and "
+            f"num_prefix_tokens= or grid="
+        )
     if len(readings) > 1 or any(guessed):
         changes = [(_answer(call, _change_spot(plain, noise(), spot), name) - answer).abs() for spot in SPOTS]
         following = [reading for reading in readings if _follows(reading, changes)]
@@ -244,6 +251,13 @@ def _follows(layout: Layout, changes: list[Tensor]) -> bool:
 def _patch(call: Call, plain: Tensor, answer: Tensor, layout: Layout, name: str) -> tuple[float, float]:
     """Pixels a token covers: tile ÷ grid, unless whole patches leave a rest that is provably not seen (384 ÷ 14)."""
     (height, width), (rows, cols) = plain.shape[-2:], layout.grid_hw
+    if not has_values(plain):
+        if height % rows or width % cols:
+            raise S2WrapError(
+                f"{name} makes {rows}×{cols} tokens of {height}×{width} pixels; without values (on meta, or fake) "
+                f"nothing tells whether its patches leave a rest unseen: pass patch_size="
+            )
+        return height / rows, width / cols
 
     def sees(axis: int, first: int, last: int) -> bool:
         changed = plain.clone()

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from s2wrap.backbones.base import Backbone
+from s2wrap.backbones.hooks import call_as_forward, execution_device
 from s2wrap.backbones.probe import Layout, describe, probe
 from s2wrap.backbones.processors import processor_options
 from s2wrap.errors import S2WrapError, first_line
 from s2wrap.features import Features
-from s2wrap.inputs import ModelInput, Origin
+from s2wrap.inputs import ModelInput, Origin, has_values
 from s2wrap.options import BackboneOptions
 from s2wrap.policies import Pair
 
@@ -56,7 +57,7 @@ class ProbedBackbone(Backbone):
         self.owner = owner if isinstance(owner, nn.Module) else None  # registered, so that it moves and freezes too
         self.output: Any = known.output
         self._refusal: str | None = None
-        self.layers: tuple[int, ...] | None = None if known.layers is None else tuple(known.layers)
+        self.layers = None if known.layers is None else tuple(known.layers)
         with self.evaluating():
             try:
                 last = self._probe(known)
@@ -95,7 +96,7 @@ class ProbedBackbone(Backbone):
         tile_hw = (tiles.shape[-2], tiles.shape[-1])
         grids = [self.grid_hw(tile_hw, layer) for layer in range(len(self.layouts))]
         try:
-            answer = self._answer(tiles) if self.layers is None else self.call_layers(tiles)
+            answer = self._answer(tiles) if self.layers is None else self._around(self.call_layers, tiles)
         except Exception as error:
             if tile_hw == self.image_hw:
                 raise
@@ -145,7 +146,8 @@ class ProbedBackbone(Backbone):
         """
         (height, width), (down, across) = self.image_hw, self.stride_hw
         generator = torch.Generator().manual_seed(0)
-        own = torch.randn(1, self.input.channels, height, width, generator=generator).to(self.device, self.dtype)
+        own = torch.randn(1, self.input.channels, height, width, generator=generator, device="cpu")
+        own = own.to(self.device, self.dtype)
         with self.evaluating(), torch.no_grad():
             before = self(own)
             reason = ""
@@ -158,9 +160,14 @@ class ProbedBackbone(Backbone):
                     except S2WrapError as error:
                         reason = reason or str(error).removesuffix("; use whole=False")
                     else:
-                        if not changed or all(map(_close, self(own).maps, before.maps)):
+                        if not changed:
                             return ""
-                        reason = "its answer at its own size changes when it is told to take others"
+                        if not has_values(own):
+                            reason = "without values, on meta or fake, nobody sees whether its answer stays the same"
+                        elif all(map(_close, self(own).maps, before.maps)):
+                            return ""
+                        else:
+                            reason = "its answer at its own size changes when it is told to take others"
             except Exception as error:
                 reason = first_line(error)
             if changed:
@@ -178,8 +185,10 @@ class ProbedBackbone(Backbone):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are; the CPU for a model without any."""
-        return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
+        """Where it computes: where its weights are, or where accelerate brings them; the CPU without any."""
+        return execution_device(self.modules()) or next(
+            (parameter.device for parameter in self.parameters()), torch.device("cpu")
+        )
 
     def _probe(self, known: BackboneOptions) -> Layout:
         """The layout of the last features, found by looking."""
@@ -197,9 +206,13 @@ class ProbedBackbone(Backbone):
     def _black_tile(self) -> Tensor:
         return torch.zeros(1, self.input.channels, *self.image_hw, device=self.device, dtype=self.dtype)
 
+    def _around(self, call: Callable[[Tensor], Any], tiles: Tensor) -> Any:
+        """The answer of a call, with what other libraries do around the model's forward."""
+        return call_as_forward(self.model if isinstance(self.model, nn.Module) else self.owner, call, tiles)
+
     def _answer(self, tiles: Tensor) -> Any:
         """The one tensor of the model's answer that holds the features, as `output` says or as was found first."""
-        answer = self.call(tiles)
+        answer = self._around(self.call, tiles)
         if isinstance(answer, Tensor):
             return answer
         parts = _parts(answer)
@@ -221,7 +234,7 @@ class ProbedBackbone(Backbone):
     def _layer_layouts(self, last: Layout) -> tuple[Layout, ...]:
         """The layout of every layer; where the grid is that of the last features, so are the patches."""
         with torch.no_grad():
-            features = self.call_layers(self._black_tile())
+            features = self._around(self.call_layers, self._black_tile())
         layouts = []
         for spatial, prefix in zip(features.maps, features.prefixes, strict=True):
             grid_hw = (spatial.shape[-2], spatial.shape[-1])

@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch.nn import DataParallel
+from torch.nn.parallel import DistributedDataParallel
+
 from s2wrap.backbones import (
     from_hub_dino,
     from_open_clip,
@@ -145,6 +148,11 @@ def as_backbone(model: Any, options: BackboneOptions = NO_OPTIONS) -> Backbone:
         raise S2WrapError(
             "this model is compiled, but not its feature call; wrap the model itself, and compile the result: "
             "torch.compile(wrap(model))"
+        )
+    if isinstance(model, DataParallel | DistributedDataParallel):
+        raise S2WrapError(
+            f"a {type(model).__name__} gives the answer of its model's forward alone; wrap the model inside "
+            f"(model.module), and parallelise the result: {type(model).__name__}(wrap(model.module))"
         )
     for family in reversed(FAMILIES.values()):  # those of users first
         if family.matches(model):

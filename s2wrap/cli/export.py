@@ -9,9 +9,9 @@ import torch
 import typer
 from rich.console import Console
 
-from s2wrap.cli import model as options
+from s2wrap.cli import model as flags
 from s2wrap.errors import S2WrapError
-from s2wrap.wrapper import load
+from s2wrap.factory import load
 
 Pictures = Annotated[
     list[Path] | None,
@@ -23,8 +23,9 @@ Gate = Annotated[
 ]
 
 
+@flags.model_options()
 def export_model(
-    spec: Annotated[str, typer.Argument(help=options.SPEC_HELP)],
+    spec: Annotated[str, typer.Argument(help=flags.SPEC_HELP)],
     output: Annotated[
         Path,
         typer.Argument(
@@ -33,7 +34,7 @@ def export_model(
         ),
     ],
     *,
-    image: options.Image = None,
+    image: flags.Image = None,
     batch: Annotated[str, typer.Option(help="Images in a call: MIN:OPT:MAX, or one number.")] = "1:8:32",
     precision: Annotated[str, typer.Option(help="Of the backbone: fp32, fp16 or bf16.")] = "fp32",
     pixels: Annotated[
@@ -75,18 +76,7 @@ def export_model(
     ] = True,
     gate: Gate = None,
     pictures: Pictures = None,
-    fit: options.Fit = None,
-    whole: options.Whole = None,
-    overlap: options.Overlap = None,
-    blend: options.Blend = None,
-    norm: options.Norm = None,
-    target_grid: options.TargetGrid = None,
-    fuse: options.Fuse = None,
-    weights: options.Weights = None,
-    prefix: options.Prefix = None,
-    image_size: options.ImageSize = None,
-    checkpoint: options.Checkpoint = None,
-    random_weights: options.RandomWeights = False,
+    options: dict[str, Any],
 ) -> None:
     """Compile a wrapped model for serving, and prove that it computes the same.
 
@@ -113,31 +103,15 @@ def export_model(
     if triton is not None:
         dtype = {"fp16": "float16", "bf16": "bfloat16"}.get(precision, "float32")
         check_repository(output, triton, kind=kind, batch=profile, dtype=dtype, **served)
-    if random_weights:
+    if not options.get("pretrained", True):
         torch.manual_seed(0)  # so that `s2wrap verify` draws them again
-    model = load(
-        spec,
-        pretrained=not random_weights,
-        image_size=image_size,
-        checkpoint=checkpoint,
-        **options.given(
-            fit=fit,
-            whole=whole,
-            overlap=overlap,
-            blend=blend,
-            norm=norm,
-            target_grid=options.target_grid(target_grid),
-            fuse=fuse,
-            weights=options.weights(weights),
-            prefix=prefix,
-        ),
-    )
+    model = load(spec, **options)
     console = Console(stderr=True)
     with _exit_1_where_it_fails(console):
         manifest = export(
             model,
             output,
-            image_hw=options.image_hw(image) if image else None,
+            image_hw=flags.image_hw(image) if image else None,
             batch=profile,
             precision=precision,
             pixels=pixels,
@@ -166,7 +140,10 @@ def verify_file(
     gate: Gate = None,
     pictures: Pictures = None,
 ) -> None:
-    """Compare an exported file with PyTorch once more; exit code 1 if it computes something else."""
+    """Compare an exported file with PyTorch once more.
+
+    The exit code is 1 if it computes something else.
+    """
     from s2wrap.export.proof import verify
 
     console = Console(stderr=True)
