@@ -376,12 +376,6 @@ class MultiScale(nn.Module):
 @constant_when_traced
 def _placement(model: MultiScale, key: str, device: str) -> Placement:
     """The matrices for images of the size that a key names; a trace takes them as constants."""
-    if torch.compiler.is_exporting() and key not in model._placements:
-        height, width = key.split("x")
-        raise S2WrapError(
-            f"torch.export cannot make matrices for images of {key} pixels; call model.prepare(({height}, {width})) "
-            f"before"
-        )
     image_hw = model.backbone.image_hw
     if key != ANY_SIZE:
         height, width = key.split("x")

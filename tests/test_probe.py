@@ -55,9 +55,7 @@ def test_square_maps_are_told_apart_by_looking():
     """8×8×8 can be read with the channels first or last."""
     images = torch.rand(1, 3, 128, 128)
     for order in ("bchw", "bhwc"):
-        backbone = probed(
-            lambda x, order=order: rearrange(patches(x), f"b c h w -> {' '.join(order)}"), image_size=128
-        )
+        backbone = probed(lambda x, order=order: rearrange(patches(x), f"b c h w -> {' '.join(order)}"), image_size=128)
         assert backbone.layout.order == order
         torch.testing.assert_close(backbone(images).spatial, patches(images))
 

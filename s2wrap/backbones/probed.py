@@ -186,7 +186,9 @@ class ProbedBackbone(Backbone):
     @property
     def device(self) -> torch.device:
         """Where it computes: where its weights are, or where accelerate brings them; the CPU without any."""
-        return execution_device(self.modules()) or next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
+        return execution_device(self.modules()) or next(
+            (parameter.device for parameter in self.parameters()), torch.device("cpu")
+        )
 
     def _probe(self, known: BackboneOptions) -> Layout:
         """The layout of the last features, found by looking."""
