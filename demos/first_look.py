@@ -36,8 +36,8 @@ def main(
     fused = s2wrap.load(model)
     pyramid = s2wrap.wrap(fused.backbone, fused.options.scales, fuse="pyramid")
     names = [
-        f"{scale.scale}×: {rows}×{cols} tokens"
-        for scale, (rows, cols) in zip(pyramid.scales, pyramid.grids_hw, strict=True)
+        f"{scale}×: {rows}×{cols} tokens"
+        for scale, (rows, cols) in zip(fused.options.scales, pyramid.grids_hw, strict=True)
     ]
     rows, cols = min(fused.grids_hw)
     names = ["photograph", *names, f"fused: {rows}×{cols} tokens"]

@@ -32,6 +32,8 @@ TILES_ON_CPU = 4
 """Tiles a backbone call on a CPU: convolutions run fastest then, and transformers no slower."""
 TILES_ON_GPU = 32
 """Tiles a backbone call elsewhere, at least: enough to keep a GPU busy, few enough to need little memory."""
+MAX_LINE = 300
+"""Characters of a line of a model's summary, at most: a model may have hundreds of bands."""
 ANY_SIZE = "any"
 """The key of matrices that no image size changes: those of stretched images."""
 
@@ -309,10 +311,11 @@ class MultiScale(nn.Module):
         return html_table("MultiScale", [], self._summary().items())
 
     def _summary(self) -> dict[str, str]:
-        """What is worth knowing at a glance."""
+        """What is worth knowing at a glance, each part on a line that is not too long to read."""
         backbone, options = self.backbone, self.options.changed()
         plan, (own_hw, result_hw) = self.plan(backbone.image_hw), self.grids(backbone.image_hw)
         weights = sum(parameter.numel() for parameter in backbone.parameters())
+        known = {name: text for name, (text, _) in self.input.describe().items()}
         scales = [
             f"{scale.scale} ({part.image_hw[0]}×{part.image_hw[1]} pixels, "
             + ("whole" if scale.whole else f"{part.block_size[0]}×{part.block_size[1]} tiles")
@@ -321,14 +324,17 @@ class MultiScale(nn.Module):
         ]
         grids = own_hw if self.options.fuse == "pyramid" else [result_hw]
         others = {"fit": self.options.fit, "fuse": self.options.fuse} | options
-        return {
-            "backbone": f"{backbone.name}, {weights / 1e6:.1f} M weights, {backbone.dtype} on {backbone.device}",
-            "input": ", ".join(text for text, _ in self.input.describe().values()),
+        summary = {
+            "backbone": f"{backbone.name}, {weights:,} weights, {str(backbone.dtype)[6:]} on {backbone.device}",
+            "input": f"{self.input.channels} channels, {known['image_hw']}, mean {known['mean']}, std {known['std']}"
+            + (" (guessed: the default of a class)" if self.input.guessed else "")
+            + f"; takes {known['value_range'] if self.input.normalises else 'normalised floats only'}; resized {known['interpolation']}",
             "scales": ", ".join(scales),
             "options": ", ".join(f"{name}={value!r}" for name, value in others.items() if name != "scales"),
-            "result": f"{self.num_features} channels on {', '.join(f'{rows}×{cols}' for rows, cols in grids)}",
-            "cost": f"{plan.num_tiles} backbone passes for an image of {backbone.image_hw[0]}×{backbone.image_hw[1]}",
+            "result": f"{self.num_features} channels on {', '.join(f'{rows}×{cols}' for rows, cols in grids)} cells",
+            "cost": f"{plan.num_tiles} backbone passes for an image of {known['image_hw']}",
         }
+        return {name: text if len(text) <= MAX_LINE else f"{text[: MAX_LINE - 1]}…" for name, text in summary.items()}
 
     def _batch(self, images: Any) -> Tensor:
         """A checked batch (b, c, h, w) of whatever a call was given."""
@@ -363,7 +369,9 @@ class MultiScale(nn.Module):
             [] if base_only and k != self.order[0] else list(range(len(scale.origins)))
             for k, scale in enumerate(placement.scales)
         ]
-        return Job(self.input.normalise(images, placement.mean_std), placement, todo, selects=base_only)
+        if base_only:  # tiles are chosen by the images themselves
+            return Job(self.input.normalise(images, placement.mean_std), placement, todo, selects=True)
+        return Job(images, placement, todo, bounds=self.input.range_of(images.dtype))
 
     def _placement_for(self, images: Tensor) -> Placement:
         """The matrices for images; made anew for images without values, whose tensors must not be kept."""

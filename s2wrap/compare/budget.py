@@ -16,13 +16,10 @@ from s2wrap.errors import S2WrapError
 from s2wrap.factory import load, wrap
 from s2wrap.options import Options, option_types
 from s2wrap.policies import Pair
-from s2wrap.scales import Scale
+from s2wrap.scales import Scale, parse_scales
 from s2wrap.wrapper import MultiScale
 
-LADDER = tuple(
-    parse_spec(f"sample:any@{scales}").scales
-    for scales in ("1", "1,1.5", "1,2", "1,3", "1,2,3", "1,2,3,4", "1.5:whole", "2:whole", "3:whole")
-)
+LADDER = ("1", "1,1.5", "1,2", "1,3", "1,2,3", "1,2,3,4", "1.5:whole", "2:whole", "3:whole")
 """Scales that are tried with every backbone."""
 FAR = 2
 """Models whose estimated time exceeds the budget by more than this factor are not timed."""
@@ -101,9 +98,10 @@ def propose(
     budget = parse_budget(budget) if isinstance(budget, str) else budget
     parsed = [parse_spec(spec) for spec in specs]
     candidates: list[Candidate] = []
+    ladder = [parse_scales(scales.split(",")) for scales in LADDER]
     for name in progress(list(dict.fromkeys(sibling for spec in parsed for sibling in siblings(spec)))):
         named_scales = [spec.scales for spec in parsed if spec.backbone == name]
-        models, costs = _models_and_costs(name, (*named_scales, *LADDER), budget, image_hw, device, options)
+        models, costs = _models_and_costs(name, (*named_scales, *ladder), budget, image_hw, device, options)
         times = _time_in_reach(models, costs, budget, image_hw, backend, seconds) if budget.timed else {}
         candidates += [Candidate(spec, costs[spec], times.get(spec)) for spec in costs]
     fitting = [candidate for candidate in candidates if _amount(candidate, budget) <= budget.amount]

@@ -68,10 +68,10 @@ def encode_on(fleet: Fleet, options: EncodingOptions, sections: list[Section], m
         with silent_logs():
             dataset = _pipeline(fleet, options, sections, mark)
             for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-                for content in _unpack(block):
-                    if isinstance(content, Exception):
-                        raise content
-                    for item in content:
+                for items in _unpack(block):
+                    if isinstance(items, Exception):
+                        raise items
+                    for item in items:
                         _check_reachable(item)
                         yield item
     except RayError as error:
@@ -95,7 +95,7 @@ def _pipeline(fleet: Fleet, options: EncodingOptions, sections: list[Section], m
     with fleet.settings():
         rows: Any = ray.data.from_items([{"block": _pack(mark)}], override_num_blocks=1)
         whole = {"batch_size": None, "batch_format": "pyarrow"}
-        list_pictures = step(partial(_pieces if tars else _files, sections))
+        list_pictures = step(partial(pieces_after if tars else _files, sections, files=FILES))
         rows = rows.map_batches(
             list_pictures, **whole, num_cpus=0, compute=TaskPoolStrategy(1), scheduling_strategy=here
         )
@@ -116,12 +116,8 @@ def _pipeline(fleet: Fleet, options: EncodingOptions, sections: list[Section], m
         )
 
 
-def _pieces(sections: list[Section], mark: Mark) -> Iterator[Piece]:
-    return pieces_after(sections, mark, files=FILES)
-
-
-def _files(sections: list[Section], mark: Mark) -> Iterator[list[Picture]]:
-    for read_piece in pieces_after(sections, mark, files=FILES):
+def _files(sections: list[Section], mark: Mark, *, files: int) -> Iterator[list[Picture]]:
+    for read_piece in pieces_after(sections, mark, files=files):
         yield list(read_piece())
 
 
@@ -132,15 +128,13 @@ def _read(piece: Piece) -> Iterator[list[Picture]]:
 def _decode(reject_attacks: bool, pictures: list[Picture]) -> Iterator[list[Decoded]]:
     # in a process of its own, as Ray would retry a picture that crashes a Ray process again and again
     decoded = decode_all(pictures, workers=1, reject_attacks=reject_attacks)
-    return grouped(decoded, _image_bytes, count=FILES, most=BYTES)
+    return grouped(decoded, _tensor_bytes, count=FILES, most=BYTES)
 
 
-def _image_bytes(picture: Decoded) -> int:
-    return 0 if picture.image is None else picture.image.nbytes
-
-
-def _feature_bytes(item: Row | Failure) -> int:
-    return sum(array.nbytes for array in item.arrays.values()) if isinstance(item, Row) else 0
+def _tensor_bytes(item: Decoded | Row | Failure) -> int:
+    if isinstance(item, Row):
+        return sum(array.nbytes for array in item.arrays.values())
+    return item.image.nbytes if isinstance(item, Decoded) and item.image is not None else 0
 
 
 class _Encoder:
@@ -170,7 +164,7 @@ class _Encoder:
         if self.error is not None:
             raise self.error
         items = encode_all(self.model, pictures, self.options.keep, dtype=self.options.dtype)
-        return grouped(items, _feature_bytes, count=FILES, most=BYTES)
+        return grouped(items, _tensor_bytes, count=FILES, most=BYTES)
 
 
 def _step(folder: str, work: Callable[[Any], Iterator[Any]], block: Any) -> Iterator[Any]:

@@ -1,5 +1,6 @@
 """Encoding of decoded pictures into features; tiles of several pictures share backbone calls."""
 
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -57,17 +58,14 @@ def encode_all(
     """
     pictures = iter(pictures)
     batch_size = model.tile_batch_for(1, model.device)
-    previous: _Batch | None = None
+    ahead = 0 if model.device.type == "cpu" else 1  # a CPU gains nothing by it, and rows can be committed sooner
+    launched: deque[_Batch] = deque()
     while decoded := list(islice(pictures, batch_size)):
-        launched = _launch(model, decoded, keep, dtype)
-        if previous is not None:
-            yield from previous.rows()
-        previous = launched
-        if model.device.type == "cpu":  # a CPU gains nothing by running ahead, and rows can be committed sooner
-            yield from previous.rows()
-            previous = None
-    if previous is not None:
-        yield from previous.rows()
+        launched.append(_launch(model, decoded, keep, dtype))
+        if len(launched) > ahead:
+            yield from launched.popleft().rows()
+    for batch in launched:
+        yield from batch.rows()
 
 
 @dataclass

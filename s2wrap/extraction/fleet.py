@@ -33,11 +33,7 @@ class Cluster:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            S2WrapError: the device is another one, or there are fewer than one actor.
-        """
+        """Raise S2WrapError for another device, or fewer than one actor."""
         if self.device not in ("cpu", "cuda"):
             raise S2WrapError(f"--device {self.device} with Ray, which gives every actor a GPU itself; use cpu or cuda")
         if self.actors is not None and self.actors < 1:

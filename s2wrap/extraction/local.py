@@ -40,17 +40,17 @@ def encode_here(
 ) -> Generator[Row | Failure]:
     """The results of `encode_all` for the pictures after a mark, in order.
 
-    On Linux, with a model on a CPU, each worker decodes and encodes with a single thread: so no thread waits for others
-    at the end of every layer. Otherwise, workers only decode, for a GPU, or for exported files and functions, which may
-    have threads of their own.
+    On Linux, with a module on a CPU, each worker decodes and encodes with a single thread, so that no thread waits for
+    others at the end of every layer. Otherwise (on a GPU, or with exported files and functions, which may have threads
+    of their own), workers only decode.
 
     Args:
         model: the model, on its device.
         keep: picks the arrays to store from the features of one picture.
         dtype: the dtype of the stored arrays.
-        workers: number of processes; 0 works in this process alone. None: workers that encode are one per processor,
-            or two if pictures come from a server, so that one can wait, but none if there are fewer blocks of
-            pictures than workers. Workers that only decode are one per processor less one; one outside Linux.
+        workers: number of processes; 0 works in this process alone. None: one per processor less one if they only
+            decode (one in all outside Linux); if they encode, one per processor, or two if pictures come from a server,
+            so that one can wait, and none if there are fewer blocks of pictures than that.
         reject_attacks: as for `decode_all`.
         sections: the sources.
         mark: the position of the last picture that is done.
@@ -64,8 +64,8 @@ def encode_here(
             return _encode_by_workers(model, blocks, keep, dtype, workers, reject_attacks)
         pictures = chain.from_iterable(blocks)
     workers = _processors() - 1 if workers is None else workers
-    pin = model.device.type == "cuda"
-    decoded = decode_all(pictures, workers=workers, pin=pin, reject_attacks=reject_attacks)
+    on_gpu = model.device.type == "cuda"
+    decoded = decode_all(pictures, workers=workers, pin=on_gpu, reject_attacks=reject_attacks)
     return encode_all(model, decoded, keep, dtype=dtype)
 
 

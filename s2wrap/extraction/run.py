@@ -39,8 +39,7 @@ class State:
     Attributes:
         item: the result of the last picture; None at the start.
         done: number of pictures done, including earlier runs.
-        expected: number of pictures in total; with tars, which are not counted beforehand, an estimate from the tars
-            done so far, or None.
+        expected: number of pictures in total; with tars, an estimate from those done so far, or None.
     """
 
     item: Row | Failure | None

@@ -200,7 +200,6 @@ def _files(files: list[str]) -> Section:
 
 
 def _read_lines(address: str) -> Iterator[Picture]:
-    """The pictures of a .txt list."""
     with answers(address), opened(address) as stream:
         for number, line in enumerate(stream):
             if number == 0 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -211,7 +210,6 @@ def _read_lines(address: str) -> Iterator[Picture]:
 
 
 def _read_column(address: str) -> Iterator[Picture]:
-    """The pictures of a .parquet list."""
     try:
         import pyarrow
         from pyarrow.parquet import ParquetFile
