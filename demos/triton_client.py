@@ -18,7 +18,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 (the field's name for it)
 import typer
 from einops import rearrange
 from rich.console import Console
@@ -28,6 +27,7 @@ from s2wrap.errors import MissingExtraError, S2WrapError
 from s2wrap.files import disk_errors, whole_file
 from s2wrap.images import as_image, find_images
 from s2wrap.inputs import ModelInput
+from s2wrap.resample import resize
 
 IN_FLIGHT = 4
 """Most requests at the same time, so that reading, sending and computing overlap."""
@@ -121,7 +121,7 @@ def connect(url: str, model: str) -> Served:
     manifest = json.loads(config.parameters["s2wrap"].string_value)
     if manifest["part"] != "model":
         raise S2WrapError(f"{model} at {url} takes tiles, not pictures; export the whole model for it")
-    known = ModelInput(**manifest["input"])
+    known = ModelInput.from_json(manifest["input"])
     if known.channels not in (1, 3):
         raise S2WrapError(f"{model} takes images of {known.channels} channels, which pictures do not have")
     if not known.normalises:
@@ -138,7 +138,8 @@ def connect(url: str, model: str) -> Served:
 
 def prepare(image: torch.Tensor, served: Served) -> np.ndarray:
     """A picture (c, height, width) in 0…255 as the model takes it: resized, with values of its type and range."""
-    pixels = F.interpolate(image[None].float(), size=served.image_hw, mode="bicubic", antialias=True)[0].clamp(0, 255)
+    resized = resize(image[None], served.image_hw, interpolation=served.known.interpolation)
+    pixels = resized[0].clamp(0, 255)
     if served.dtype == "UINT8":
         return rearrange(pixels.round().byte(), "c h w -> h w c").numpy()
     dtype = torch.uint16 if served.dtype == "UINT16" else torch.float32
