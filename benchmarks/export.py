@@ -21,6 +21,7 @@ from s2wrap.export.build import build_engine
 from s2wrap.export.graph import ModelGraph, TilesGraph
 from s2wrap.export.options import BuildOptions, GraphOptions, Precision
 from s2wrap.export.trace import save, trace
+from s2wrap.options import Fusion
 
 MODELS = "vit_small_patch14_dinov2,vit_base_patch14_dinov2,vit_large_patch14_dinov2"
 SCALES = "1,2 1,2,3 1,2,3,4,5,6,7,8"
@@ -32,7 +33,7 @@ def main(
     image: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 224,
     image_size: Annotated[int, typer.Option(help="Input size of the backbones in pixels.")] = 224,
     precision: Annotated[Precision, typer.Option(help="fp32, fp16 or bf16.")] = "fp16",
-    fuse: Annotated[str, typer.Option(help="As of MultiScale.")] = "concat",
+    fuse: Annotated[Fusion, typer.Option(help="How scales are fused.")] = "concat",
     targets: Annotated[str, typer.Option(help="GPU generations.")] = "sm89",
 ) -> None:
     """Print the table."""

@@ -84,7 +84,7 @@ def build_engine(
             build.config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
         if options.hardware_compatible:
             build.config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
-        return build.serialize(options.timing_cache)
+        return build.serialize(None if options.timing_cache is None else Path(options.timing_cache))
 
     engine = interruptible(work, bar)
     with disk_errors(draft):

@@ -204,7 +204,8 @@ class Engine:
         wanted = PIXEL_DTYPES[self.manifest["pixels"]]
         if not wanted.is_floating_point and images.dtype != wanted:
             raise S2WrapError(
-                f"images are {images.dtype}; {self.session.path.name} takes {self.manifest['pixels']} and normalises it"
+                f"images are {images.dtype}; {self.session.path.name} takes {self.manifest['pixels']} pixels and "
+                f"normalises them"
             )
         self._check_values(images)
 
@@ -258,7 +259,7 @@ class SessionBackbone(Backbone):
         about = manifest["backbone"]
         layouts = tuple(Layout(**layout) for layout in about["layouts"])
         super().__init__(about["name"], input_from(manifest), layouts)
-        self.session, self.manifest = session, manifest
+        self.session, self.manifest, self.layers = session, manifest, about["layers"]
 
     def forward(self, tiles: Tensor) -> Features:
         """As `Backbone.forward`."""

@@ -149,7 +149,7 @@ class TilesGraph(nn.Module):
             S2WrapError: no module of the name in fp32_layers, or scales that run whole, on tiles of another size.
         """
         super().__init__()
-        whole = [str(scale) for scale in model.scales if scale.whole]
+        whole = [str(scale.scale) for scale in model.scales if scale.whole]
         if whole:
             raise S2WrapError(
                 f"scale {', '.join(whole)} runs whole, not in tiles of one size; use whole=False (--tiled), or export "

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -18,9 +18,9 @@ from s2wrap.export.options import Output, Precision
 from s2wrap.features import Features
 from s2wrap.geometry import Geometry
 from s2wrap.inputs import ModelInput
-from s2wrap.options import Options, make_options
+from s2wrap.options import Options, as_tuples, make_options
 from s2wrap.plan import Axis, Plan, ScalePlan
-from s2wrap.policies import POLICIES, Policy, PolicyName
+from s2wrap.policies import POLICIES, Policy
 from s2wrap.scales import Scale
 from s2wrap.view import View
 from s2wrap.wrapper import MultiScale
@@ -70,10 +70,11 @@ def describe(graph: Graph, model: MultiScale, proto: Any, *, precision: Precisio
         "spec": (model.recipe or {}).get("spec"),
         "backbone": {
             "name": backbone.name,
+            "layers": backbone.layers,
             "layouts": [asdict(layout) for layout in backbone.layouts],
             "weights_sha256": weights_sha256(model.backbone),
         },
-        "input": asdict(model.input),
+        "input": model.input.to_json(),
         "options": describe_options(model),
         "precision": precision,
         "pixels": graph.pixels,
@@ -100,7 +101,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not beside.is_file():
         raise S2WrapError(f"{path} has no manifest; {beside.name}, which s2wrap export writes, must lie beside it")
     try:
-        manifest = _with_tuples(json.loads(beside.read_text()))
+        manifest = as_tuples(json.loads(beside.read_text()))
         known = manifest["format"] == FORMAT
         missing = [name for name in REQUIRED if name not in manifest]
     except (ValueError, KeyError, TypeError) as error:
@@ -135,29 +136,22 @@ def recipe_of(model: MultiScale) -> dict[str, Any] | None:
 
 
 def describe_options(model: MultiScale) -> dict[str, Any]:
-    """The options of a model as JSON keeps them, with every scale decided, and the names of policies."""
-    options = model.options
-    facts = {field.name: getattr(options, field.name) for field in fields(options)}
-    scales = [scale.as_scale() for scale in model.scales]
-    facts["scales"] = [
-        {
-            "size": str(scale.size),
-            "fit": scale.fit,
-            "whole": scale.whole,
-            "policy": _policy_name(scale.policy),
-            "max_tiles": scale.max_tiles,
-        }
-        for scale in scales
-    ]
-    facts["policy"] = options.policy if isinstance(options.policy, str) else None
-    if replace(options, target_grid=None).target_grid == options.target_grid:
+    """The options of a model as JSON keeps them, with every scale decided; of a policy of the caller's, its name."""
+    policy = _policy_text(model.options.policy)
+    options = replace(model.options, policy=policy if policy in POLICIES else None)
+    facts = replace(options, scales=(1,) * len(model.scales)).to_json() | {"scales": []}
+    for scale in model.scales:
+        decided = scale.as_scale()
+        text = _policy_text(decided.policy)
+        facts["scales"].append(replace(decided, policy=None).to_json() | {"policy": text})
+    if replace(options, target_grid=None) == options:
         facts["target_grid"] = None  # the default of its fusion: `load` may choose another one
     return facts
 
 
 def input_from(manifest: dict[str, Any]) -> ModelInput:
     """What the exported model takes."""
-    return ModelInput(**manifest["input"])
+    return ModelInput.from_json(manifest["input"])
 
 
 def options_from(manifest: dict[str, Any], changes: dict[str, Any]) -> Options:
@@ -225,19 +219,12 @@ def port_of(value: Any) -> dict[str, Any]:
     return {"name": value.name, "dtype": tensor_dtype_to_np_dtype(tensor.elem_type).name, "shape": sides}
 
 
-def _policy_name(policy: Policy | PolicyName | None) -> str | None:
-    """A policy by its name; with its module, so that it is none of ours, for a function of the caller's."""
+def _policy_text(policy: Policy | str | None) -> str | None:
+    """A policy by its name; a function of the caller's with its module, so that no policy of ours is called so."""
     if policy is None or isinstance(policy, str):
         return policy
     names = [name for name, function in POLICIES.items() if function is policy]
     return names[0] if names else f"{policy.__module__}.{getattr(policy, '__qualname__', type(policy).__name__)}"
-
-
-def _with_tuples(value: Any) -> Any:
-    """What JSON keeps as a list as the tuple that it was."""
-    if isinstance(value, dict):
-        return {name: _with_tuples(part) for name, part in value.items()}
-    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
 def _plain(value: Any) -> Any:

@@ -26,6 +26,32 @@ P = ParamSpec("P")
 Result = TypeVar("Result")
 
 
+@dataclass(frozen=True)
+class Gate:
+    """The limits that every output of a precision must keep.
+
+    Attributes:
+        mean: least mean cosine between a token and PyTorch's.
+        low: least 1st percentile of these cosines.
+        error: largest relative error: length of the difference of all values ÷ length of PyTorch's.
+    """
+
+    mean: float
+    low: float
+    error: float
+
+
+def parse_gate(gate: Any) -> Gate:
+    """Three numbers as a `Gate`."""
+    numbers = tuple(gate) if isinstance(gate, Sequence) and not isinstance(gate, str) else ()
+    if len(numbers) != 3 or not all(isinstance(number, int | float) and 0 <= number <= 1 for number in numbers):
+        raise S2WrapError(
+            f"gate={gate!r} is no gate; give the least mean cosine, the least 1st percentile and the largest relative "
+            f"error, such as (0.999, 0.995, 0.01)"
+        )
+    return Gate(*numbers)
+
+
 @dataclass(frozen=True, kw_only=True)
 class GraphOptions(Checked):
     """What an exported graph takes, computes and returns.
@@ -100,7 +126,7 @@ class BuildOptions(Checked):
     workspace_mib: Annotated[int | None, "The most scratch memory that an engine may use, in MiB."] = None
     optimization_level: Annotated[int | None, "Effort of the builder: 0 (fast build) to 5 (fast engine)."] = None
     timing_cache: Annotated[
-        Path | None, "A file that makes later TensorRT builds faster; read if it exists, and written."
+        Path | str | None, "A file that makes later TensorRT builds faster; read if it exists, and written."
     ] = None
     version_compatible: Annotated[bool, "Whether the engine loads in later TensorRT versions too."] = False
     hardware_compatible: Annotated[bool, "Whether the TensorRT engine runs on every GPU since Ampere."] = False
@@ -121,9 +147,8 @@ class BuildOptions(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyOptions(Checked):
-    """How a file is compared with PyTorch before it gets its name."""
+    """How a file is compared with PyTorch."""
 
-    verify: Annotated[bool, "Compare the file with PyTorch before it gets its name."] = True
     gate: Annotated[
         Sequence[float] | None,
         "Least mean cosine of a token, least 1st percentile and largest relative error to reach, as 0.999,0.995,0.01 "
@@ -135,10 +160,17 @@ class VerifyOptions(Checked):
     ] = None
     console: Annotated[Console | None, "Where progress and the comparison are shown (default: nowhere)."] = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.gate is not None:
+            parse_gate(self.gate)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions(GraphOptions, BuildOptions, VerifyOptions):
     """What `export` takes."""
+
+    verify: Annotated[bool, "Compare the file with PyTorch before it gets its name."] = True
 
 
 @dataclass(frozen=True, kw_only=True)

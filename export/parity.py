@@ -16,26 +16,12 @@ from torch import Tensor
 
 from s2wrap.errors import S2WrapError
 from s2wrap.export.graph import PIXEL_DTYPES, Graph
+from s2wrap.export.options import Gate
 from s2wrap.images import find_images, load_image
 
 Run = Callable[[Tensor], dict[str, Tensor]]
 PHOTOGRAPHS = ("astronaut", "coffee", "chelsea")
 """Of scikit-image, for when no pictures are given."""
-
-
-@dataclass(frozen=True)
-class Gate:
-    """The limits that every output of a precision must keep.
-
-    Attributes:
-        mean: least mean cosine between a token and PyTorch's.
-        low: least 1st percentile of these cosines.
-        error: largest relative error: length of the difference of all values ÷ length of PyTorch's.
-    """
-
-    mean: float
-    low: float
-    error: float
 
 
 GATES = {
@@ -45,17 +31,6 @@ GATES = {
     "quantised": Gate(0.98, 0.93, 0.2),
 }
 """fp16 as NVIDIA gates its own DINOv3 exports; in bfloat16 the error may be what such cosines leave room for."""
-
-
-def parse_gate(gate: Any) -> Gate:
-    """Three numbers as a `Gate`."""
-    numbers = tuple(gate) if isinstance(gate, Sequence) and not isinstance(gate, str) else ()
-    if len(numbers) != 3 or not all(isinstance(number, int | float) and 0 <= number <= 1 for number in numbers):
-        raise S2WrapError(
-            f"gate={gate!r} is no gate; give the least mean cosine, the least 1st percentile and the largest relative "
-            f"error, such as (0.999, 0.995, 0.01)"
-        )
-    return Gate(*numbers)
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,15 @@ from s2wrap.export.build import build_engine, check_build
 from s2wrap.export.graph import Graph, in_float32, make_graph
 from s2wrap.export.library import load_library
 from s2wrap.export.manifest import describe, file_sha256, kind_of, manifest_path, port_of, real_path, recipe_of
-from s2wrap.export.options import BuildOptions, ExportOptions, GraphOptions, Precision, takes_two_and_options
-from s2wrap.export.parity import GATES, parse_gate, sample_images
+from s2wrap.export.options import (
+    BuildOptions,
+    ExportOptions,
+    GraphOptions,
+    Precision,
+    parse_gate,
+    takes_two_and_options,
+)
+from s2wrap.export.parity import GATES, sample_images
 from s2wrap.export.proof import compare_file, judge
 from s2wrap.export.ranges import check_float16
 from s2wrap.files import disk_errors, umask

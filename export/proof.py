@@ -17,8 +17,8 @@ from s2wrap.export.engine import check_machine
 from s2wrap.export.graph import Graph, ModelGraph, in_float32, make_graph, tensors_of
 from s2wrap.export.library import TITLES
 from s2wrap.export.manifest import read_manifest, real_path
-from s2wrap.export.options import GraphOptions
-from s2wrap.export.parity import Gate, Report, batch_sizes, parse_gate, sample_images, verify_run
+from s2wrap.export.options import Gate, GraphOptions, parse_gate
+from s2wrap.export.parity import Report, batch_sizes, sample_images, verify_run
 from s2wrap.export.ports import check_batch
 from s2wrap.export.session import open_session
 from s2wrap.factory import load as load_model

@@ -2,9 +2,6 @@
 
 import json
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +9,7 @@ from typing import Any
 from s2wrap.errors import MissingExtraError, S2WrapError
 from s2wrap.export.manifest import kind_of, read_manifest
 from s2wrap.export.options import GraphOptions, TritonOptions, takes_two_and_options
-from s2wrap.files import disk_errors
+from s2wrap.files import check_free, whole_folder
 from s2wrap.options import make_options
 
 DTYPES = {
@@ -48,7 +45,7 @@ def write_repository(file: str | Path, folder: str | Path, **options: Any) -> Pa
     manifest = read_manifest(file)
     _check(file, manifest, chosen)
     config = _config(manifest, chosen)
-    with _whole_folder(folder / str(chosen.name)) as draft:
+    with whole_folder(folder / str(chosen.name)) as draft:
         (draft / "config.pbtxt").write_text(config, encoding="utf-8")
         _copy_model(file, draft / "1", "model.onnx" if manifest["kind"] == "onnx" else "model.plan")
     return folder / str(chosen.name)
@@ -62,7 +59,7 @@ def check_repository(file: Path, folder: Path, graph: GraphOptions, options: Tri
     manifest = {"kind": kind_of(file), "batch": graph.batch, "inputs": [], "outputs": [output]}
     _check(file, manifest, options)
     _config(manifest, options)
-    _check_free(folder / str(options.name))
+    check_free(folder / str(options.name))
 
 
 def _named(options: TritonOptions, file: Path) -> TritonOptions:
@@ -135,29 +132,6 @@ def _config(manifest: dict[str, Any], options: TritonOptions) -> str:
 def _dims(tensor: dict[str, Any]) -> list[int]:
     """The shape of a tensor without the batch dimension; -1 for dynamic sizes."""
     return [size if isinstance(size, int) else -1 for size in tensor["shape"][1:]]
-
-
-def _check_free(target: Path) -> None:
-    if target.exists():
-        raise S2WrapError(
-            f"{target} exists already, and its config.pbtxt would not fit both; give another name, or remove it first"
-        )
-
-
-@contextmanager
-def _whole_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder that is renamed to `target` if the block succeeds, and removed otherwise."""
-    _check_free(target)
-    with disk_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=".s2wrap-", dir=target.parent))
-    try:
-        with disk_errors(target):
-            yield draft
-            draft.chmod(target.parent.stat().st_mode & 0o777)  # mkdtemp gives access to the owner only
-            draft.rename(target)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _copy_model(file: Path, version: Path, name: str) -> None:

@@ -218,7 +218,7 @@ class ValueCheck:
         if low >= 0 and high > max(1.0, SURELY_NOT_NORMALISED * brightest):
             raise S2WrapError(
                 f"images have values from {low:.4g} to {high:.4g}, but normalised ones of {self.name} lie in "
-                f"{darkest:.3g}…{brightest:.3g}; give uint8, or say value_range=(0, {255 if high > 1 else 1}) to "
+                f"{darkest:.3g}…{brightest:.3g}; give uint8, or say value_range=(0, 255) to "
                 f"wrap(), or normalise them"
             )
         if 0 <= low < high <= 1 and darkest < -0.5:

@@ -156,6 +156,8 @@ def _remake(saved: _Saved, weights: Weights, where: object, given: Any = None) -
             f"{name} in {where} {known.channels} and {known.image_hw[0]}×{known.image_hw[1]}"
         )
     backbone.input = known
+    if not isinstance(given, Backbone):
+        backbone.options = BackboneOptions.from_json(saved.backbone["options"])
     weights.put_into(backbone, where)
     model = MultiScale(backbone, saved.options)
     if difference := compare_samples(saved.features, sample_features(backbone), backbone.dtype):
@@ -229,7 +231,11 @@ def _descriptions(model: MultiScale) -> Iterator[tuple[str, dict[str, Any]]]:
             yield name, description
     recipe = dict(model.recipe or {})
     spec = recipe.pop("spec", None)
-    if spec is not None and not Path(spec).is_dir():
+    if spec is not None and Path(spec).is_dir():  # it was loaded from a folder
+        about = _read(Path(spec)).backbone
+        if about["made_by"] == "load":
+            yield "load", about["description"]
+    elif spec is not None:
         given = make_options(LoadOptions, "load()", recipe)
         yield "load", {"spec": spec, "options": part_of(BackboneOptions, given).to_json()}
 

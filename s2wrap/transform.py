@@ -56,15 +56,15 @@ class NormalisePicture(v2.Transform):
         return f"mean={self.input.mean}, std={self.input.std}, channels={self.input.channels}"
 
 
-def picture_transform(model_input: ModelInput, name: str, image_hw: Pair | None = None) -> v2.Compose:
+def picture_transform(model_input: ModelInput, name: str, image_hw: Pair | None = None) -> v2.Transform:
     """A transform from a picture to a normalised image; see `MultiScale.transform`."""
     if not model_input.normalises:
         raise S2WrapError(
             f"pictures cannot be normalised: the mean and std of {name} are unknown; give mean= and std=, or "
             f"processor=, to wrap() or load()"
         )
-    steps: list[Any] = [NormalisePicture(model_input, name)]
+    steps: list[v2.Transform] = [NormalisePicture(model_input, name)]
     if image_hw is not None:  # after normalising, as the model does it: nothing is rounded to 8 bits
         mode = InterpolationMode(model_input.interpolation)
         steps.append(v2.Resize(list(parse_image_hw(image_hw)), mode, antialias=True))
-    return v2.Compose(steps)
+    return v2.Compose(steps) if len(steps) > 1 else steps[0]

@@ -13,6 +13,9 @@ from s2wrap.backbones.base import Backbone
 from s2wrap.backbones.checkpoint import misfit
 from s2wrap.errors import S2WrapError, first_line
 
+NOTES = "s2wrap"
+"""The entry of a file's header that says which tensors are shared, and which are computed."""
+
 
 @dataclass(frozen=True, eq=False)
 class Weights:
@@ -45,11 +48,11 @@ class Weights:
 
         try:
             with safe_open(path, framework="pt") as file:
-                about = {key: json.loads(text) for key, text in file.metadata().items()}
+                about = json.loads(file.metadata()[NOTES])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
             tensors |= {name: tensors[other] for name, other in about["shared"].items()}
             return cls(tensors, frozenset(about["computed"]))
-        except (SafetensorError, ValueError, KeyError, AttributeError, OSError) as error:
+        except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
             raise S2WrapError(f"{path} cannot be read as the weights of a saved model: {first_line(error)}") from error
 
     def write(self, path: Path) -> None:
@@ -70,8 +73,8 @@ class Weights:
             part = own.untyped_storage().nbytes() != own.nbytes  # a view: other tensors may lie in the same memory
             written[name] = own.clone() if part else own
         try:
-            notes = {"shared": json.dumps(shared), "computed": json.dumps(sorted(self.computed))}
-            save_file(written, path, metadata=notes)
+            notes = json.dumps({"shared": shared, "computed": sorted(self.computed)})
+            save_file(written, path, metadata={NOTES: notes})  # one entry: several are written in a random order
         except SafetensorError as error:
             raise S2WrapError(f"cannot write {path}: {first_line(error)}") from error
 

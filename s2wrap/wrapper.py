@@ -21,11 +21,12 @@ from s2wrap.options import Options, Prefix
 from s2wrap.placement import Placement, PlacementCache, place
 from s2wrap.plan import Plan, parse_image_hw, plan_image
 from s2wrap.policies import Pair
-from s2wrap.replicas import ReplicaFeatures
+from s2wrap.replicas import gatherable
 from s2wrap.resample import constant_when_traced
 from s2wrap.resolve import resolve_scales
 from s2wrap.select import Useful, choose_tiles
 from s2wrap.stream import Job, Tensors, stream
+from s2wrap.summary import summary
 from s2wrap.view import View
 
 TILES_ON_CPU = 4
@@ -293,42 +294,13 @@ class MultiScale(nn.Module):
 
     def _replicate_for_data_parallel(self) -> "MultiScale":
         """A replica for `torch.nn.DataParallel`, whose features can be gathered."""
-
-        def gatherable(_module: Any, _inputs: Any, features: Any) -> Any:
-            return ReplicaFeatures(features)
-
-        replica = super()._replicate_for_data_parallel()
-        replica._forward_hooks = replica._forward_hooks.copy()
-        replica.register_forward_hook(gatherable)
-        return replica
+        return gatherable(super()._replicate_for_data_parallel())
 
     def __repr__(self) -> str:
-        return "\n".join(["MultiScale(", *(f"  {name}: {text}" for name, text in self._summary().items()), ")"])
+        return "\n".join(["MultiScale(", *(f"  {name}: {text}" for name, text in summary(self).items()), ")"])
 
     def _repr_html_(self) -> str:
-        return html_table("MultiScale", [], self._summary().items())
-
-    def _summary(self) -> dict[str, str]:
-        """What is worth knowing at a glance."""
-        backbone, options = self.backbone, self.options.changed()
-        plan, (own_hw, result_hw) = self.plan(backbone.image_hw), self.grids(backbone.image_hw)
-        weights = sum(parameter.numel() for parameter in backbone.parameters())
-        scales = [
-            f"{scale.scale} ({part.image_hw[0]}×{part.image_hw[1]} pixels, "
-            + ("whole" if scale.whole else f"{part.block_size[0]}×{part.block_size[1]} tiles")
-            + f", grid {own[0]}×{own[1]})"
-            for scale, part, own in zip(self.scales, plan.scales, own_hw, strict=True)
-        ]
-        grids = own_hw if self.options.fuse == "pyramid" else [result_hw]
-        others = {"fit": self.options.fit, "fuse": self.options.fuse} | options
-        return {
-            "backbone": f"{backbone.name}, {weights / 1e6:.1f} M weights, {backbone.dtype} on {backbone.device}",
-            "input": ", ".join(text for text, _ in self.input.describe().values()),
-            "scales": ", ".join(scales),
-            "options": ", ".join(f"{name}={value!r}" for name, value in others.items() if name != "scales"),
-            "result": f"{self.num_features} channels on {', '.join(f'{rows}×{cols}' for rows, cols in grids)}",
-            "cost": f"{plan.num_tiles} backbone passes for an image of {backbone.image_hw[0]}×{backbone.image_hw[1]}",
-        }
+        return html_table("MultiScale", [], summary(self).items())
 
     def _batch(self, images: Any) -> Tensor:
         """A checked batch (b, c, h, w) of whatever a call was given."""
@@ -363,7 +335,9 @@ class MultiScale(nn.Module):
             [] if base_only and k != self.order[0] else list(range(len(scale.origins)))
             for k, scale in enumerate(placement.scales)
         ]
-        return Job(self.input.normalise(images, placement.mean_std), placement, todo, selects=base_only)
+        if base_only:  # tiles are chosen by the images themselves
+            return Job(self.input.normalise(images, placement.mean_std), placement, todo, selects=True)
+        return Job(images, placement, todo, bounds=self.input.range_of(images.dtype))
 
     def _placement_for(self, images: Tensor) -> Placement:
         """The matrices for images; made anew for images without values, whose tensors must not be kept."""
@@ -443,12 +417,6 @@ class MultiScale(nn.Module):
 @constant_when_traced
 def _placement(model: MultiScale, key: str, device: str) -> Placement:
     """The matrices for images of the size that a key names; a trace takes them as constants."""
-    if torch.compiler.is_exporting() and key not in model._placements:
-        height, width = key.split("x")
-        raise S2WrapError(
-            f"torch.export cannot make matrices for images of {key} pixels; call model.prepare(({height}, {width})) "
-            f"before"
-        )
     image_hw = model.backbone.image_hw
     if key != ANY_SIZE:
         height, width = key.split("x")

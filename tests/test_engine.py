@@ -170,7 +170,7 @@ def test_tokens_alone_and_pooled_alone_are_features(model, tmp_path):
         close(found.pooled, model(pixels).pooled)
         close(engine.encode(list(pixels))[1].pooled, found.pooled[1:])
     assert found.spatial.shape == (2, 192, 1, 1)
-    with pytest.raises(S2WrapError, match="takes uint8 RGB in 0…255 and normalises it"):
+    with pytest.raises(S2WrapError, match="takes uint8 pixels and normalises them"):
         engine(torch.rand(1, 3, 160, 160))
 
 

@@ -11,7 +11,8 @@ from tiny_graphs import model_graph
 
 import s2wrap
 from s2wrap import S2WrapError
-from s2wrap.export.parity import GATES, batch_sizes, compare, parse_gate, sample_images, verify_run
+from s2wrap.export.options import parse_gate
+from s2wrap.export.parity import GATES, batch_sizes, compare, sample_images, verify_run
 
 
 def quiet():

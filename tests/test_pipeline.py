@@ -304,10 +304,10 @@ def test_wrong_calls_are_one_clear_error_and_leave_nothing(tmp_path, model, name
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["model.onnx", "--batch", "1:x"], "--batch '1:x' is no profile; write MIN:OPT:MAX as 1:8:32"),
-        (["model.onnx", "--image", "big"], "write height and width as 480x640"),
-        (["model.onnx", "--instances", "2"], "are for --triton DIR, which is not given"),
-        (["model.onnx", "--gate", "strict"], "--gate 'strict' are no numbers"),
+        (["model.onnx", "--batch", "1:x"], "batch='1:x' is no profile; use (MIN, OPT, MAX)"),
+        (["model.onnx", "--image", "big"], "image_hw='big' is no image size; use (height, width)"),
+        (["model.onnx", "--instances", "2"], "--instances: for --triton DIR, which is not given"),
+        (["model.onnx", "--gate", "strict"], "gate='strict' is no gate; give the least mean cosine"),
         (["model.plan"], "write .onnx or .rtx, which need no GPU"),
         (["model.onnx", "--precision", "int8"], "use one of fp32, fp16, bf16"),
     ],
@@ -326,7 +326,7 @@ def test_wrong_commands_are_one_line_and_exit_code_2(tmp_path, monkeypatch, caps
 
 def test_what_triton_would_refuse_is_told_before_the_work(tmp_path, monkeypatch, capsys):
     pytest.importorskip("tritonclient")
-    (tmp_path / "models" / "model").mkdir(parents=True)
+    (tmp_path / "models" / "model" / "1").mkdir(parents=True)
     command = ["s2wrap", "export", "timm:test_vit@1,2", str(tmp_path / "model.onnx"), "--random-weights"]
     command += ["--triton", str(tmp_path / "models")]
     for options, message in (

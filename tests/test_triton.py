@@ -157,7 +157,7 @@ def test_a_model_that_is_there_is_left_as_it_is(tmp_path):
     file, other = exported(tmp_path), exported(tmp_path, "other.plan")
     folder = write_repository(file, tmp_path / "models")
     before = (folder / "config.pbtxt").read_bytes()
-    with pytest.raises(S2WrapError, match="models/vit exists already.*give another name, or remove it first"):
+    with pytest.raises(S2WrapError, match="models/vit exists already.*give another name, or remove it"):
         write_repository(file, tmp_path / "models")
     assert (folder / "config.pbtxt").read_bytes() == before
     write_repository(other, tmp_path / "models")

@@ -114,7 +114,7 @@ def describe(backbone: Backbone) -> dict[str, Any] | None:
 
     model = backbone.model
     widths = [part.out_features for part in model.modules() if isinstance(part, nn.Linear)]
-    arguments = {"num_classes": widths[-1] if widths else 1000}
+    arguments = {"num_classes": vars(model).get("num_classes") or (widths[-1] if widths else 1000)}
     arguments |= {name: vars(model)[name] for name in ("image_size", "transform_input") if name in vars(model)}
     if type(model).__name__ in ("GoogLeNet", "Inception3"):
         arguments |= {"aux_logits": model.aux_logits, "init_weights": False}

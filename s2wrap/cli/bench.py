@@ -150,9 +150,15 @@ def _file_ways(
 
 def _images_for(manifest: dict[str, Any], batch: int, image_hw: tuple[int, int], device: torch.device) -> Tensor:
     """Random images as the file takes them."""
-    if manifest["pixels"] == "uint8":
-        return torch.randint(256, (batch, *image_hw, 3), dtype=torch.uint8, device=device)
-    return torch.randn(batch, 3, *image_hw, device=device)
+    channels, value_range = manifest["input"]["channels"], manifest["input"]["value_range"]
+    if manifest["pixels"] != "float32":
+        pixels = torch.randint(256, (batch, *image_hw, channels), dtype=torch.uint8, device=device)
+        return pixels.to(getattr(torch, manifest["pixels"]))
+    images = torch.randn(batch, channels, *image_hw, device=device)
+    if value_range is None:
+        return images
+    low, high = value_range
+    return images.sigmoid() * (high - low) + low
 
 
 def _copying(way: Way, call: Callable[[], object], timing: Any) -> list[str]:
@@ -170,7 +176,7 @@ def _copying(way: Way, call: Callable[[], object], timing: Any) -> list[str]:
 
 def _row(way: Way, timing: Any, first: Any) -> dict[str, Any]:
     """What is known of one way: the settings and the figures, or the reason why there are none."""
-    image_hw = way.images.shape[1:3] if way.images.dtype == torch.uint8 else way.images.shape[2:]
+    image_hw = way.images.shape[2:] if way.images.is_floating_point() else way.images.shape[1:3]
     row: dict[str, Any] = {"model": way.model, "way": way.way, "precision": way.precision, "image_hw": list(image_hw)}
     if timing.reason is not None:
         return {**row, "reason": timing.reason, "warnings": []}

@@ -1,7 +1,7 @@
-"""The options of a model as flags, made of `LoadOptions`, so that every command has the same."""
+"""Options as flags, made of the classes that hold them: those of a model are the same in every command."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from types import UnionType
@@ -18,16 +18,17 @@ if TYPE_CHECKING:
 SPEC_HELP = "FAMILY:NAME@SCALES, such as sample:dinov2_s14@1,2,3 or timm:resnet50.a1_in1k@1,448px."
 FILE_ENDINGS = (".onnx", ".plan", ".engine", ".rtx")
 """Of exported files, which some commands take in a model's place."""
-NO_FLAGS = ("scales", "processor", "frozen")
-"""Options that are no flags: the spec has the scales, a processor is an object, and no command trains weights."""
+NO_FLAGS = ("scales", "processor", "frozen", "console", "pictures")
+"""Options that are no flags: the spec has the scales, processor and console are objects, no command trains weights, and
+a command that takes pictures has a flag of its own for them."""
 FLAG_NAMES = {
     "whole": "--whole/--tiled",
     "pretrained": "--pretrained/--random-weights",
     "output": "--output-part",  # --output is where a command writes
+    "image_hw": "--image",
+    "workspace_mib": "--workspace",
 }
 """Flags that are not called as their option."""
-PREFIX = "option_"
-"""What the parameters of flags begin with in a command's signature, where a parameter may be called as an option."""
 
 Device = Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps.")]
 Image = Annotated[str | None, typer.Option(help="Height and width of the images in pixels, as 480x640.")]
@@ -44,19 +45,42 @@ def model_options(**defaults: Any) -> Callable[[Callable[..., None]], Callable[.
     >>> @model_options(pretrained=False)
     ... def command(spec: str, *, options: dict): ...
     >>> list(signature(command).parameters)[:3]
-    ['spec', 'option_fit', 'option_policy']
+    ['spec', 'options_fit', 'options_policy']
     """
+    return option_flags(LoadOptions, "options", defaults, unless="checkpoint")
+
+
+def option_flags(
+    kind: type,
+    name: str,
+    defaults: Mapping[str, Any] | None = None,
+    *,
+    unless: str | None = None,
+    flag_names: Mapping[str, str] | None = None,
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A decorator that gives a command a flag for every option of a kind.
+
+    Args:
+        kind: a class of options.
+        name: of the command's keyword parameter in their place: a dict of those that were given, by name.
+        defaults: of this command, where they are not those of the options.
+        unless: an option beside which these defaults do not count.
+        flag_names: flags that this command calls otherwise.
+    """
+    defaults = dict(defaults or {})
+    called = {option: flag_name(option, kind) for option in option_types(kind) if option not in NO_FLAGS}
+    called |= flag_names or {}
 
     def decorated(command: Callable[..., None]) -> Callable[..., None]:
-        flags = {name: _parameter(name, defaults) for name in option_types(LoadOptions) if name not in NO_FLAGS}
+        flags = {option: _parameter(kind, option, flag, f"{name}_", defaults) for option, flag in called.items()}
 
         @wraps(command)
         def run(**arguments: Any) -> None:
-            values = {name: arguments.pop(PREFIX + name) for name in flags}
-            given = {name: read_option(name, value) for name, value in values.items() if value is not None}
-            command(**arguments, options=given if "checkpoint" in given else defaults | given)
+            values = {option: arguments.pop(parameter.name) for option, parameter in flags.items()}
+            given = {option: read_option(option, value, kind) for option, value in values.items() if value is not None}
+            command(**arguments, **{name: given if unless in given else defaults | given})
 
-        own = [parameter for parameter in signature(command).parameters.values() if parameter.name != "options"]
+        own = [parameter for parameter in signature(command).parameters.values() if parameter.name != name]
         shown = [*own, *flags.values()]
         run.__signature__ = Signature(shown)  # pyright: ignore[reportAttributeAccessIssue] (functions may have one)
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
@@ -65,27 +89,28 @@ def model_options(**defaults: Any) -> Callable[[Callable[..., None]], Callable[.
     return decorated
 
 
-def flag_name(name: str) -> str:
+def flag_name(name: str, kind: type = LoadOptions) -> str:
     """The flag of an option, or its two, such as "--whole/--tiled"."""
-    switch = option_types(LoadOptions)[name] is bool
-    flag = name.replace("_", "-")
+    flag, switch = name.replace("_", "-"), option_types(kind)[name] is bool
     return FLAG_NAMES.get(name, f"--{flag}/--no-{flag}" if switch else f"--{flag}")
 
 
-def _parameter(name: str, defaults: dict[str, Any]) -> Parameter:
+def _parameter(kind: type, name: str, flag: str, prefix: str, defaults: Mapping[str, Any]) -> Parameter:
     """The parameter of a flag: None where it is not given, whatever the option's default is."""
-    hint, default = option_types(LoadOptions)[name], {**option_defaults(LoadOptions), **defaults}[name]
+    hint, default = option_types(kind)[name], {**option_defaults(kind), **defaults}[name]
     kinds = set(_kinds(hint)) - {type(None)}
-    kind = kinds.pop() if len(kinds) == 1 and kinds <= {bool, int} else str
+    value = kinds.pop() if len(kinds) == 1 and kinds <= {bool, int} else str
     if isinstance(default, bool):
-        default = flag_name(name).split("/")[0 if default else 1].removeprefix("--")
+        default = flag.split("/")[0 if default else 1].removeprefix("--")
+    elif isinstance(default, tuple):
+        default = ":".join(map(str, default)) or None
     option = typer.Option(
-        flag_name(name),
-        help=option_help(LoadOptions)[name],
+        flag,
+        help=option_help(kind)[name],
         metavar=_metavar(hint),
         show_default=False if default is None else str(default),
     )
-    return Parameter(PREFIX + name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option])
+    return Parameter(prefix + name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[value | None, option])
 
 
 def _metavar(hint: Any) -> str | None:
@@ -95,25 +120,28 @@ def _metavar(hint: Any) -> str | None:
         if get_origin(kind) is Literal:
             forms += get_args(kind)
         elif get_origin(kind) is tuple:
-            forms.append("NxN" if int in get_args(kind) else "N,N")
+            forms.append("N:N:N" if len(get_args(kind)) == 3 else "NxN" if int in get_args(kind) else "N,N")
         elif get_origin(kind) is Sequence:
-            forms.append("N,N,…")
+            forms.append("NAME,NAME,…" if _is_text(kind) else "N,N,…")
         elif kind in (int, float):
             forms.append("N")
     return "|".join(forms) or None
 
 
-def read_option(name: str, value: Any) -> Any:
+def read_option(name: str, value: Any, kind: type = LoadOptions) -> Any:
     """The value of an option from its text; what cannot be read stays text, for the option's own error.
 
     >>> read_option("target_grid", "48x64"), read_option("target_grid", "-1"), read_option("mean", "0.5")
     ((48, 64), -1, (0.5,))
     """
-    hint = option_types(LoadOptions)[name]
+    hint = option_types(kind)[name]
     kinds = _kinds(hint)
-    if not isinstance(value, str) or not (hint is Any or any(get_origin(kind) in (tuple, Sequence) for kind in kinds)):
+    several = [kind for kind in kinds if get_origin(kind) in (tuple, Sequence)]
+    if not isinstance(value, str) or not (hint is Any or several):
         return value
-    numbers = [_number(part) for part in re.split("[x,]", value)]
+    if any(map(_is_text, several)):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    numbers = [_number(part) for part in re.split("[x,:]", value)]
     if None in numbers:
         return value
     single = len(numbers) == 1 and (hint is Any or int in kinds or float in kinds)
@@ -123,6 +151,12 @@ def read_option(name: str, value: Any) -> Any:
 def _kinds(hint: Any) -> tuple[Any, ...]:
     """The types that an option may have."""
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def _is_text(kind: Any) -> bool:
+    """Whether a type is a sequence of words."""
+    (part, *_) = get_args(kind)
+    return part is str or get_origin(part) is Literal
 
 
 def _number(text: str) -> float | None:
