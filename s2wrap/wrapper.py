@@ -316,6 +316,7 @@ class MultiScale(nn.Module):
         plan, (own_hw, result_hw) = self.plan(backbone.image_hw), self.grids(backbone.image_hw)
         weights = sum(parameter.numel() for parameter in backbone.parameters())
         known = {name: text for name, (text, _) in self.input.describe().items()}
+        takes = known["value_range"] if self.input.normalises else "normalised floats only"
         scales = [
             f"{scale.scale} ({part.image_hw[0]}×{part.image_hw[1]} pixels, "
             + ("whole" if scale.whole else f"{part.block_size[0]}×{part.block_size[1]} tiles")
@@ -328,7 +329,7 @@ class MultiScale(nn.Module):
             "backbone": f"{backbone.name}, {weights:,} weights, {str(backbone.dtype)[6:]} on {backbone.device}",
             "input": f"{self.input.channels} channels, {known['image_hw']}, mean {known['mean']}, std {known['std']}"
             + (" (guessed: the default of a class)" if self.input.guessed else "")
-            + f"; takes {known['value_range'] if self.input.normalises else 'normalised floats only'}; resized {known['interpolation']}",
+            + f"; takes {takes}; resized {known['interpolation']}",
             "scales": ", ".join(scales),
             "options": ", ".join(f"{name}={value!r}" for name, value in others.items() if name != "scales"),
             "result": f"{self.num_features} channels on {', '.join(f'{rows}×{cols}' for rows, cols in grids)} cells",
