@@ -138,7 +138,7 @@ def connect(url: str, model: str) -> Served:
 
 def prepare(image: torch.Tensor, served: Served) -> np.ndarray:
     """A picture (c, height, width) in 0…255 as the model takes it: resized, with values of its type and range."""
-    resized = resize(image[None], served.image_hw, interpolation=served.known.interpolation)
+    resized = resize(image[None].float(), served.image_hw, interpolation=served.known.interpolation)
     pixels = resized[0].clamp(0, 255)
     if served.dtype == "UINT8":
         return rearrange(pixels.round().byte(), "c h w -> h w c").numpy()

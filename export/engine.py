@@ -215,7 +215,7 @@ class Engine:
             return images
         if self.manifest["pixels"] == "float32":
             images = self._as_floats(images)
-        resized = resize(images, self.image_hw, interpolation=self.input.interpolation)
+        resized = resize(images.float(), self.image_hw, interpolation=self.input.interpolation)
         if images.is_floating_point():
             return resized
         largest = torch.iinfo(images.dtype).max

@@ -74,8 +74,9 @@ def test_a_file_of_any_channels_computes_what_the_model_computes(tmp_path, chann
     if pixels != "float32":
         last = images.permute(0, 2, 3, 1).contiguous()
         close(engine(last).spatial, expected.spatial)
-    (encoded,) = engine.encode([images[0]])
+    encoded, larger = engine.encode([images[0], images[0].repeat_interleave(2, dim=1)])
     close(encoded.spatial, expected.spatial[:1])
+    assert larger.plan.image_hw == (200, 130)
 
 
 @pytest.mark.parametrize("channels", [1, 13])
