@@ -110,22 +110,22 @@ def models_of(library: str) -> list[str]:
     return sorted({name for name in names if tags is None or tags not in name})
 
 
-def look(library: str, name: str, reduce_above: float) -> Row:
+def look(library: str, name: str, reduce_above: float, channels: int = 3) -> Row:
     """Wrap one model and compare it; in full depth where it cannot do without the blocks that were taken out."""
-    row = _look(library, name, reduce_above)
+    row = _look(library, name, reduce_above, channels)
     if row.kind == "reduced" and row.result != "equal":
-        row = _look(library, name, float("inf"))
+        row = _look(library, name, float("inf"), channels)
     return row
 
 
-def _look(library: str, name: str, reduce_above: float) -> Row:
+def _look(library: str, name: str, reduce_above: float, channels: int) -> Row:
     start = time.perf_counter()
     seen: dict[str, str] = {"library": library, "model": name}
     if library == "transformers" and (more := lacking(name)):
         seen["reason"] = f"not in its default configuration, with which it fails: {', '.join(more)} given"
     try:
         with quick_weights():
-            model = build(library, name)
+            model = build(library, name, channels)
         count = sum(parameter.numel() for parameter in model.parameters()) / 1e6
         seen |= {"parameters_m": f"{count:.1f}", "kind": "values"}
         if count > reduce_above:
@@ -160,12 +160,16 @@ def input_hw(model: Any) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (int(size[-2]), int(size[-1]))
 
 
-def build(library: str, name: str) -> Any:
-    """The model as its library makes it, with random weights; of a model for images and text, the vision tower."""
+def build(library: str, name: str, channels: int = 3) -> Any:
+    """The model as its library makes it, with random weights; of a model for images and text, the vision tower.
+
+    timm and transformers make models for other channels than three too.
+    """
     if library == "timm":
         import timm
 
-        return timm.create_model(name, num_classes=0).eval()
+        options: dict[str, Any] = {"num_classes": 0} | ({} if channels == 3 else {"in_chans": channels})
+        return timm.create_model(name, **options).eval()
     if library == "open_clip":
         from open_clip import model as clip
 
@@ -173,7 +177,10 @@ def build(library: str, name: str) -> Any:
         tower = clip._build_vision_tower(config["embed_dim"], config["vision_cfg"], config.get("quick_gelu", False))
         return tower.eval()
     if library == "transformers":
-        model = from_transformers.make(default_config(name)).eval()
+        config = default_config(name)
+        if channels != 3:
+            config.num_channels = channels
+        model = from_transformers.make(config).eval()
         from_transformers.vision_tower(model)  # refused here, before large weights are drawn
         return model
     from torchvision import models
@@ -247,8 +254,8 @@ def compare(library: str, model: Any) -> dict[str, str]:
         "channels": str(layout.num_features),
     }
     height, width = backbone.image_hw
-    image = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(1))
-    doubled = functional.interpolate(image, (2 * height, 2 * width), mode=backbone.interpolation, antialias=True)
+    image = torch.randn(1, wrapped.input.channels, height, width, generator=torch.Generator().manual_seed(1))
+    doubled = functional.interpolate(image, (2 * height, 2 * width), mode=wrapped.input.interpolation, antialias=True)
     own = OWN[library]
     one, two = wrapped(image).maps
     reference, prefix = own(model, image, layout.grid_hw)
@@ -358,7 +365,7 @@ def transformers_features(model: Any, image: Tensor, grid_hw: tuple[int, int]) -
         options["spatial_shapes"] = torch.tensor([[rows, cols]])
         image = patches
     if kind in BGR:
-        image = image[:, [2, 1, 0]]
+        image = image[:, [2, 1, 0]] if image.shape[1] == 3 else image
     answer = getattr(model, "mgp_str", model)(pixel_values=image, **options)  # MGP-STR returns words
     features = answer.get("last_hidden_state", answer.get("encoder_last_hidden_state"))
     features = answer["feature_maps"][-1] if features is None else features
