@@ -1,15 +1,16 @@
-"""On a GPU: what the wrapper costs around the backbone, and engines against PyTorch, for small, base and large ViTs.
+"""Time the wrapper against the backbone alone, and engines against PyTorch, for small, base and large ViTs on a GPU.
 
-Every way of running (eager in half precision and channels_last, torch.compile, CUDA graph, TensorRT) times three calls:
-the wrapped model on a batch, the backbone alone on as many tiles in one call, and the wrapped model on one image. All
-take turns in rounds by the rules of `s2wrap bench`; ratios are medians over the rounds. What cannot run says why, and
-at the end stands whether TensorRT-RTX runs on this GPU. Weights are random: they do not change the time.
+Three calls are timed with every backend (eager in half precision and channels_last, torch.compile, CUDA graph,
+TensorRT): the wrapped model on a batch, the backbone alone on as many tiles, and the wrapped model on one image. All
+take turns in rounds by the rules of `s2wrap bench`; ratios are medians over the rounds. Reasons why calls
+cannot run are printed, and whether TensorRT-RTX runs on this GPU. Weights are random: they do not change the time.
 
     python benchmarks/gpu.py [--batch 8] [--seconds 3] [--precision fp16]
 """
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -47,9 +48,9 @@ def main(
     console, device = Console(width=130), torch.device("cuda")
     console.print(", ".join(f"{name} {value}" for name, value in describe_device(device).items()), highlight=False)
     for name in models.split(","):
-        for each in scales.split():
-            torch.compiler.reset()  # it keeps but few variants of one function
-            model = load(f"timm:{name}@{each}", pretrained=False)
+        for scale_list in scales.split():
+            torch.compiler.reset()  # it keeps only a few variants of one function
+            model = load(f"timm:{name}@{scale_list}", pretrained=False)
             with tempfile.TemporaryDirectory() as folder:
                 measure(model, ways.split(","), batch, precision, seconds, device, Path(folder), console)
     console.print(f"TensorRT-RTX on this GPU: {try_rtx()}", markup=False, highlight=False)
@@ -65,19 +66,19 @@ def measure(
     folder: Path,
     console: Console,
 ) -> None:
-    """Time one model in every way, and print its table."""
-    image_hw = model.sizes_hw[-1]
+    """Time one model with every backend, and print its table."""
+    image_hw = model.scales[-1].box_hw
     count = model.plan(image_hw).num_tiles
-    model.tile_batch = batch * count  # one call, as for the backbone alone
-    model = model.to(device, DTYPES[precision]).to(memory_format=torch.channels_last)
+    options = replace(model.options, tile_batch=batch * count)  # one call, as for the backbone alone
+    model = MultiScale(model.backbone, options).to(device, DTYPES[precision]).to(memory_format=torch.channels_last)
     images = torch.randn(batch, 3, *image_hw, device=device)
     tiles = torch.randn(batch * count, 3, *model.backbone.image_hw, device=device)
     calls: dict[str, Call] = {}
     for way in ways:
         make = partial(engine_calls, folder, precision) if way in ENGINES else partial(torch_calls, DTYPES[precision])
-        made = cache(partial(make, way, model, images, tiles))
+        make_once = cache(partial(make, way, model, images, tiles))
         for number, kind in enumerate(("wrapped", "alone", "one")):
-            calls[f"{way} {kind}"] = partial(_run, made, number)
+            calls[f"{way} {kind}"] = partial(_run, make_once, number)
     with console.status(f"timing {model.backbone.name}"), torch.inference_mode():
         timings = {timing.name: timing for timing in time_calls(calls, seconds=seconds, device=device)}
     height, width = image_hw
@@ -102,15 +103,15 @@ def measure(
             console.print(f"{timing.name}: {warning}", markup=False, highlight=False)
 
 
-def _run(made: Callable[[], tuple[Call, Call, Call]], number: int) -> object:
-    """One of the calls of a way, which are made when the first is run."""
-    return made()[number]()
+def _run(make_once: Callable[[], tuple[Call, Call, Call]], number: int) -> object:
+    """Run one of a backend's three calls, which are all made when the first is run."""
+    return make_once()[number]()
 
 
 def torch_calls(
     dtype: torch.dtype, way: str, model: MultiScale, images: Tensor, tiles: Tensor
 ) -> tuple[Call, Call, Call]:
-    """The wrapped model on a batch, the backbone alone on the tiles, and the wrapped model on one image, in PyTorch."""
+    """Return calls of the wrapped model on a batch, of the backbone on the tiles, and of the model on one image."""
     images = images.to(memory_format=torch.channels_last)
     tiles = tiles.to(dtype, memory_format=torch.channels_last)
     return (
@@ -123,7 +124,7 @@ def torch_calls(
 def engine_calls(
     folder: Path, precision: str, way: str, model: MultiScale, images: Tensor, tiles: Tensor
 ) -> tuple[Call, Call, Call]:
-    """The same as TensorRT engines: built once, run with or without CUDA graphs."""
+    """Return the calls of `torch_calls` for TensorRT engines: built once, run with or without CUDA graphs."""
     from s2wrap.export import export
     from s2wrap.export import load as load_engine
 
@@ -140,7 +141,7 @@ def engine_calls(
 
 
 def _cells(way: str, timings: dict[str, Timing], batch: int, count: int) -> list[str]:
-    """A row: figures, if there are any."""
+    """Return the cells of a row, empty where a call could not run."""
     wrapped, alone, one = (timings[f"{way} {kind}"] for kind in ("wrapped", "alone", "one"))
     if any(timing.reason for timing in (wrapped, alone, one)):
         return [way, "see below"]
@@ -158,7 +159,7 @@ def _cells(way: str, timings: dict[str, Timing], batch: int, count: int) -> list
 
 
 def try_rtx() -> str:
-    """Whether TensorRT-RTX builds and runs a small model on this GPU; else its own words."""
+    """Return whether TensorRT-RTX builds and runs a small model on this GPU, in words, or its error's message."""
     from s2wrap.export import export
     from s2wrap.export import load as load_engine
 
@@ -168,7 +169,7 @@ def try_rtx() -> str:
         try:
             export(model, file, verify=False)
             difference = load_engine(file)(images.cuda()).spatial.float().cpu() - model(images).spatial
-        except Exception as error:  # whatever it raises is the answer
+        except Exception as error:  # whatever it raises is reported
             return str(error) if isinstance(error, S2WrapError) else first_line(error)
     return f"it runs; largest difference to PyTorch on the CPU: {difference.abs().max():.1e}"
 

@@ -1,8 +1,8 @@
-"""Peak memory of a forward pass beyond weights and input, against the scales: flat here, growing in the original.
+"""Measure the peak memory of a forward pass beyond weights and input: flat over scales here, growing in the original.
 
-Counts what PyTorch allocates on the CPU (its profiler's memory events), one tile a backbone call. The image has the
-backbone's own size, as in the paper. The two things that have to grow, the resized image of the largest scale and the
-result, are listed, so that the rest can be seen.
+Counts PyTorch's allocations on the CPU (its profiler's memory events), with one tile a backbone call. The image has the
+backbone's own size, as in the paper. The resized image of the largest scale and the result, which have to grow, have
+columns of their own, and so has the rest.
 
     python benchmarks/memory.py [--spec sample:dinov2_s14] [--largest 8]
 """
@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from s2wrap import MultiScale, load
+from s2wrap import load, wrap
 from s2wrap.backbones import load_backbone, parse_spec
 from s2wrap.compare.memory import peak_bytes
 
@@ -30,20 +30,20 @@ def main(
 ) -> None:
     """Print the table."""
     backbone = load_backbone(parse_spec(spec))
-    load(spec)  # warm caches up
+    load(spec)  # warm up caches
     table = Table(title=f"{spec}, CPU, float32, one image, tile_batch=1: peak MiB beyond weights and input")
     for column in ("scales", "tiles", "s2wrap", "resized image", "result", "the rest", "original", "original, split"):
         table.add_column(column, justify="right")
     side, layout = backbone.image_hw[0], backbone.layout
     for scale in track(range(2, largest + 1), description="measuring", console=Console(stderr=True)):
         scales = list(range(1, scale + 1))
-        model = MultiScale(backbone, scales, tile_batch=1)
+        model = wrap(backbone, scales, tile_batch=1)
         images = torch.rand(1, 3, side, side)
-        known = {"num_prefix_token": layout.num_prefix_tokens, "output_shape": layout.order, "max_split_size": side}
+        arguments = {"num_prefix_token": layout.num_prefix_tokens, "output_shape": layout.order, "max_split_size": side}
         sizes = [side * k for k in scales]
 
-        def original(split: bool, images=images, sizes=sizes, known=known) -> object:
-            return original_forward(backbone.call, images, img_sizes=sizes, split_forward=split, **known)
+        def original(split: bool, images=images, sizes=sizes, arguments=arguments) -> object:
+            return original_forward(backbone.call, images, img_sizes=sizes, split_forward=split, **arguments)
 
         result = model.num_features * layout.grid_hw[0] * layout.grid_hw[1] * 4 / MIB
         whole = peak_mib(lambda model=model, images=images: model(images))
@@ -60,7 +60,7 @@ def main(
 
 @torch.inference_mode()
 def peak_mib(run: Callable[[], object]) -> float:
-    """The most MiB that were allocated at once while it ran, on the CPU."""
+    """Return the peak MiB that a call allocates on the CPU."""
     return (peak_bytes(run, torch.device("cpu")) or 0) / MIB
 
 

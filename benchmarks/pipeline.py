@@ -1,17 +1,17 @@
-"""How much of the backbone's speed is left when pictures come from files and features go to a store; and the memory.
+"""Measure the speed from picture files to a store of features against the backbone's alone, and the memory it takes.
 
-`speed`: pictures/s of four ways on the same JPEGs, in turns, and their ratio to the backbone alone in the same round:
+`speed`: pictures/s of four methods on the same JPEGs, in turns, and the ratio to the backbone alone in the same round:
 
 - alone: the backbone on tiles that are ready in memory, in the batches that s2wrap makes: no reading, no resizing.
-- s2wrap: `extract_features`, from files to a committed store, whole.
-- loop: read, model(picture), keep the result; one picture after the other, and one file at the end.
-- DataLoader: workers resize to the largest scale's size (one, unless said), batches of 8, model(batch), one file at the
+- s2wrap: `extract_features`, from files to a committed store.
+- loop: load, model(picture), keep the result; one picture after the other, and one file at the end.
+- DataLoader: workers (one by default) resize to the largest scale's size, batches of 8, model(batch), one file at the
   end. Its features are those of pictures that were resized twice.
 
-All of them in a process that keeps its freed memory, as the command `s2wrap features` does (see `s2wrap.allocator`).
+All run in a process that keeps its freed memory, as the command `s2wrap features` does (see `s2wrap.allocator`).
 
-`memory`: what a run and its workers hold at most, for more and more tiny pictures. What they share counts once; what
-the system can read again from disk, such as libraries, does not.
+`memory`: peak memory of a run and its workers, for growing numbers of tiny pictures. Shared memory counts once; memory
+that the system can read again from disk, such as libraries, does not count.
 
     python benchmarks/pipeline.py speed [--model sample:dinov2_s14@1,2] [--pictures 48] [--rounds 5] [--ending .parquet]
     python benchmarks/pipeline.py memory
@@ -62,27 +62,27 @@ def speed(
     ending: Annotated[str, typer.Option(help="Of the store: .parquet, .zarr or .safetensors.")] = ".parquet",
     photos: Annotated[Path | None, typer.Option(help="A folder of JPEGs, instead of those made here.")] = None,
 ) -> None:
-    """Print pictures/s of each way, and how much of the backbone's speed that is."""
+    """Print pictures/s of each method, and the ratio to the backbone's speed."""
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as scratch:
         folder = photos or make_jpegs(Path(scratch) / "photos")
         files = [str(path) for path in sorted(folder.iterdir())]
         # weights do not change the time, and timm has none in packages
         model = load(spec, pretrained=not spec.startswith("timm:")).to(device)
-        ways = make_ways(model, spec, Path(scratch), workers, ending)
-        rates: dict[str, list[float]] = {name: [] for name in ways}
+        methods = make_methods(model, spec, Path(scratch), workers, ending)
+        rates: dict[str, list[float]] = {name: [] for name in methods}
         for turn in track(range(rounds + 1), description="timing", console=Console(stderr=True)):
-            part = [files[(turn * pictures + number) % len(files)] for number in range(pictures)]
-            for name, run in ways.items():
+            paths = [files[(turn * pictures + number) % len(files)] for number in range(pictures)]
+            for name, run in methods.items():
                 start = time.perf_counter()
-                run(part)
+                run(paths)
                 _wait(device)
-                if turn:  # the first warms up
+                if turn:  # the first is a warm-up
                     rates[name].append(pictures / (time.perf_counter() - start))
     cuda = device.startswith("cuda")
-    where = torch.cuda.get_device_name(device) if cuda else f"CPU, {torch.get_num_threads()} threads"
-    by = "default workers" if workers is None else f"{workers} workers"
-    title = f"{spec}, {where}, float32, {pictures} JPEGs a turn, {rounds} rounds, {by}, store {ending}"
+    hardware = torch.cuda.get_device_name(device) if cuda else f"CPU, {torch.get_num_threads()} threads"
+    processes = "default workers" if workers is None else f"{workers} workers"
+    title = f"{spec}, {hardware}, float32, {pictures} JPEGs a turn, {rounds} rounds, {processes}, store {ending}"
     table = Table("way", "pictures/s (median)", "÷ backbone alone (median of rounds)", title=title)
     for name, values in rates.items():
         ratio = statistics.median(a / b for a, b in zip(values, rates["alone"], strict=True))
@@ -90,40 +90,40 @@ def speed(
     CONSOLE.print(table)
 
 
-def make_ways(
+def make_methods(
     model: MultiScale, spec: str, scratch: Path, workers: int | None, ending: str
 ) -> dict[str, Callable[[list[str]], object]]:
-    """What is timed, by name: each takes paths of pictures."""
-    device, side_hw = model.backbone.device, model.sizes_hw[-1]
-    room, tiles = model.tile_batch_for(1, device), model.plan(model.backbone.image_hw).num_tiles
-    ready = torch.rand(room, 3, *model.backbone.image_hw, device=device)
+    """Return the timed functions by name; each takes paths of pictures."""
+    device, side_hw = model.backbone.device, model.scales[-1].box_hw
+    batch, tiles = model.tile_batch_for(1, device), model.plan(model.backbone.image_hw).num_tiles
+    ready = torch.rand(batch, 3, *model.backbone.image_hw, device=device)
 
     @torch.inference_mode()
-    def alone(part: list[str]) -> None:
-        for first in range(0, tiles * len(part), room):
-            model.backbone(ready[: tiles * len(part) - first])
+    def alone(paths: list[str]) -> None:
+        for first in range(0, tiles * len(paths), batch):
+            model.backbone(ready[: tiles * len(paths) - first])
 
-    def ours(part: list[str]) -> None:
-        with tempfile.TemporaryDirectory(dir=scratch) as place:
-            output, shard = Path(place) / f"out{ending}", 1000 if ending == ".safetensors" else None
-            extract_features(part, output, load=lambda: model, spec=spec, options={}, shard=shard, workers=workers)
+    def extract(paths: list[str]) -> None:
+        with tempfile.TemporaryDirectory(dir=scratch) as folder:
+            output, shard = Path(folder) / f"out{ending}", 1000 if ending == ".safetensors" else None
+            extract_features(paths, output, load=lambda: model, spec=spec, options={}, shard=shard, workers=workers)
 
     @torch.inference_mode()
-    def loop(part: list[str]) -> None:
-        maps = [model(load_image(path)[None].to(device)).spatial.cpu() for path in part]
+    def loop(paths: list[str]) -> None:
+        maps = [model(load_image(path)[None].to(device)).spatial.cpu() for path in paths]
         _save(torch.cat(maps), scratch, ending)
 
     @torch.inference_mode()
-    def loader(part: list[str]) -> None:
-        batches = DataLoader(_Resized(part, side_hw), batch_size=BATCH, num_workers=1 if workers is None else workers)
-        maps = [model(batch.to(device)).spatial.cpu() for batch in batches]
+    def loader(paths: list[str]) -> None:
+        batches = DataLoader(_Resized(paths, side_hw), batch_size=BATCH, num_workers=1 if workers is None else workers)
+        maps = [model(images.to(device)).spatial.cpu() for images in batches]
         _save(torch.cat(maps), scratch, ending)
 
-    return {"alone": alone, "s2wrap": ours, "loop": loop, "DataLoader": loader}
+    return {"alone": alone, "s2wrap": extract, "loop": loop, "DataLoader": loader}
 
 
 class _Resized(Dataset):
-    """What a DataLoader usually gives: pictures of one size."""
+    """A usual dataset: pictures resized to one size."""
 
     def __init__(self, paths: list[str], side_hw: tuple[int, int]):
         self.paths, self.side_hw = paths, side_hw
@@ -139,21 +139,21 @@ class _Resized(Dataset):
 
 
 def _save(maps: Tensor, scratch: Path, ending: str) -> None:
-    """Write what s2wrap writes: vectors for Parquet, else maps."""
+    """Write the same data as s2wrap: vectors for Parquet, otherwise maps."""
     values = maps.mean((2, 3)) if ending == ".parquet" else maps
     with whole_file(scratch / "out.npy") as draft:
         np.save(draft, values.numpy())
 
 
 def make_jpegs(folder: Path) -> Path:
-    """2,000 JPEGs: pieces of scikit-image's photographs and of conformal_clip_data's textiles, 300 to 500 pixels."""
+    """Write 2,000 JPEGs of 300 to 500 pixels, crops of photographs and textiles, and return their folder."""
     from skimage import data
 
     package = find_spec("conformal_clip_data")
     if package is None or package.origin is None:
         raise SystemExit('the textiles are missing: pip install "s2wrap[demo]"')
-    found = sorted(path for path in Path(package.origin).parent.rglob("*") if path.suffix in (".jpg", ".png"))
-    textiles = found[:: max(1, len(found) // 12)]
+    paths = sorted(path for path in Path(package.origin).parent.rglob("*") if path.suffix in (".jpg", ".png"))
+    textiles = paths[:: max(1, len(paths) // 12)]
     pictures = [Image.fromarray(getattr(data, name)()) for name in PHOTOS]
     pictures += [Image.open(path).convert("RGB").resize((512, 512)) for path in textiles]
     random = np.random.default_rng(0)
@@ -176,7 +176,7 @@ def memory(
     counts: Annotated[str, typer.Option(help="Numbers of pictures.")] = "200,2000,20000",
     workers: Annotated[int, typer.Option(help="Processes that decode and encode.")] = 2,
 ) -> None:
-    """Print what runs of more and more tiny pictures hold at most."""
+    """Print the peak memory of runs on growing numbers of tiny pictures."""
     title = f"timm:test_vit@1, CPU, 32×32 pixels, .safetensors in shards of 100, {workers} workers"
     table = Table("pictures", "MB at most", "seconds", title=title)
     for count in map(int, counts.split(",")):
@@ -185,31 +185,32 @@ def memory(
                 Image.new("RGB", (32, 32), (number % 256, 0, 0)).save(Path(scratch) / f"{number:06d}.png")
             start = time.perf_counter()
             program = [sys.executable, __file__, "hold", scratch, str(workers)]
-            found = subprocess.run(program, check=True, capture_output=True, text=True)
-            table.add_row(str(count), found.stdout.strip(), f"{time.perf_counter() - start:.0f}")
+            result = subprocess.run(program, check=True, capture_output=True, text=True)
+            table.add_row(str(count), result.stdout.strip(), f"{time.perf_counter() - start:.0f}")
     CONSOLE.print(table)
 
 
 @app.command(hidden=True)
 def hold(folder: str, workers: int) -> None:
-    """Print the most MB that one run holds."""
+    """Print the peak memory of one run in MB."""
     torch.set_num_threads(1)
-    model, held = load("timm:test_vit@1", pretrained=False), [0]
+    model, peak = load("timm:test_vit@1", pretrained=False), 0
 
     def measure(state: State) -> None:
-        if state.done % 20 == 0:  # it takes 10 ms
-            held[0] = max(held[0], sum(map(_pss, [os.getpid(), *(child.pid for child in active_children())])))
+        nonlocal peak
+        if state.done % 20 == 0:  # a measurement takes 10 ms
+            peak = max(peak, sum(map(_pss, [os.getpid(), *(child.pid for child in active_children())])))
 
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch) / "out.safetensors"
         extract_features(
             [folder], output, load=lambda: model, spec="", options={}, shard=100, workers=workers, tell=measure
         )
-    print(f"{held[0] / 2**20:.0f}")
+    print(f"{peak / 2**20:.0f}")
 
 
 def _pss(process: int | None) -> int:
-    """Bytes that a process holds in memory alone, with its part of what it shares."""
+    """Return the anonymous memory of a process in bytes, with its proportional share of shared pages."""
     for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
         if line.startswith("Pss_Anon:"):
             return int(line.split()[1]) * 1024

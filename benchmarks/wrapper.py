@@ -1,6 +1,6 @@
-"""What the wrapper costs: its time over the backbone's own, and over the original algorithm's.
+"""Measure the wrapper's time relative to the backbone's own, and to the original algorithm's.
 
-Every round times the four ways one after the other on the same picture, so that a noisy machine disturbs all alike;
+Every round times four methods one after the other on the same images, so that a noisy machine disturbs all alike;
 the ratios are medians over rounds of the ratio inside a round.
 
     python benchmarks/wrapper.py [--rounds 15] [--device cuda] [--batch 1]
@@ -9,7 +9,7 @@ the ratios are medians over rounds of the ratio inside a round.
 import statistics
 import time
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from s2wrap import MultiScale, load
 from s2wrap.compat import forward as compat_forward
+from s2wrap.timing import wait_for
 
 SPECS = (
     "sample:dinov2_s14@1,2",
@@ -59,7 +60,7 @@ def main(
     for spec in track(SPECS, description="timing", console=Console(stderr=True)):
         # weights do not change the time; all in tiles, as the original
         model = load(spec, pretrained=not spec.startswith("timm"), whole=False).to(device)
-        pixels = image_size or model.sizes_hw[-1][0]
+        pixels = image_size or model.scales[-1].box_hw[0]
         images = torch.rand(batch, 3, pixels, pixels, device=device)
         table.add_row(spec, *_measure(model, images, rounds))
     Console(width=120).print(table)
@@ -68,30 +69,31 @@ def main(
 @torch.inference_mode()
 def _measure(model: MultiScale, images: Tensor, rounds: int) -> list[str]:
     backbone, plan = model.backbone, model.plan((images.shape[-2], images.shape[-1]))
-    # the backbone alone sees as many tiles in batches of the same sizes
+    call: Any = backbone.call
+    # the backbone alone runs on as many tiles, in batches of the same sizes
     tile_batch = model.tile_batch_for(len(images), images.device)
     counts = []
-    for part in images.split(tile_batch):
-        step = tile_batch // len(part)
-        counts += [min(step, plan.num_tiles - first) * len(part) for first in range(0, plan.num_tiles, step)]
+    for batch in images.split(tile_batch):
+        step = tile_batch // len(batch)
+        counts += [min(step, plan.num_tiles - first) * len(batch) for first in range(0, plan.num_tiles, step)]
     batches = [torch.rand(count, 3, *backbone.image_hw, device=images.device) for count in counts]
     original = {
-        "scales": [float(scale.size) * backbone.image_hw[0] / images.shape[-1] for scale in model.scales],
+        "scales": [scale.box_hw[0] / images.shape[-1] for scale in model.scales],
         "max_split_size": backbone.image_hw[0],
         "num_prefix_token": backbone.layout.num_prefix_tokens,
         "output_shape": backbone.layout.order,
     }
-    ways: dict[str, Callable[[], object]] = {
+    methods: dict[str, Callable[[], object]] = {
         "alone": lambda: [backbone(tiles) for tiles in batches],
         "s2wrap": lambda: model(images),
-        "original": lambda: original_forward(backbone.call, images, **original),
-        "compat": lambda: compat_forward(backbone.call, images, **original),
+        "original": lambda: original_forward(call, images, **original),
+        "compat": lambda: compat_forward(call, images, **original),
     }
-    times: dict[str, list[float]] = {name: [] for name in ways}
+    times: dict[str, list[float]] = {name: [] for name in methods}
     for turn in range(rounds + 2):
-        for name, run in ways.items():
+        for name, run in methods.items():
             seconds = _seconds(run, images.device)
-            if turn >= 2:  # the first two warm up
+            if turn >= 2:  # the first two are warm-ups
                 times[name].append(seconds)
 
     def ratio(name: str, other: str) -> str:
@@ -109,14 +111,10 @@ def _measure(model: MultiScale, images: Tensor, rounds: int) -> list[str]:
 
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    wait()
+    wait_for(device)
     start = time.perf_counter()
     run()
-    wait()
+    wait_for(device)
     return time.perf_counter() - start
 
 

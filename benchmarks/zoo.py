@@ -2,11 +2,11 @@
 
     python benchmarks/zoo.py [--library timm] [--pattern 'vit_*'] [--part 0/2]
 
-Random weights, the models' own input sizes. Models above `--reduce-above` million parameters keep the first and last
-of each run of equal blocks: every kind of layer is there, at its width, but the depth is not. Small models come first,
-and it goes on where it stopped: a model that is in the table already is not run again. Scale 1 must be the library's
-features, and scale 2 those of a plain loop over four tiles, to 1e-4 of the largest value; where patches leave a rest of
-the tile unseen, after averaging both over even cells.
+Models have random weights and their own input sizes. Those above `--reduce-above` million parameters keep the first and
+last of each run of equal blocks: every kind of layer at its width, but not the depth. Small models come first, and an
+interrupted run continues: a model that is already in the table is not run again. Scale 1 must give the library's
+features, and scale 2 those of a plain loop over four tiles, to 1e-4 of the largest value; where patches do not cover
+the tile, after averaging both over even cells.
 """
 
 import csv
@@ -41,19 +41,19 @@ from s2wrap.backbones.registry import FAMILIES
 RESULTS = Path(__file__).parent / "results" / "zoo.csv"
 LIBRARIES = ("timm", "open_clip", "transformers", "torchvision")
 BIG = 2**16
-"""Tensors above this many values are drawn uniformly, and quickly."""
+"""Tensors with more values than this are drawn uniformly, which is quick."""
 TOLERANCE = 1e-4
 BGR = ("mobilevit", "mobilevitv2", "pp_ocrv6_small_rec", "pp_ocrv6_tiny_rec", "uvdoc")
-"""Kinds of transformers whose image processor turns RGB."""
+"""Model types of transformers whose image processor reverses the channels."""
 
 
 class TooLong(BaseException):
-    """Not an Exception: nobody on the way up may take it for an answer of the model."""
+    """The time limit has passed. Not an Exception, so that no handler takes it for an error of the model."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What was seen of one model."""
+    """The result of one model."""
 
     library: str
     model: str
@@ -82,67 +82,68 @@ def main(
     output: Annotated[Path, typer.Option(help="The table; it is added to.")] = RESULTS,
 ) -> None:
     """Wrap every model and print how many are equal, refused or wrong."""
-    quiet()
+    silence_libraries()
     signal.signal(signal.SIGALRM, _too_long)
     torch.manual_seed(0)
     libraries = [library] if library else LIBRARIES
-    wanted = [(name, model) for name in libraries for model in models_of(name) if fnmatch.fnmatch(model, pattern)]
+    selected = [(name, model) for name in libraries for model in models_of(name) if fnmatch.fnmatch(model, pattern)]
     first, _, step = part.partition("/")
-    todo = sorted(set(wanted[int(first) :: int(step)]) - done(output), key=lambda pair: work(*pair))
+    remaining = sorted(set(selected[int(first) :: int(step)]) - finished(output), key=lambda pair: work(*pair))
     output.parent.mkdir(exist_ok=True)
     if not output.exists():
         append(output, [[field.name for field in fields(Row)]])
-    for name, model in track(todo, description="zoo", console=Console(stderr=True)):
-        if (name, model) in done(output):  # by another run meanwhile
+    for name, model in track(remaining, description="zoo", console=Console(stderr=True)):
+        if (name, model) in finished(output):  # by a parallel run
             continue
         signal.alarm(time_limit)
-        append(output, [list(asdict(look(name, model, reduce_above)).values())])
+        append(output, [list(asdict(check_model(name, model, reduce_above)).values())])
         signal.alarm(0)
         timm_grid.cache_clear()
         gc.collect()
-    show([row for row in read(output) if (row.library, row.model) in set(wanted)])
+    show([row for row in read(output) if (row.library, row.model) in set(selected)])
 
 
 def models_of(library: str) -> list[str]:
-    """Every architecture of a library, without the tags of weights."""
+    """Return every architecture of a library, without the tags of weights."""
     names = FAMILIES[library].names()
     tags = {"timm": ".", "open_clip": "/"}.get(library)
     return sorted({name for name in names if tags is None or tags not in name})
 
 
-def look(library: str, name: str, reduce_above: float, channels: int = 3) -> Row:
-    """Wrap one model and compare it; in full depth where it cannot do without the blocks that were taken out."""
-    row = _look(library, name, reduce_above, channels)
+def check_model(library: str, name: str, reduce_above: float) -> Row:
+    """Return the result of one model; in full depth if it is not equal without the blocks that were removed."""
+    row = _check_model(library, name, reduce_above)
     if row.kind == "reduced" and row.result != "equal":
-        row = _look(library, name, float("inf"), channels)
+        row = _check_model(library, name, float("inf"))
     return row
 
 
-def _look(library: str, name: str, reduce_above: float, channels: int) -> Row:
+def _check_model(library: str, name: str, reduce_above: float) -> Row:
     start = time.perf_counter()
-    seen: dict[str, str] = {"library": library, "model": name}
-    if library == "transformers" and (more := lacking(name)):
-        seen["reason"] = f"not in its default configuration, with which it fails: {', '.join(more)} given"
+    values: dict[str, str] = {"library": library, "model": name}
+    if library == "transformers" and (options := missing_options(name)):
+        values["reason"] = f"not in its default configuration, with which it fails: {', '.join(options)} given"
     try:
         with quick_weights():
-            model = build(library, name, channels)
+            model = build(library, name)
         count = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-        seen |= {"parameters_m": f"{count:.1f}", "kind": "values"}
+        values |= {"parameters_m": f"{count:.1f}", "kind": "values"}
         if count > reduce_above:
-            seen["kind"] = "reduced"
+            values["kind"] = "reduced"
             shorten(model)
         fill(model)
-        found = compare(library, model)
-        seen |= found | {"reason": "; ".join(each["reason"] for each in (seen, found) if "reason" in each)}
+        comparison = compare_with_library(library, model)
+        reasons = [each["reason"] for each in (values, comparison) if "reason" in each]
+        values |= comparison | {"reason": "; ".join(reasons)}
     except s2wrap.S2WrapError as error:
-        seen |= {"result": "refused", "reason": first_line(error)}
+        values |= {"result": "refused", "reason": first_line(error)}
     except (Exception, TooLong) as error:
-        seen |= {"result": "failed", "reason": f"{type(error).__name__}: {first_line(error)}"}
-    return Row(**seen, seconds=f"{time.perf_counter() - start:.1f}")
+        values |= {"result": "failed", "reason": f"{type(error).__name__}: {first_line(error)}"}
+    return Row(**values, seconds=f"{time.perf_counter() - start:.1f}")
 
 
 def work(library: str, name: str) -> float:
-    """About how much a model has to do: its parameters times its pixels. Nothing for one that cannot be made."""
+    """Return a rough estimate of a model's work, parameters times pixels; 0 if it cannot be made."""
     try:
         with torch.device("meta"):
             model = build(library, name)
@@ -153,23 +154,19 @@ def work(library: str, name: str) -> float:
 
 
 def input_hw(model: Any) -> tuple[int, int]:
-    """Rows and columns of the images that a model takes, as its configuration tells; 224 where it is silent."""
-    told = getattr(model, "config", model)
-    told = getattr(told, "vision_config", told)
-    size = getattr(told, "image_size", None) or getattr(told, "pretrained_cfg", {}).get("input_size") or 224
+    """Return height and width of the images that a model takes by its configuration; 224 by default."""
+    config = getattr(model, "config", model)
+    config = getattr(config, "vision_config", config)
+    size = getattr(config, "image_size", None) or getattr(config, "pretrained_cfg", {}).get("input_size") or 224
     return (size, size) if isinstance(size, int) else (int(size[-2]), int(size[-1]))
 
 
-def build(library: str, name: str, channels: int = 3) -> Any:
-    """The model as its library makes it, with random weights; of a model for images and text, the vision tower.
-
-    timm and transformers make models for other channels than three too.
-    """
+def build(library: str, name: str) -> Any:
+    """Return a model with random weights, made by its library; of models for images and text the vision tower."""
     if library == "timm":
         import timm
 
-        options: dict[str, Any] = {"num_classes": 0} | ({} if channels == 3 else {"in_chans": channels})
-        return timm.create_model(name, **options).eval()
+        return timm.create_model(name, num_classes=0).eval()
     if library == "open_clip":
         from open_clip import model as clip
 
@@ -177,20 +174,17 @@ def build(library: str, name: str, channels: int = 3) -> Any:
         tower = clip._build_vision_tower(config["embed_dim"], config["vision_cfg"], config.get("quick_gelu", False))
         return tower.eval()
     if library == "transformers":
-        config = default_config(name)
-        if channels != 3:
-            config.num_channels = channels
-        model = from_transformers.make(config).eval()
-        from_transformers.vision_tower(model)  # refused here, before large weights are drawn
+        model = from_transformers.make(default_config(name)).eval()
+        from_transformers.vision_tower(model)  # raises here for refused models, before large weights are drawn
         return model
     from torchvision import models
 
-    options = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}  # else they warn
+    options = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}  # otherwise they warn
     return models.get_model(name, weights=None, **options).eval()
 
 
 def clip_config(name: str) -> Any:
-    """What open_clip makes a model of, without weights of timm: CLIP's text tower may need a hub, and is not asked."""
+    """Return open_clip's configuration of a model, without timm's weights."""
     import open_clip
 
     config: Any = open_clip.get_model_config(name)
@@ -198,15 +192,15 @@ def clip_config(name: str) -> Any:
 
 
 def default_config(kind: str) -> Any:
-    """The default configuration of a kind of transformers, with what it lacks to make a model that runs."""
+    """Return the default configuration of a model type of transformers, completed so that the model runs."""
     config = from_transformers.default_config(kind)
-    for key, value in lacking(kind).items():
+    for key, value in missing_options(kind).items():
         setattr(config, key, value)
     return config
 
 
-def lacking(kind: str) -> dict[str, Any]:
-    """What the default configuration of a kind of transformers lacks: without it, transformers' own forward fails."""
+def missing_options(kind: str) -> dict[str, Any]:
+    """Return the options without which the default configuration of a model type fails in transformers' own forward."""
     configs: Any = importlib.import_module("transformers")
     stages = configs.HGNetV2Config(out_indices=[1, 2, 3, 4])
     if kind == "aya_vision":
@@ -233,7 +227,7 @@ def lacking(kind: str) -> dict[str, Any]:
 
 
 def line_strides() -> list[Any]:
-    """The stages of PP-LCNet for a line of text: they halve its height three times, and its width once."""
+    """Return the stages of PP-LCNet for lines of text, which halve the height three times and the width once."""
     configs: Any = importlib.import_module("transformers")
     stages = configs.PPLCNetV3Config().block_configs
     for (first, *_), stride in zip(stages, [1, (2, 1), (1, 2), (2, 1), (2, 1)], strict=True):
@@ -242,11 +236,11 @@ def line_strides() -> list[Any]:
 
 
 @torch.no_grad()
-def compare(library: str, model: Any) -> dict[str, str]:
-    """What was found about a model, and the largest differences from the library's own features at scales 1 and 2."""
+def compare_with_library(library: str, model: Any) -> dict[str, str]:
+    """Return a model's layout, and the largest differences from the library's own features at scales 1 and 2."""
     wrapped = s2wrap.wrap(model, scales=(1, 2), fuse="pyramid", whole=False)
     backbone, layout = wrapped.backbone, wrapped.backbone.layout
-    found = {
+    values = {
         "input_hw": by(backbone.image_hw),
         "layout": layout.order,
         "grid_hw": by(layout.grid_hw),
@@ -254,26 +248,26 @@ def compare(library: str, model: Any) -> dict[str, str]:
         "channels": str(layout.num_features),
     }
     height, width = backbone.image_hw
-    image = torch.randn(1, wrapped.input.channels, height, width, generator=torch.Generator().manual_seed(1))
-    doubled = functional.interpolate(image, (2 * height, 2 * width), mode=wrapped.input.interpolation, antialias=True)
-    own = OWN[library]
+    image = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(1))
+    doubled = functional.interpolate(image, (2 * height, 2 * width), mode=backbone.input.interpolation, antialias=True)
+    of_library = LIBRARY_FEATURES[library]
     one, two = wrapped(image).maps
-    reference, prefix = own(model, image, layout.grid_hw)
+    reference, prefix = of_library(model, image, layout.grid_hw)
     if reference.shape != one.shape or prefix not in (None, layout.num_prefix_tokens):
         shapes = f"{tuple(one.shape)} with {layout.num_prefix_tokens} prefix tokens"
         reason = f"{shapes}; the library has {tuple(reference.shape)} with {prefix}"
-        return found | {"result": "wrong", "reason": reason}
-    rows = [
-        torch.cat([own(model, tile.contiguous(), layout.grid_hw)[0] for tile in row.split(width, dim=3)], dim=3)
-        for row in doubled.split(height, dim=2)
-    ]
+        return values | {"result": "wrong", "reason": reason}
+    rows = []
+    for row in doubled.split(height, dim=2):
+        tiles = [tile.contiguous() for tile in row.split(width, dim=3)]
+        rows.append(torch.cat([of_library(model, tile, layout.grid_hw)[0] for tile in tiles], dim=3))
     stitched = torch.cat(rows, dim=2)
     if layout.patch_hw != (height / layout.grid_hw[0], width / layout.grid_hw[1]):
-        found["reason"] = "its patches leave a rest of a tile unseen: compared with averages over even cells"
+        values["reason"] = "its patches leave a rest of a tile unseen: compared with averages over even cells"
         reference, stitched = (on_even_cells(each, layout, backbone.image_hw) for each in (reference, stitched))
     error_1, error_2 = difference(one, reference), difference(two, stitched)
     equal = max(error_1, error_2) <= TOLERANCE
-    return found | {
+    return values | {
         "error_1": f"{error_1:.1e}",
         "error_2": f"{error_2:.1e}",
         "result": "equal" if equal else "wrong",
@@ -281,10 +275,10 @@ def compare(library: str, model: Any) -> dict[str, str]:
 
 
 def on_even_cells(stitched: Tensor, layout: Any, tile_hw: tuple[int, int]) -> Tensor:
-    """The tokens of tiles side by side, averaged over even cells by the pixels that cell and token share."""
+    """Return the tokens of adjacent tiles averaged over even cells by the pixels that cell and token share."""
     for dim, tile, tokens, patch in zip((2, 3), tile_hw, layout.grid_hw, layout.patch_hw, strict=True):
         numbers = torch.arange(stitched.shape[dim], dtype=torch.float64)
-        token = numbers // tokens * tile + numbers % tokens * patch  # where it begins
+        token = numbers // tokens * tile + numbers % tokens * patch  # its first pixel
         cell = (numbers * tile / tokens)[:, None]
         shared = (torch.minimum(cell + tile / tokens, token + patch) - torch.maximum(cell, token)).clamp(min=0)
         weights = (shared / shared.sum(dim=1, keepdim=True)).to(stitched)
@@ -293,31 +287,31 @@ def on_even_cells(stitched: Tensor, layout: Any, tile_hw: tuple[int, int]) -> Te
 
 
 def difference(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference as a share of the largest value; infinite for other shapes or for no finite numbers."""
+    """Return the largest difference relative to the largest value; infinite for other shapes or non-finite values."""
     if ours.shape != theirs.shape or not theirs.isfinite().all() or theirs.abs().max() == 0:
         return float("inf")
     return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
 def timm_features(model: Any, image: Tensor, grid_hw: tuple[int, int]) -> tuple[Tensor, int | None]:
-    """Timm's map by its own words: `forward_features`, read by `num_features`, else its last intermediate map."""
-    answer = model.forward_features(image.clone())
-    if not isinstance(answer, Tensor) or (answer.ndim == 3 and answer.shape[1] <= 2):
+    """Return timm's map: `forward_features`, with channels found by `num_features`, or the last intermediate map."""
+    output = model.forward_features(image.clone())
+    if not isinstance(output, Tensor) or (output.ndim == 3 and output.shape[1] <= 2):
         maps = model.forward_intermediates(image.clone(), norm=True, intermediates_only=True, output_fmt="NCHW")
         return maps[-1], 0
-    if answer.ndim == 4:
-        last = answer.shape[3] == model.num_features and answer.shape[1] != model.num_features
-        if answer.shape[1] == answer.shape[3]:  # the library's own word for it
+    if output.ndim == 4:
+        last = output.shape[3] == model.num_features and output.shape[1] != model.num_features
+        if output.shape[1] == output.shape[3]:  # sizes do not tell; timm does
             last = getattr(model, "output_fmt", "NCHW") == "NHWC"
-        return (answer.movedim(3, 1) if last else answer), 0
+        return (output.movedim(3, 1) if last else output), 0
     rows, cols = timm_grid(model, tuple(image.shape))
-    prefix = answer.shape[1] - rows * cols
-    return answer[:, prefix:].transpose(1, 2).reshape(1, -1, rows, cols), prefix
+    prefix = output.shape[1] - rows * cols
+    return output[:, prefix:].transpose(1, 2).reshape(1, -1, rows, cols), prefix
 
 
 @cache
 def timm_grid(model: Any, shape: tuple[int, ...]) -> tuple[int, int]:
-    """Rows and columns of timm's last intermediate map, after the merger of Qwen3 or the aligner of DeepSeek."""
+    """Return the grid of timm's last intermediate map, after the merger of Qwen3 or the aligner of DeepSeek."""
     maps = model.forward_intermediates(torch.zeros(shape), indices=1, intermediates_only=True, output_fmt="NCHW")
     merger = getattr(getattr(model, "encoder", None), "merger", None)
     aligner = getattr(getattr(model, "encoder", None), "aligner", None)
@@ -326,32 +320,32 @@ def timm_grid(model: Any, shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def open_clip_features(model: Any, image: Tensor, grid_hw: tuple[int, int]) -> tuple[Tensor, int | None]:
-    """open_clip's map by its own `forward_intermediates`; of timm trunks by timm's."""
+    """Return open_clip's map by its own `forward_intermediates`, or timm's for timm trunks."""
     if hasattr(model, "trunk"):
         return timm_features(model.trunk, image, grid_hw)
     if not hasattr(model, "attn_pool"):
         return model.forward_intermediates(image, indices=1)["image_intermediates"][-1], 0
     plain = model.attn_pool is not None or model.final_ln_after_pool
     options = {"normalize_intermediates": not plain, "output_extra_tokens": True, "intermediates_only": True}
-    answer = model.forward_intermediates(image, indices=1, **options)
-    return answer["image_intermediates"][-1], answer["image_intermediates_prefix"][-1].shape[1]
+    output = model.forward_intermediates(image, indices=1, **options)
+    return output["image_intermediates"][-1], output["image_intermediates_prefix"][-1].shape[1]
 
 
 def torchvision_features(model: Any, image: Tensor, grid_hw: tuple[int, int]) -> tuple[Tensor, int | None]:
-    """What the last module before the pooling returns while the whole model runs."""
+    """Return the output of the last module before the pooling while the whole model runs."""
     if hasattr(model, "encoder"):
         tokens = outputs(model, image, model.encoder)[-1]
         side = model.image_size // model.patch_size
         return tokens[:, 1:].transpose(1, 2).reshape(1, -1, side, side), 1
     if hasattr(model, "classifier") and hasattr(model, "features"):
-        found = outputs(model, image, model.features)[-1]
-        return (functional.relu(found) if type(model).__name__ == "DenseNet" else found), 0
-    found = [part for part in outputs(model, image, *model.modules()) if part.ndim == 4 and part.shape[-1] > 1]
-    return found[-1], 0
+        spatial = outputs(model, image, model.features)[-1]
+        return (functional.relu(spatial) if type(model).__name__ == "DenseNet" else spatial), 0
+    maps = [each for each in outputs(model, image, *model.modules()) if each.ndim == 4 and each.shape[-1] > 1]
+    return maps[-1], 0
 
 
 def transformers_features(model: Any, image: Tensor, grid_hw: tuple[int, int]) -> tuple[Tensor, int | None]:
-    """The library's last hidden state; its tokens are read by the model's own patch size or stride."""
+    """Return the library's last hidden state as a map."""
     options: dict[str, Any] = {}
     kind, config = model.config.model_type, model.config
     if kind == "vit_mae":  # nothing masked, nothing shuffled
@@ -365,10 +359,10 @@ def transformers_features(model: Any, image: Tensor, grid_hw: tuple[int, int]) -
         options["spatial_shapes"] = torch.tensor([[rows, cols]])
         image = patches
     if kind in BGR:
-        image = image[:, [2, 1, 0]] if image.shape[1] == 3 else image
-    answer = getattr(model, "mgp_str", model)(pixel_values=image, **options)  # MGP-STR returns words
-    features = answer.get("last_hidden_state", answer.get("encoder_last_hidden_state"))
-    features = answer["feature_maps"][-1] if features is None else features
+        image = image[:, [2, 1, 0]]
+    output = getattr(model, "mgp_str", model)(pixel_values=image, **options)  # MGP-STR returns words
+    features = output.get("last_hidden_state", output.get("encoder_last_hidden_state"))
+    features = output["feature_maps"][-1] if features is None else features
     if features.ndim == 4:
         last = features.shape[1:3] == grid_hw and features.shape[3] not in grid_hw
         return (features.movedim(3, 1) if last else features), 0
@@ -378,7 +372,7 @@ def transformers_features(model: Any, image: Tensor, grid_hw: tuple[int, int]) -
     return features[:, prefix:].transpose(1, 2).reshape(1, -1, *grid_hw), None
 
 
-OWN = {
+LIBRARY_FEATURES = {
     "timm": timm_features,
     "open_clip": open_clip_features,
     "torchvision": torchvision_features,
@@ -387,12 +381,12 @@ OWN = {
 
 
 def outputs(model: nn.Module, image: Tensor, *modules: nn.Module) -> list[Tensor]:
-    """What modules return, in the order of their calls, while a model runs."""
-    found: list[Tensor] = []
+    """Return the outputs of modules, in the order of their calls, while a model runs."""
+    tensors: list[Tensor] = []
 
-    def keep(_module: nn.Module, _inputs: Any, answer: Any) -> None:
-        if isinstance(answer, Tensor):
-            found.append(answer.clone())
+    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            tensors.append(output.clone())
 
     handles = [module.register_forward_hook(keep) for module in modules if module is not model]
     try:
@@ -400,11 +394,11 @@ def outputs(model: nn.Module, image: Tensor, *modules: nn.Module) -> list[Tensor
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return tensors
 
 
-class _Unfilled(TorchFunctionMode):
-    """Leaves large parameters as memory gives them: `fill` draws them, after `shorten`."""
+class _Uninitialised(TorchFunctionMode):
+    """Leaves large parameters uninitialised; `fill` draws them, after `shorten`."""
 
     IN_PLACE = frozenset(
         ["normal_", "uniform_", "erfinv_", "mul_", "div_", "add_", "clamp_", "zero_", "fill_", "copy_"]
@@ -421,14 +415,14 @@ class _Unfilled(TorchFunctionMode):
 
 @contextmanager
 def quick_weights() -> Any:
-    """Models are made without drawing their large weights."""
-    with _Unfilled():
+    """Make models without drawing their large weights."""
+    with _Uninitialised():
         yield
 
 
 @torch.no_grad()
 def fill(model: nn.Module) -> None:
-    """Draw the large weights, so that variances are kept, and shake norms and biases off their 0 and 1."""
+    """Draw the large weights so that variances are preserved, and add noise to norms and biases of 0 and 1."""
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         if parameter.numel() > BIG:
@@ -439,21 +433,21 @@ def fill(model: nn.Module) -> None:
 
 
 def shorten(model: nn.Module) -> None:
-    """Take the inner ones out of every run of equal blocks: of more than two, the first and the last stay."""
+    """Remove the inner blocks of every run of more than two equal ones, and keep the first and the last."""
     for parent in list(model.modules()):
         for row in list(parent.children()):
             blocks = list(row.children())
-            alike = len({type(block) for block in blocks}) == 1 and sum(1 for _ in blocks[0].modules()) > 5
-            if isinstance(row, nn.Sequential | nn.ModuleList) and len(blocks) > 2 and alike:
+            same_type = len({type(block) for block in blocks}) == 1 and sum(1 for _ in blocks[0].modules()) > 5
+            if isinstance(row, nn.Sequential | nn.ModuleList) and len(blocks) > 2 and same_type:
                 shapes = [[tuple(parameter.shape) for parameter in block.parameters()] for block in blocks]
                 triples = zip(shapes[:-2], shapes[1:-1], shapes[2:], strict=True)
-                inner = [before == own == after for before, own, after in triples]
-                stay = [block for block, out in zip(blocks, [False, *inner, False], strict=True) if not out]
-                row._modules = {str(number): block for number, block in enumerate(stay)}
+                inner = [before == shape == after for before, shape, after in triples]
+                kept = [block for block, remove in zip(blocks, [False, *inner, False], strict=True) if not remove]
+                row._modules = {str(number): block for number, block in enumerate(kept)}
 
 
-def quiet() -> None:
-    """No warnings of libraries between the lines of progress."""
+def silence_libraries() -> None:
+    """Suppress libraries' warnings, which would break the progress display."""
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
 
@@ -465,20 +459,20 @@ def append(path: Path, rows: list[list[Any]]) -> None:
 
 
 def read(path: Path) -> list[Row]:
-    """The table so far."""
+    """Return the rows of the table so far."""
     if not path.exists():
         return []
     with path.open(newline="") as stream:
         return [Row(**row) for row in csv.DictReader(stream)]
 
 
-def done(path: Path) -> set[tuple[str, str]]:
-    """Library and name of the models in the table."""
+def finished(path: Path) -> set[tuple[str, str]]:
+    """Return library and name of the models in the table."""
     return {(row.library, row.model) for row in read(path)}
 
 
 def show(rows: list[Row]) -> None:
-    """How many models of each library are equal, refused, wrong or failed."""
+    """Print how many models of each library are equal, refused, wrong or failed."""
     results = ("equal", "refused", "wrong", "failed")
     table = Table("library", "models", *results)
     for library in LIBRARIES:
@@ -492,12 +486,12 @@ def _too_long(*_signal: Any) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message."""
+    """Return the first line of an error's message."""
     return str(error).strip().partition("\n")[0][:300]
 
 
 def by(pair: tuple[int, int]) -> str:
-    """A pair as text."""
+    """Return a pair as text, such as "16x16"."""
     return f"{pair[0]}x{pair[1]}"
 
 

@@ -1,10 +1,10 @@
-"""From a photograph to an engine: DINOv2-S at 1×, 2×, 3× as ONNX and as a TensorRT-RTX engine, on any computer.
+"""Export DINOv2-S at 1×, 2×, 3× as ONNX and as a TensorRT-RTX engine, on any computer, and draw their features.
 
     pip install -c constraints.txt -e ".[demo,export,tensorrt-rtx]" && python demos/export_engine.py
 
-Writes both files, prints how near they are to PyTorch token by token, and draws what each sees of a photograph: the
-first three principal components of the fused features, in the same colours for all. The engine itself runs where there
-is an NVIDIA GPU that TensorRT-RTX knows; elsewhere the graph that it was built from does.
+Writes both files, prints their differences from PyTorch token by token, and draws the features of a photograph by each:
+the first three principal components, in the same colours for all. The engine itself runs only where there is an NVIDIA
+GPU that TensorRT-RTX supports; the graph that it was built from runs everywhere.
 """
 
 from pathlib import Path
@@ -41,30 +41,30 @@ def main(
     images = torch.nn.functional.interpolate(images.float(), (side, side), mode="bicubic", antialias=True)
     images = images.round().clamp(0, 255).to(torch.uint8)
     with torch.inference_mode():
-        seen = {"PyTorch, float32": wrapped(images).spatial}
+        results = {"PyTorch, float32": wrapped(images).spatial}
     options: dict[str, Any] = {"image_hw": (side, side), "precision": "fp16", "pixels": "uint8", "console": console}
     builds: dict[str, dict[str, Any]] = {".onnx": {}, ".rtx": {"targets": targets.split(",")}}
-    for ending, build in builds.items():
-        path = folder / (name + ending)
-        export(wrapped, path, **options, **build)
+    for suffix, build_options in builds.items():
+        path = folder / (name + suffix)
+        export(wrapped, path, **options, **build_options)
         console.print(f"{path}: {path.stat().st_size / 1e6:.1f} MB", highlight=False)
-    seen["ONNX Runtime, float16"] = load(folder / f"{name}.onnx")(images).spatial
+    results["ONNX Runtime, float16"] = load(folder / f"{name}.onnx")(images).spatial
     if torch.cuda.is_available():
-        seen["TensorRT-RTX, float16"] = load(folder / f"{name}.rtx")(images).spatial.cpu()
-    draw(pixels.numpy(), seen, output, title=f"{model}: the same features from the exported graph")
+        results["TensorRT-RTX, float16"] = load(folder / f"{name}.rtx")(images).spatial.cpu()
+    draw(pixels.numpy(), results, output, title=f"{model}: the same features from the exported graph")
     console.print(f"wrote {output}", highlight=False)
 
 
-def draw(pixels, seen: dict[str, torch.Tensor], output: Path, *, title: str) -> None:
-    """The photograph beside the principal components of each map, with its cosine to the first."""
-    expected, *_ = maps = list(seen.values())
-    figure, axes = plt.subplots(1, 1 + len(seen), figsize=(3.2 * (1 + len(seen)), 4.1), layout="constrained")
+def draw(pixels, results: dict[str, torch.Tensor], output: Path, *, title: str) -> None:
+    """Draw the photograph beside the principal components of each map, with its cosine to the first."""
+    expected, *_ = maps = list(results.values())
+    figure, axes = plt.subplots(1, 1 + len(results), figsize=(3.2 * (1 + len(results)), 4.1), layout="constrained")
     figure.suptitle(title, fontsize=13)
     pictures = [pixels, *pca_pictures(maps)]
     titles = ["photograph\n"]
-    for name, found in seen.items():
-        cosine = torch.cosine_similarity(found.float(), expected, dim=1)
-        titles.append(f"{name}\n" + ("" if found is expected else f"least cosine {cosine.min():.6f}"))
+    for name, spatial in results.items():
+        cosine = torch.cosine_similarity(spatial.float(), expected, dim=1)
+        titles.append(f"{name}\n" + ("" if spatial is expected else f"least cosine {cosine.min():.6f}"))
     for axis, picture, text in zip(axes, pictures, titles, strict=True):
         axis.imshow(picture, interpolation="nearest")
         axis.set_axis_off()

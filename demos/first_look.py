@@ -1,9 +1,9 @@
-"""A first look: photographs beside the PCA of their features at 1×, 2×, 3× and fused, as one picture.
+"""Draw photographs beside the PCA of their features at 1×, 2×, 3× and fused, as one picture.
 
     pip install -c constraints.txt -e ".[demo]" && python demos/first_look.py
 
 The first three principal components of the features of one map are shown as red, green and blue: parts of the picture
-that the backbone takes for alike have like colours.
+with similar features have similar colours.
 """
 
 from collections.abc import Sequence
@@ -34,9 +34,10 @@ def main(
 ) -> None:
     """Write the picture."""
     fused = s2wrap.load(model)
-    pyramid = s2wrap.wrap(fused.backbone, fused.scales, fuse="pyramid")
+    pyramid = s2wrap.wrap(fused.backbone, fused.options.scales, fuse="pyramid")
     names = [
-        f"{scale}×: {rows}×{cols} tokens" for scale, (rows, cols) in zip(pyramid.scales, pyramid.grids_hw, strict=True)
+        f"{scale}×: {rows}×{cols} tokens"
+        for scale, (rows, cols) in zip(fused.options.scales, pyramid.grids_hw, strict=True)
     ]
     rows, cols = min(fused.grids_hw)
     names = ["photograph", *names, f"fused: {rows}×{cols} tokens"]
@@ -46,7 +47,7 @@ def main(
     figure.suptitle(
         f"{model}: one frozen backbone at several scales (principal components of its features)", fontsize=13
     )
-    for row, name in zip(axes, track(PHOTOS, description="looking"), strict=True):
+    for row, name in zip(axes, track(PHOTOS, description="encoding"), strict=True):
         pixels = photo(name)
         images = rearrange(torch.from_numpy(pixels), "h w c -> 1 c h w")
         with torch.inference_mode():
@@ -60,20 +61,21 @@ def main(
     print(f"wrote {output}")
 
 
-def pca_pictures(levels: Sequence[Tensor]) -> list[np.ndarray]:
-    """The first three principal components that maps (1, c, h, w) share, as RGB pictures (h, w, 3) in 0…1."""
-    tokens = [rearrange(level.float(), "1 c h w -> (h w) c") for level in levels]
-    weighed = [(part - torch.cat(tokens).mean(dim=0)) / len(part) ** 0.5 for part in tokens]  # every map counts alike
-    _, _, directions = torch.linalg.svd(torch.cat(weighed), full_matrices=False)
+def pca_pictures(maps: Sequence[Tensor]) -> list[np.ndarray]:
+    """Return the first three common principal components of maps (1, c, h, w) as RGB pictures (h, w, 3) in 0…1."""
+    tokens = [rearrange(spatial.float(), "1 c h w -> (h w) c") for spatial in maps]
+    mean = torch.cat(tokens).mean(dim=0)
+    weighted = [(each - mean) / len(each) ** 0.5 for each in tokens]  # every map has the same weight
+    _, _, directions = torch.linalg.svd(torch.cat(weighted), full_matrices=False)
     directions = directions[:3]
-    # the sign of a component is arbitrary: let its largest weight be positive
+    # the sign of a component is arbitrary: make its largest weight positive
     signs = directions.gather(1, directions.abs().argmax(dim=1, keepdim=True)).sign()
     pictures = []
-    for part, level in zip(tokens, levels, strict=True):
-        values = part @ (signs * directions).T
+    for each, spatial in zip(tokens, maps, strict=True):
+        values = each @ (signs * directions).T
         low, high = values.quantile(0.02, dim=0), values.quantile(0.98, dim=0)
         colours = ((values - low) / (high - low)).clamp(0, 1)
-        pictures.append(rearrange(colours, "(h w) c -> h w c", h=level.shape[-2]).numpy())
+        pictures.append(rearrange(colours, "(h w) c -> h w c", h=spatial.shape[-2]).numpy())
     return pictures
 
 

@@ -8,17 +8,17 @@ from PIL import Image
 from skimage import data
 
 NAMES = {"astronaut": "astronaut", "cat": "chelsea", "coffee": "coffee", "rocket": "rocket", "retina": "retina"}
-"""What is to be seen, and scikit-image's name for it."""
+"""Names of the demos, and scikit-image's own names."""
 FILES = ["astronaut.png", "brick.png", "camera.png", "chelsea.png", "clock_motion.png", "coffee.png", "coins.png"]
 FILES += ["grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png", "moon.png", "motorcycle_left.png"]
 FILES += ["page.png", "retina.jpg", "rocket.jpg"]
-"""Its photographs that are large enough to be cut."""
+"""scikit-image's photographs that are large enough to be cut into squares."""
 PIECES = 3
-"""Squares along the shorter side of a photograph that is cut."""
+"""Squares along the shorter side of a photograph."""
 
 
 def photo(name: str) -> np.ndarray:
-    """The middle of a photograph, cut to a square: (side, side, 3), RGB in 0…255."""
+    """Return the centre square of a photograph: (side, side, 3), RGB in 0…255."""
     pixels = getattr(data, NAMES[name])()
     side = min(pixels.shape[:2])
     top, left = ((length - side) // 2 for length in pixels.shape[:2])
@@ -26,7 +26,7 @@ def photo(name: str) -> np.ndarray:
 
 
 def squares(file: str) -> list[tuple[int, int, int, Image.Image]]:
-    """A photograph in squares that do not overlap: the row of each, its column, how many there are, its pixels."""
+    """Return a photograph's squares, which do not overlap: row, column, number of columns and pixels of each."""
     photograph = Image.open(Path(data.__file__).parent / file).convert("RGB")
     side = min(photograph.size) // PIECES
     columns, rows = photograph.width // side, photograph.height // side
@@ -37,7 +37,7 @@ def squares(file: str) -> list[tuple[int, int, int, Image.Image]]:
 
 
 def cut_squares(folder: Path) -> Path:
-    """All photographs in squares, a sub-folder each; gives the folder."""
+    """Write the squares of all photographs, a sub-folder for each photograph, and return the folder."""
     for file in FILES:
         (folder / Path(file).stem).mkdir(parents=True, exist_ok=True)
         for row, column, _, piece in squares(file):

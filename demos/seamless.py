@@ -1,11 +1,11 @@
-"""Do tile borders show? A photograph beside the PCA of its 1×, tiled, overlapped, detail and untiled maps. Look at it.
+"""Draw photographs beside the PCA of their 1×, tiled, overlapped, detail and untiled maps, to see if tile borders show.
 
     pip install -c constraints.txt -e ".[demo]" && python demos/seamless.py
 
-Red, green and blue are the first three principal components of all maps of a photograph together, every map counting
-alike, with one colour range: the same feature has the same colour in every panel of a row. A basis of the untiled map
-alone would not show what the tiles add to it, borders among them; a colour range for each panel would hide a shift.
-The ticks on the left of and below a panel are where its tiles meet, half-way where they overlap.
+Red, green and blue are the first three principal components of all maps of a photograph together, with equal weights
+and one colour range: the same feature has the same colour in every panel of a row. A basis of the untiled map alone
+would not show what tiles add to it, such as borders; a colour range for each panel would hide a shift. The ticks on the
+left of and below a panel show where its tiles meet, half-way where they overlap.
 """
 
 from pathlib import Path
@@ -60,7 +60,7 @@ def main(
         "In a row, like colours are like features; ticks: where 3× tiles meet.",
         fontsize=12,
     )
-    for row, name in zip(axes, track(list(NAMES)[:photos], description="looking"), strict=True):
+    for row, name in zip(axes, track(list(NAMES)[:photos], description="encoding"), strict=True):
         pixels = photo(name)
         images = rearrange(torch.from_numpy(pixels), "h w c -> 1 c h w")
         with torch.inference_mode():
@@ -81,32 +81,32 @@ def main(
 
 
 def pca_pictures(maps: list[Tensor]) -> list[np.ndarray]:
-    """The principal components that maps (1, c, h, w) share, as RGB pictures (h, w, 3) in 0…1 of one colour range."""
-    finest = max(level.shape[-1] for level in maps)
-    enlarged = [F.interpolate(level.float(), size=finest) for level in maps]  # so many tokens: every map counts alike
-    tokens = torch.cat([rearrange(level, "1 c h w -> (h w) c") for level in enlarged])
+    """Return common principal components of maps (1, c, h, w) as RGB pictures (h, w, 3) in 0…1 of one colour range."""
+    finest = max(spatial.shape[-1] for spatial in maps)
+    enlarged = [F.interpolate(spatial.float(), size=finest) for spatial in maps]  # as many tokens, so equal weights
+    tokens = torch.cat([rearrange(spatial, "1 c h w -> (h w) c") for spatial in enlarged])
     mean = tokens.mean(dim=0)
     directions = torch.linalg.svd(tokens - mean, full_matrices=False)[2][:3]
-    # the sign of a component is arbitrary: let its largest weight be positive
+    # the sign of a component is arbitrary: make its largest weight positive
     directions = directions * directions.gather(1, directions.abs().argmax(dim=1, keepdim=True)).sign()
     values = (tokens - mean) @ directions.T
     low, high = values.quantile(0.02, dim=0), values.quantile(0.98, dim=0)
     pictures = []
-    for level in maps:
-        parts = (rearrange(level.float(), "1 c h w -> h w c") - mean) @ directions.T
-        pictures.append(((parts - low) / (high - low)).clamp(0, 1).numpy())
+    for spatial in maps:
+        components = (rearrange(spatial.float(), "1 c h w -> h w c") - mean) @ directions.T
+        pictures.append(((components - low) / (high - low)).clamp(0, 1).numpy())
     return pictures
 
 
 def mark_borders(axis: Axes, scale: ScalePlan, tokens: int) -> None:
-    """Ticks where the tiles of a scale meet, on a picture with so many tokens a side."""
+    """Draw ticks where the tiles of a scale meet, on a picture with a number of tokens a side."""
     axis.set_yticks([end / scale.rows.content * tokens - 0.5 for _, end in scale.rows.owned[:-1]])
     axis.set_xticks([end / scale.cols.content * tokens - 0.5 for _, end in scale.cols.owned[:-1]])
     axis.tick_params(length=6, width=1.5)
 
 
 def _title(name: str, plan: Plan, picture: np.ndarray) -> str:
-    """The name of a mode, what its map is like and what it costs."""
+    """Return a panel's title: the mode, its grid and its backbone passes."""
     rows, cols = picture.shape[:2]
     height, width = plan.scales[-1].tile_hw
     passes = "1 pass" if plan.num_tiles == 1 else f"{plan.num_tiles} passes"

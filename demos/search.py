@@ -1,18 +1,18 @@
-"""Search by picture: what is nearest at one scale, and what at several, side by side.
+"""Search by picture: the nearest pictures at one scale and at several scales, side by side.
 
     pip install -c constraints.txt -e ".[demo]" && python demos/search.py [FOLDER]
 
 The pictures of a folder become two stores of vectors, as `s2wrap features --output NAME.parquet` writes them: one of
 the model at 1×, one at several scales. With `--stores` they are kept: a second run searches at once, and an interrupted
-one goes on. FAISS finds for each picture those with the largest cosine; nothing is trained.
+one continues. FAISS finds for each picture those with the largest cosine; nothing is trained.
 
-Where a folder has sub-folders, each is a class, and what is found is right if it is of the query's class. The table has
-the share that is right for every picture as the query, not only for the few in the picture; these are drawn by chance.
+Where a folder has sub-folders, each is a class, and a result is correct if it is of the query's class. The table has
+the correct share with every picture as the query, not only the random few that are drawn.
 
-Without FOLDER, one of two sets, so that both ends can be seen:
+Without FOLDER, one of two examples is used, so that both extremes can be seen:
 
-- photographs: squares cut from the photographs that come with scikit-image, a class each. They do not overlap: what is
-  found is another part of the same photograph, though a neighbour may share an edge with it.
+- photographs: squares cut from the photographs that come with scikit-image, a class each. They do not overlap: results
+  are other parts of the same photograph, though neighbours may share an edge.
 - textiles (`--example textiles`): pictures of a woven textile (package conformal-clip-data; simulated), without a
   defect, with a torn spot of a few pixels, or woven differently all over; these are the classes.
 """
@@ -45,32 +45,32 @@ from s2wrap.compare.score import mean_score
 from s2wrap.extraction import extract_features
 from s2wrap.files import whole_file
 
-RIGHT, WRONG = "#0072b2", "#d55e00"
-"""Blue and orange, which the colour-blind tell apart; a mark says it too."""
+CORRECT, WRONG = "#0072b2", "#d55e00"
+"""Blue and orange, which colour-blind people can distinguish; a mark shows it too."""
 TEXTILES = 40
 """Textile pictures of each class."""
 SIDE = 160
-"""Pixels of a picture that is shown."""
+"""Side of the drawn pictures in pixels."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """What is nearest to each picture, at some scales.
+class Results:
+    """The nearest pictures of each picture by one model.
 
     Attributes:
-        way: the model's spec.
-        names: of all pictures.
-        nearest: (pictures, k) indices, the nearest first; never the picture itself.
+        spec: the model's spec.
+        names: names of all pictures.
+        nearest: (pictures, k) indices, the nearest first, without the picture itself.
         cosines: (pictures, k) in −1…1.
     """
 
-    way: str
+    spec: str
     names: list[str]
     nearest: np.ndarray
     cosines: np.ndarray
 
-    def right(self) -> np.ndarray:
-        """(pictures, k): whether what is found is of the query's class."""
+    def correct(self) -> np.ndarray:
+        """Return for each result whether it is of the query's class: (pictures, k)."""
         classes = np.array([str(Path(name).parent) for name in self.names])
         return classes[self.nearest] == classes[:, None]
 
@@ -91,27 +91,27 @@ def main(
     ] = None,
     random_weights: Annotated[bool, typer.Option("--random-weights", help="Do not load trained weights.")] = False,
 ) -> None:
-    """Write the picture, and print how often what is found is of the query's class."""
+    """Write the picture, and print how often results are of the query's class."""
     with tempfile.TemporaryDirectory() as scratch:
-        kept = Path(scratch) if stores is None else stores
-        kept.mkdir(parents=True, exist_ok=True)
-        folder = lay_out(example, kept / example) if folder is None else folder
-        ways = [f"{model}@1", f"{model}@{scales}"]
-        paths = [kept / f"{number}.parquet" for number in (1, 2)]
-        for way, path in zip(ways, paths, strict=True):
-            write_vectors(folder, path, way, pretrained=not random_weights)
-        found = [search(path, way, nearest) for way, path in zip(ways, paths, strict=True)]
-        if found[0].names != found[1].names:
-            raise s2wrap.S2WrapError(f"the stores in {kept} are of different pictures; remove them")
-        print_table(found)
+        stores = Path(scratch) if stores is None else stores
+        stores.mkdir(parents=True, exist_ok=True)
+        folder = write_example(example, stores / example) if folder is None else folder
+        specs = [f"{model}@1", f"{model}@{scales}"]
+        paths = [stores / f"{number}.parquet" for number in (1, 2)]
+        for spec, path in zip(specs, paths, strict=True):
+            write_vectors(folder, path, spec, pretrained=not random_weights)
+        results = [search(path, spec, nearest) for spec, path in zip(specs, paths, strict=True)]
+        if results[0].names != results[1].names:
+            raise s2wrap.S2WrapError(f"the stores in {stores} are of different pictures; remove them")
+        print_table(results)
         if as_csv is not None:
-            write_csv(found, as_csv)
-        draw(found, choose(found[0].names, query or [], queries), folder, output)
+            write_csv(results, as_csv)
+        draw(results, choose(results[0].names, query or [], queries), folder, output)
     print(f"wrote {output}")
 
 
-def lay_out(example: str, folder: Path) -> Path:
-    """The pictures of an example, a sub-folder a class; gives the folder."""
+def write_example(example: str, folder: Path) -> Path:
+    """Write the pictures of an example, a sub-folder a class, and return the folder."""
     if example == "photographs":
         return cut_squares(folder)
     if example != "textiles":
@@ -125,13 +125,13 @@ def lay_out(example: str, folder: Path) -> Path:
 
 
 def write_vectors(folder: Path, store: Path, spec: str, *, pretrained: bool) -> None:
-    """A store with the vector of each picture; S2WrapError where it holds those of another model."""
+    """Write a store with the vector of each picture. Raises S2WrapError where it holds those of another model."""
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task(spec)
         outcome = extract_features(
             [str(folder)],
             store,
-            load=partial(load, spec, pretrained),
+            load=partial(load_model, spec, pretrained),
             spec=spec,
             options={},
             tell=lambda state: progress.update(task, completed=state.done, total=state.expected),
@@ -140,14 +140,14 @@ def write_vectors(folder: Path, store: Path, spec: str, *, pretrained: bool) -> 
         print(f"{outcome.failed} pictures could not be read; {store}/_s2wrap/failures.jsonl has them")
 
 
-def load(spec: str, pretrained: bool) -> s2wrap.MultiScale:
-    """The model; with random weights, the same every time."""
+def load_model(spec: str, pretrained: bool) -> s2wrap.MultiScale:
+    """Return the model; random weights are the same every time."""
     torch.manual_seed(0)
     return s2wrap.load(spec, pretrained=pretrained)
 
 
-def search(store: Path, way: str, count: int) -> Found:
-    """The nearest pictures of each, by the cosine between vectors."""
+def search(store: Path, spec: str, count: int) -> Results:
+    """Return the nearest pictures of each picture, by the cosine between vectors."""
     import faiss
 
     table = pyarrow.dataset.dataset(store).to_table()
@@ -159,38 +159,38 @@ def search(store: Path, way: str, count: int) -> Found:
     index.add(vectors)
     cosines, nearest = index.search(vectors, count + 1)
     itself = nearest == np.arange(len(names))[:, None]
-    itself[~itself.any(axis=1), -1] = True  # a picture that is there more often than is found hides itself
+    itself[~itself.any(axis=1), -1] = True  # with many copies of a picture, it may be missing itself
     shape = (len(names), count)
-    return Found(way, names, nearest[~itself].reshape(shape), cosines[~itself].reshape(shape))
+    return Results(spec, names, nearest[~itself].reshape(shape), cosines[~itself].reshape(shape))
 
 
-def choose(names: list[str], asked: list[str], count: int) -> list[int]:
-    """The pictures to show: those asked for, or some by chance, always the same."""
-    if not asked:
+def choose(names: list[str], endings: list[str], count: int) -> list[int]:
+    """Return the pictures to draw: those that are named, or else random ones, the same every time."""
+    if not endings:
         return sorted(np.random.default_rng(0).permutation(len(names))[:count].tolist())
     chosen = []
-    for query in asked:
-        fitting = [number for number, name in enumerate(names) if name.endswith(query)]
-        if len(fitting) != 1:
-            raise s2wrap.S2WrapError(f"--query {query}: {len(fitting)} pictures of the folder end so; name one of them")
-        chosen += fitting
+    for ending in endings:
+        matches = [number for number, name in enumerate(names) if name.endswith(ending)]
+        if (total := len(matches)) != 1:
+            raise s2wrap.S2WrapError(f"--query {ending}: {total} pictures of the folder end so; name one of them")
+        chosen += matches
     return chosen
 
 
-def print_table(found: list[Found]) -> None:
-    """Print the share of what is found that is of the query's class, and how sure the difference is."""
+def print_table(results: list[Results]) -> None:
+    """Print the share of results of the query's class, and the confidence interval of the difference."""
     console = Console()
-    classes = {str(Path(name).parent) for name in found[0].names}
+    classes = {str(Path(name).parent) for name in results[0].names}
     if len(classes) < 2:
         console.print("no sub-folders: what is right is left to your eyes")
         return
-    table = Table("way", title=f"{len(found[0].names)} pictures of {len(classes)} classes, each as the query")
-    counts = sorted({1, found[0].nearest.shape[1]})
-    scores = {k: [mean_score(way.right()[:, :k].mean(axis=1)) for way in found] for k in counts}
+    table = Table("way", title=f"{len(results[0].names)} pictures of {len(classes)} classes, each as the query")
+    counts = sorted({1, results[0].nearest.shape[1]})
+    scores = {k: [mean_score(result.correct()[:, :k].mean(axis=1)) for result in results] for k in counts}
     for k in counts:
         table.add_column(f"of the first {k} right, %" if k > 1 else "the nearest right, %", justify="right")
-    for number, way in enumerate(found):
-        table.add_row(way.way, *(f"{100 * scores[k][number].value:.1f}" for k in counts))
+    for number, result in enumerate(results):
+        table.add_row(result.spec, *(f"{100 * scores[k][number].value:.1f}" for k in counts))
     differences = [tuple(100 * part for part in scores[k][1].difference(scores[k][0])) for k in counts]
     table.add_row(
         "difference (95 %)", *(f"{value:+.1f} ({low:+.1f} to {high:+.1f})" for value, low, high in differences)
@@ -198,63 +198,64 @@ def print_table(found: list[Found]) -> None:
     console.print(table)
 
 
-def write_csv(found: list[Found], path: Path) -> None:
-    """A row for each picture that is found: query, way, rank, picture, cosine."""
+def write_csv(results: list[Results], path: Path) -> None:
+    """Write a row for each result: query, way, rank, picture, cosine."""
     with whole_file(path) as draft, draft.open("w", newline="") as stream:
         rows = csv.writer(stream)
         rows.writerow(["query", "way", "rank", "picture", "cosine"])
-        for way in found:
-            for number, name in enumerate(way.names):
-                for rank, (other, cosine) in enumerate(zip(way.nearest[number], way.cosines[number], strict=True), 1):
-                    rows.writerow([name, way.way, rank, way.names[other], f"{cosine:.6f}"])
+        for result in results:
+            for number, name in enumerate(result.names):
+                neighbours = zip(result.nearest[number], result.cosines[number], strict=True)
+                for rank, (other, cosine) in enumerate(neighbours, 1):
+                    rows.writerow([name, result.spec, rank, result.names[other], f"{cosine:.6f}"])
 
 
-def draw(found: list[Found], queries: list[int], folder: Path, output: Path) -> None:
-    """A row a query: the query, then what is nearest in each way."""
-    count, several = found[0].nearest.shape[1], len({Path(name).parent for name in found[0].names}) > 1
+def draw(results: list[Results], queries: list[int], folder: Path, output: Path) -> None:
+    """Draw a row for each query: the query, then the nearest pictures by each model."""
+    count, several = results[0].nearest.shape[1], len({Path(name).parent for name in results[0].names}) > 1
     gap = 0.25
-    widths = [1, *([gap, *[1] * count] * len(found))]
+    widths = [1, *([gap, *[1] * count] * len(results))]
     size = (1.25 * sum(widths) + 0.2, 1.5 * len(queries) + 0.9)
     figure, axes = plt.subplots(
         len(queries), len(widths), figsize=size, width_ratios=widths, squeeze=False, layout="constrained"
     )
     for row, query in zip(axes, queries, strict=True):
-        show(row[0], found[0].names[query])
-        row[0].set_xlabel(shortened(found[0].names[query], folder), fontsize=7)
-        for number, way in enumerate(found):
+        show_picture(row[0], results[0].names[query])
+        row[0].set_xlabel(short_name(results[0].names[query], folder), fontsize=7)
+        for number, result in enumerate(results):
             first = 1 + number * (count + 1)
             row[first].set_axis_off()
-            right = way.right()[query]
+            correct = result.correct()[query]
             for rank, axis in enumerate(row[first + 1 : first + 1 + count]):
-                show(axis, way.names[way.nearest[query, rank]])
-                mark = ("✓ " if right[rank] else "✗ ") if several else ""
-                axis.set_xlabel(f"{mark}{way.cosines[query, rank]:.3f}", fontsize=8)
+                show_picture(axis, result.names[result.nearest[query, rank]])
+                mark = ("✓ " if correct[rank] else "✗ ") if several else ""
+                axis.set_xlabel(f"{mark}{result.cosines[query, rank]:.3f}", fontsize=8)
                 if several:
-                    colour = RIGHT if right[rank] else WRONG
+                    colour = CORRECT if correct[rank] else WRONG
                     axis.xaxis.label.set_color(colour)
                     for spine in axis.spines.values():
                         spine.set(color=colour, linewidth=2.5)
     axes[0][0].set_title("query", fontsize=11, loc="left")
-    for number, way in enumerate(found):
+    for number, result in enumerate(results):
         axis = axes[0][2 + number * (count + 1)]
-        heading = axis.text(0, 1.06, f"nearest with {way.way}", transform=axis.transAxes, fontsize=11)
-        heading.set_in_layout(False)  # it reaches over the columns beside it
-    right = "; ✓ blue: of the query's class, ✗ orange: of another" if several else ""
-    figure.suptitle(f"Nearest of {len(found[0].names)} pictures, with their cosine{right}", fontsize=12)
+        heading = axis.text(0, 1.06, f"nearest with {result.spec}", transform=axis.transAxes, fontsize=11)
+        heading.set_in_layout(False)  # it extends over the columns beside it
+    legend = "; ✓ blue: of the query's class, ✗ orange: of another" if several else ""
+    figure.suptitle(f"Nearest of {len(results[0].names)} pictures, with their cosine{legend}", fontsize=12)
     with whole_file(output) as draft:
         figure.savefig(draft, dpi=80)
 
 
-def show(axis: Axes, path: str) -> None:
-    """The middle of a picture, as a small square."""
+def show_picture(axis: Axes, path: str) -> None:
+    """Draw the centre of a picture as a small square."""
     with Image.open(path) as image:
         axis.imshow(ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (SIDE, SIDE)))
     axis.set_xticks([])
     axis.set_yticks([])
 
 
-def shortened(name: str, folder: Path) -> str:
-    """A name within the folder, a line for its class and one for its file; the end of what is long."""
+def short_name(name: str, folder: Path) -> str:
+    """Return a name within the folder, with a line for its class and one for its file, both cut to their ends."""
     parts = Path(name.removeprefix(f"{folder}/")).parts
     return "\n".join(part if len(part) <= 18 else f"…{part[-17:]}" for part in parts[-2:])
 

@@ -1,10 +1,11 @@
-"""Pictures in, features out, by a model on Triton Inference Server that `s2wrap export --triton` laid there.
+"""Get features of pictures from a model on Triton Inference Server that `s2wrap export --triton` has written.
 
     pip install "s2wrap[triton]" && python demos/triton_client.py PHOTOS --model dinov2_s14 --output out.safetensors
 
 What the model takes (image size, uint8 pixels or normalised floats, the largest batch) is read from the server.
 """
 
+import itertools
 import json
 import sys
 import time
@@ -17,7 +18,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 (the field's name for it)
 import typer
 from einops import rearrange
 from rich.console import Console
@@ -25,12 +25,14 @@ from rich.progress import track
 
 from s2wrap.errors import MissingExtraError, S2WrapError
 from s2wrap.files import disk_errors, whole_file
-from s2wrap.images import find_images, load_image
+from s2wrap.images import as_image, find_images
+from s2wrap.inputs import ModelInput
+from s2wrap.resample import resize
 
 IN_FLIGHT = 4
-"""Batches on their way at the same time, so that reading, sending and computing overlap."""
-PATIENCE = 300
-"""Seconds to wait for an answer."""
+"""Most requests at the same time, so that reading, sending and computing overlap."""
+TIMEOUT = 300
+"""Seconds to wait for a response."""
 Arrays = dict[str, np.ndarray]
 
 
@@ -39,13 +41,15 @@ class Served:
     """A model on a server.
 
     Attributes:
-        client: the connection.
-        name: the model's name there.
+        client: the connection to the server.
+        name: the model's name on the server.
         input: the name of its input.
-        dtype: "UINT8": RGB pixels (b, height, width, 3); "FP32": normalised (b, 3, height, width).
+        dtype: "UINT8" or "UINT16": pixels (b, height, width, c); "FP32": images (b, c, height, width), normalised or in
+            the model's value range.
         image_hw: height and width of the images that it takes, in pixels.
         largest: the largest batch.
-        manifest: what `s2wrap export` noted about it.
+        known: what the model takes: channels, mean, std and value range.
+        spec: the model's name for `s2wrap.load`; None where it has none.
     """
 
     client: Any
@@ -54,7 +58,8 @@ class Served:
     dtype: str
     image_hw: tuple[int, int]
     largest: int
-    manifest: dict[str, Any]
+    known: ModelInput
+    spec: str | None
 
 
 def main(
@@ -65,7 +70,7 @@ def main(
     batch: Annotated[int | None, typer.Option(min=1, help="Pictures in a request (default: its most).")] = None,
     output: Annotated[Path | None, typer.Option(help="A .safetensors file for the features.")] = None,
 ) -> None:
-    """Send pictures to a server; write their features, or print what came back."""
+    """Send pictures to a server, print the shapes of their features, and write them if asked to."""
     try:
         run(photos, model, url, batch, output)
     except S2WrapError as error:
@@ -74,16 +79,17 @@ def main(
 
 
 def run(photos: list[Path], model: str, url: str, batch: int | None, output: Path | None) -> None:
-    """Do what `main` says; S2WrapError where it cannot be done."""
+    """Do the work of `main`. Raises S2WrapError for wrong arguments, an unsuitable model or a failing server."""
     if output and output.suffix != ".safetensors":
         raise S2WrapError(f"cannot write {output}: the ending must be .safetensors")
     files, served = find_images(photos), connect(url, model)
     size = min(batch or served.largest, served.largest)
-    shown = track(files, description=f"{model} at {url}", console=Console(stderr=True), transient=True)
+    tracked = track(files, description=f"{model} at {url}", console=Console(stderr=True), transient=True)
     start = time.perf_counter()
-    answers = list(ask(served, batches((prepare(load_image(file), served) for file in shown), size)))
+    pictures = (prepare(as_image(file, served.known.channels), served) for file in tracked)
+    responses = list(infer(served, batches(pictures, size)))
     seconds = time.perf_counter() - start
-    features = {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
+    features = {name: np.concatenate([response[name] for response in responses]) for name in responses[0]}
     for name, array in features.items():
         print(f"{name} {array.shape}")
     print(f"{len(files)} pictures, {len(files) / seconds:.1f} a second with reading them, in batches of {size}")
@@ -93,7 +99,7 @@ def run(photos: list[Path], model: str, url: str, batch: int | None, output: Pat
 
 
 def connect(url: str, model: str) -> Served:
-    """The model on the server, with what it takes. S2WrapError without server or model, or for a model of others."""
+    """Return the model on the server. Raises S2WrapError without server or model, or for an unsuitable model."""
     try:
         from tritonclient import grpc
         from tritonclient.utils import InferenceServerException
@@ -115,43 +121,44 @@ def connect(url: str, model: str) -> Served:
     manifest = json.loads(config.parameters["s2wrap"].string_value)
     if manifest["part"] != "model":
         raise S2WrapError(f"{model} at {url} takes tiles, not pictures; export the whole model for it")
-    if manifest["pixels"] != "uint8" and manifest["mean"] is None:
+    known = ModelInput.from_json(manifest["input"])
+    if known.channels not in (1, 3):
+        raise S2WrapError(f"{model} takes images of {known.channels} channels, which pictures do not have")
+    if not known.normalises:
         raise S2WrapError(
             f"{model} takes normalised images, but its mean and std are unknown; give them to wrap(), and export again"
         )
-    fits = {scale["fit"] for scale in (manifest["wrapper"] or {"scales": [{"fit": "aspect"}]})["scales"]}
-    if manifest["part"] != "model" or fits != {"stretch"}:
+    if any(scale["fit"] != "stretch" for scale in manifest["options"]["scales"]):
         raise S2WrapError(f"{model} does not take stretched pictures; export the whole model with --fit stretch")
-    (taken,) = config.input
-    dims = list(taken.dims)
-    dtype = {2: "UINT8", 11: "FP32"}[taken.data_type]
-    image_hw = (dims[0], dims[1]) if dtype == "UINT8" else (dims[1], dims[2])
-    return Served(client, model, taken.name, dtype, image_hw, config.max_batch_size, manifest)
+    (port,) = config.input
+    dtype = {2: "UINT8", 3: "UINT16", 11: "FP32"}[port.data_type]
+    height, width = manifest["image_hw"]
+    return Served(client, model, port.name, dtype, (height, width), config.max_batch_size, known, manifest["spec"])
 
 
 def prepare(image: torch.Tensor, served: Served) -> np.ndarray:
-    """A picture (3, height, width) in 0…255 as the model takes it: resized, and normalised where it wants floats."""
-    pixels = F.interpolate(image[None].float(), size=served.image_hw, mode="bicubic", antialias=True)[0].clamp(0, 255)
+    """A picture (c, height, width) in 0…255 as the model takes it: resized, with values of its type and range."""
+    resized = resize(image[None], served.image_hw, interpolation=served.known.interpolation)
+    pixels = resized[0].clamp(0, 255)
     if served.dtype == "UINT8":
         return rearrange(pixels.round().byte(), "c h w -> h w c").numpy()
-    mean, std = (torch.tensor(served.manifest[name])[:, None, None] for name in ("mean", "std"))
-    return ((pixels / 255 - mean) / std).numpy()
+    dtype = torch.uint16 if served.dtype == "UINT16" else torch.float32
+    bounds = served.known.range_of(dtype)
+    if bounds is None:
+        mean, std = served.known.mean_std("cpu")
+        return ((pixels / 255 - mean) / std).numpy()
+    values = pixels / 255 * (bounds[1] - bounds[0]) + bounds[0]
+    return rearrange(values.round().to(dtype), "c h w -> h w c").numpy() if dtype == torch.uint16 else values.numpy()
 
 
 def batches(pictures: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    """Pictures in arrays of `size` each; the last may hold fewer."""
-    held: list[np.ndarray] = []
-    for picture in pictures:
-        held.append(picture)
-        if len(held) == size:
-            yield np.stack(held)
-            held = []
-    if held:
-        yield np.stack(held)
+    """Yield batches of `size` pictures; the last may have fewer."""
+    while batch := list(itertools.islice(pictures, size)):
+        yield np.stack(batch)
 
 
-def ask(served: Served, images: Iterator[np.ndarray]) -> Iterator[Arrays]:
-    """The features of every batch, in order, with a few batches on their way at a time."""
+def infer(served: Served, images: Iterator[np.ndarray]) -> Iterator[Arrays]:
+    """Yield the features of every batch, in order, with a few requests at the same time."""
     waiting: deque[Future[Arrays]] = deque()
     for batch in images:
         if len(waiting) == IN_FLIGHT:
@@ -162,7 +169,7 @@ def ask(served: Served, images: Iterator[np.ndarray]) -> Iterator[Arrays]:
 
 
 def send(served: Served, batch: np.ndarray) -> Future[Arrays]:
-    """Send a batch; what comes back is float32, whatever the model's precision."""
+    """Send a batch, and return a future of its features in float32, whatever the model's precision."""
     from tritonclient import grpc
 
     future: Future[Arrays] = Future()
@@ -174,17 +181,17 @@ def send(served: Served, batch: np.ndarray) -> Future[Arrays]:
         names = [tensor.name for tensor in result.get_response().outputs]
         future.set_result({name: result.as_numpy(name).astype(np.float32) for name in names})
 
-    given = grpc.InferInput(served.input, list(batch.shape), served.dtype)
-    given.set_data_from_numpy(np.ascontiguousarray(batch))
-    served.client.async_infer(served.name, [given], receive, client_timeout=PATIENCE)
+    tensor = grpc.InferInput(served.input, list(batch.shape), served.dtype)
+    tensor.set_data_from_numpy(np.ascontiguousarray(batch))
+    served.client.async_infer(served.name, [tensor], receive, client_timeout=TIMEOUT)
     return future
 
 
 def write(features: Arrays, files: list[Path], served: Served, output: Path) -> None:
-    """A file as `s2wrap features` writes it: the arrays, the pictures' names, and the model's spec."""
+    """Write a file like `s2wrap features` does: the arrays, the pictures' names, and the model's spec."""
     from safetensors.numpy import save_file
 
-    facts = {"files": json.dumps([str(file) for file in files]), "spec": str(served.manifest["spec"])}
+    facts = {"files": json.dumps([str(file) for file in files]), "spec": str(served.spec)}
     with whole_file(output) as draft, disk_errors(output):
         save_file({name: np.ascontiguousarray(array) for name, array in features.items()}, draft, facts)
 

@@ -1,8 +1,8 @@
-"""Zero-shot classification with open_clip at 1× and with S²: photographs against prompts, as one picture.
+"""Classify photographs zero-shot with open_clip at 1× and with S², and draw the probabilities of prompts.
 
     python demos/zero_shot.py [--model ViT-B-32] [--pretrained laion2b_s34b_b79k] [--scales 1,2]
 
-Without --pretrained the weights are random: everything runs, and the answers mean nothing (the picture says so). With a
+Without --pretrained the weights are random: everything runs, but the results mean nothing (the picture says so). With a
 tag, the weights come from the hub.
 """
 
@@ -42,19 +42,19 @@ def main(
     clip = make(model, pretrained)
     pixels = {name: photo(name) for name in PROMPTS}
     text = embed_text(clip, model)
-    shares = {
+    results = {
         "1×": probabilities(clip, ("1",), list(pixels.values()), text),
         f"S² at {scales}": probabilities(clip, tuple(scales.split(",")), list(pixels.values()), text),
     }
-    draw(pixels, shares, trained=pretrained is not None, output=output)
-    for title, found in shares.items():
-        right = int((found.argmax(dim=1) == torch.arange(len(PROMPTS))).sum())
-        print(f"{title}: {right} of {len(PROMPTS)} photographs go with their own prompt")
+    draw(pixels, results, trained=pretrained is not None, output=output)
+    for title, likelihoods in results.items():
+        correct = int((likelihoods.argmax(dim=1) == torch.arange(len(PROMPTS))).sum())
+        print(f"{title}: {correct} of {len(PROMPTS)} photographs go with their own prompt")
     print(f"wrote {output}" + ("" if pretrained else "; the weights are random: give --pretrained TAG for an answer"))
 
 
 def make(model: str, pretrained: str | None) -> Any:
-    """The whole model of open_clip, text tower included. Exits with one line where it cannot be had."""
+    """Return open_clip's whole model, with the text tower. Exits with a one-line message if that fails."""
     import open_clip
 
     try:
@@ -66,7 +66,7 @@ def make(model: str, pretrained: str | None) -> Any:
 
 @torch.inference_mode()
 def embed_text(clip: Any, model: str) -> Tensor:
-    """Embeddings (prompts, d) of unit length."""
+    """Return the embeddings of the prompts (prompts, d), of unit length."""
     import open_clip
 
     tokens = open_clip.get_tokenizer(model)([f"a photo of {prompt}" for prompt in PROMPTS.values()])
@@ -75,15 +75,15 @@ def embed_text(clip: Any, model: str) -> Tensor:
 
 @torch.inference_mode()
 def probabilities(clip: Any, scales: tuple[str, ...], pictures: list[np.ndarray], text: Tensor) -> Tensor:
-    """How likely each prompt is for each picture: (pictures, prompts)."""
+    """Return the probability of each prompt for each picture: (pictures, prompts)."""
     model = s2wrap.wrap(clip, scales)
     images = [rearrange(torch.from_numpy(pixels), "h w c -> 1 c h w") for pixels in pictures]
     embeddings = torch.cat([model.encode_image(image, normalize=True) for image in images])
     return (clip.logit_scale.exp() * embeddings @ text.T).softmax(dim=1)
 
 
-def draw(pixels: dict[str, np.ndarray], shares: dict[str, Tensor], *, trained: bool, output: Path) -> None:
-    """Photographs on the left, beside each the probability of every prompt, its own in bold."""
+def draw(pixels: dict[str, np.ndarray], results: dict[str, Tensor], *, trained: bool, output: Path) -> None:
+    """Draw photographs with the probability of every prompt beside each, its own prompt in bold."""
     figure, axes = plt.subplots(
         len(pixels), 2, figsize=(8, 1.9 * len(pixels) + 0.5), layout="constrained", width_ratios=(1, 2.6)
     )
@@ -92,9 +92,9 @@ def draw(pixels: dict[str, np.ndarray], shares: dict[str, Tensor], *, trained: b
         left, right = axes[row]
         left.imshow(picture)
         left.set_axis_off()
-        for k, (title, found) in enumerate(shares.items()):
-            heights = [place + 0.4 * (k - 0.5) for place in range(len(PROMPTS))]
-            right.barh(heights, found[row].tolist(), height=0.38, label=title, color=("#8aa9c9", "#d0693a")[k])
+        for k, (title, likelihoods) in enumerate(results.items()):
+            heights = [index + 0.4 * (k - 0.5) for index in range(len(PROMPTS))]
+            right.barh(heights, likelihoods[row].tolist(), height=0.38, label=title, color=("#8aa9c9", "#d0693a")[k])
         right.set(xlim=(0, 1), yticks=range(len(PROMPTS)), yticklabels=list(PROMPTS.values()))
         right.get_yticklabels()[list(PROMPTS).index(name)].set_fontweight("bold")
         right.invert_yaxis()

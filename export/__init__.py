@@ -1,4 +1,4 @@
-"""From a wrapped model to files that other runtimes read. Install with: pip install "s2wrap[export]"."""
+"""Wrapped models as files that other runtimes read. Install with: pip install "s2wrap[export]"."""
 
 from s2wrap.export.engine import Engine, load
 from s2wrap.export.manifest import read_manifest

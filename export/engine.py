@@ -1,4 +1,4 @@
-"""One face at run time: images in, `Features` out, whatever runs the file."""
+"""Exported files at run time: images in, `Features` out, whatever library runs the file."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -9,21 +9,32 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
-from s2wrap.backbones import Backbone
+from s2wrap.backbones.base import Backbone
 from s2wrap.backbones.probe import Layout
 from s2wrap.errors import S2WrapError
 from s2wrap.export.engine_session import cuda_device
+from s2wrap.export.graph import PIXEL_DTYPES
 from s2wrap.export.library import TITLES, load_library
-from s2wrap.export.manifest import features_from, plan_from, read_manifest, real_path
+from s2wrap.export.manifest import (
+    features_from,
+    input_from,
+    options_from,
+    plan_from,
+    read_manifest,
+    real_path,
+    view_of,
+)
 from s2wrap.export.session import Session, open_session
 from s2wrap.features import Features
-from s2wrap.images import as_image
+from s2wrap.geometry import Geometry
+from s2wrap.images import as_batch, as_image, as_pictures
+from s2wrap.inputs import ValueCheck
+from s2wrap.plan import Plan
 from s2wrap.policies import Pair
-from s2wrap.scales import Scale
 from s2wrap.resample import resize
-from s2wrap.wrapper import MultiScale, Normalise
+from s2wrap.wrapper import MultiScale
 
 
 def load(
@@ -35,106 +46,103 @@ def load(
     eager: bool = False,
     **options: Any,
 ) -> "Engine":
-    """An exported file, ready to be called as the wrapped model is.
+    """An exported file as an object that is called as the wrapped model is.
 
-    The manifest beside the file is checked before the file is opened: engines carry code, so use files that you trust.
+    The manifest beside the file is checked before the file is opened. Engines contain code: use files that you trust.
 
     Args:
         path: an .onnx, .plan, .engine or .rtx file that s2wrap exported.
         device: where it runs: by default the CPU for .onnx, the current CUDA device for engines.
-        cuda_graph: record the GPU's work once for every batch size, and replay it (engines).
+        cuda_graph: capture a CUDA graph for every batch size, and replay it (engines).
         runtime_cache: a file that keeps the kernels that TensorRT-RTX compiles, for the next start.
         eager: TensorRT-RTX compiles its fastest kernels at once, not while it runs: for timing.
-        **options: for a file with the backbone alone (`--tiles`): scales, fit, overlap, fuse and so on, as for
-            `MultiScale`, in place of those of the export.
+        **options: for a file of the backbone alone (`--tiles`): scales, fit, overlap, fuse and other `Options`, in
+            place of those of the export.
 
     Raises:
         MissingExtraError: the library that runs such files is not installed.
-        S2WrapError: a file without its manifest, damaged, or for another version or GPU.
+        S2WrapError: a file without its manifest, damaged, or for another version or GPU; options that cannot be.
     """
     path = real_path(path)
     manifest = read_manifest(path)
     check_machine(path, manifest, device)
-    special: dict[str, Any] = {"cuda_graph": cuda_graph}
+    session_options: dict[str, Any] = {"cuda_graph": cuda_graph}
     if runtime_cache is not None:
-        special["runtime_cache"] = Path(runtime_cache)
+        session_options["runtime_cache"] = Path(runtime_cache)
     if eager and manifest["kind"] == "tensorrt_rtx":
-        special["eager"] = True
+        session_options["eager"] = True
     if manifest.get("build", {}).get("version_compatible"):
-        special["host_code"] = True
-    session = open_session(path, kind=manifest["kind"], device=device, **special)
+        session_options["host_code"] = True
+    session = open_session(path, kind=manifest["kind"], device=device, **session_options)
     return Engine(session, manifest, **options)
 
 
 class Engine:
-    """An exported file with the face of the wrapped model. May be called from several threads.
+    """An exported file, called as the wrapped model is. May be called from several threads.
 
     Attributes:
         manifest: what it is, as `FILE.json` says.
         session: what runs it: `session.run({"images": tensor})` gives the outputs by name.
         device: where it runs.
-        model: for a file with the backbone alone, the `MultiScale` around it; else None.
+        input: what the exported model takes.
+        image_hw: height and width of the images that the file takes, or of its tiles.
+        model: for a file of the backbone alone, the `MultiScale` around it; else None.
+        plan: for one graph, where its tiles lie; else None.
     """
 
     def __init__(self, session: Session, manifest: dict[str, Any], **options: Any):
-        """The face of a session; `load` makes both."""
+        """An engine around a session; `load` makes both."""
         self.session, self.manifest, self.device = session, manifest, session.device
-        self.image_hw: tuple[int, int] = manifest["image_hw"]
-        self.normalise = Normalise(manifest["mean"], manifest["std"]).to(session.device)
-        self.plan = plan_from(manifest)
+        self.image_hw: Pair = manifest["image_hw"]
+        self.input = input_from(manifest)
         self.model: MultiScale | None = None
+        self.plan: Plan | None = None
         if manifest["part"] == "tiles":
-            given: dict[str, Any] = (manifest["wrapper"] or {}) | options
-            if "scales" not in given:
-                raise S2WrapError(f"{session.path.name} was exported with a policy of your own; give scales= and it")
-            scales = [Scale(**scale) if isinstance(scale, dict) else scale for scale in given.pop("scales")]
-            given |= {"tile_batch": options.get("tile_batch", manifest["batch"][2])}
-            self.model = MultiScale(SessionBackbone(session, manifest), scales, **given).to(session.device)
-        elif options:
+            chosen = options_from(manifest, {"tile_batch": manifest["batch"][2]} | options)
+            self.model = MultiScale(SessionBackbone(session, manifest), chosen)
+            return
+        if options:
             raise S2WrapError(
                 f"{', '.join(options)}: {session.path.name} is one graph, whose scales and fusion are fixed; export "
                 f"the backbone alone (--tiles) to choose them later"
             )
+        self.plan = plan_from(manifest)
+        self._geometry = tuple(Geometry(**facts) for facts in manifest["geometry"])
+        self._check_values = ValueCheck(self.input, self._name)
 
     def __call__(self, images: Any, **options: Any) -> Features:
         """The features of a batch of images.
 
         Args:
-            images: a tensor or array: normalised floats (b, 3, height, width), or uint8 RGB, (b, 3, height, width) or
-                (b, height, width, 3). On the engine's device they are read in place; others are copied there. One
-                graph takes the image size that it was exported for; the backbone alone takes any.
+            images: as for `MultiScale.forward`: a tensor (b, c, height, width) of floats as the model takes them, or of
+                uint8 or uint16; the same as an array, or integers (b, height, width, c); or one picture. On the
+                engine's device tensors are read in place; others are copied there. One graph takes the image size that
+                it was exported for; the backbone alone takes any.
             **options: `select` and `by`, as for `MultiScale.forward`, with the backbone alone.
 
         Raises:
-            S2WrapError: another shape or type.
+            S2WrapError: another shape or type, or values that cannot be right.
         """
-        images = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
-        if not isinstance(images, Tensor) or images.ndim != 4:
-            what = tuple(images.shape) if isinstance(images, Tensor) else f"a {type(images).__name__}"
-            raise S2WrapError(f"images are {what}; give a tensor or an array (batch, 3, height, width)")
-        pixels_last = images.dtype == torch.uint8 and images.shape[3] == 3 and images.shape[1] != 3
-        images = images.to(self.device, non_blocking=True)
-        images = rearrange(images, "b h w c -> b c h w") if pixels_last else images
+        images = self._batch(images)
         if self.model is not None:
             with torch.no_grad():
                 return self.model(images, **options)
         if options:
             raise S2WrapError(f"{', '.join(options)}: one graph runs all tiles; export the backbone alone (--tiles)")
-        if images.shape[1] != 3 or tuple(images.shape[2:]) != self.image_hw or len(images) == 0:
+        self._check(images)
+        if (images.shape[2], images.shape[3]) != self.image_hw:
             raise S2WrapError(
-                f"images have shape {tuple(images.shape)}; {self.session.path.name} takes (batch, 3, "
-                f"{self.image_hw[0]}, {self.image_hw[1]}): use encode() for pictures of any size, or export the "
-                f"backbone alone (--tiles)"
+                f"images have shape {tuple(images.shape)}; {self.session.path.name} takes (batch, "
+                f"{self.input.channels}, {self.image_hw[0]}, {self.image_hw[1]}): use encode() for pictures of any "
+                f"size, or export the backbone alone (--tiles)"
             )
-        tensors = run_in_batches(self.session, self._as_input(images))
-        return features_from(self.manifest, tensors, self.plan)
+        return self._run(self._as_graph_takes(images))
 
-    def encode(self, images: Iterable[Any], **options: Any) -> list[Features]:
+    def encode(self, images: Any, **options: Any) -> list[Features]:
         """The features of pictures of any sizes, one `Features` (of a batch of one) each.
 
         Args:
-            images: paths, PIL images, arrays or tensors, as for `MultiScale.encode`. One graph sees them stretched to
-                the size that it was exported for.
+            images: as for `MultiScale.encode`. One graph sees them stretched to the size that it was exported for.
             **options: as for a call.
 
         Raises:
@@ -144,19 +152,20 @@ class Engine:
         if self.model is not None:
             with torch.no_grad():
                 return self.model.encode(images, **options)
-        wrapper = self.manifest["wrapper"]  # None where a policy of one's own chose the tiles
-        fits = {scale["fit"] for scale in wrapper["scales"]} if wrapper else {"aspect"}
-        if fits != {"stretch"}:
+        if options:
+            raise S2WrapError(f"{', '.join(options)}: one graph runs all tiles; export the backbone alone (--tiles)")
+        fits = {scale["fit"] for scale in self.manifest["options"]["scales"]} - {"stretch"}
+        if fits:
             raise S2WrapError(
                 f"{self.session.path.name} is for images of {self.image_hw[0]}×{self.image_hw[1]} pixels and "
                 f"fit={'/'.join(sorted(fits))}: stretching pictures would undo that; export the backbone alone "
                 f"(--tiles)"
             )
         answers: list[Features] = []
-        pictures = ((self._stretched(image), (image.shape[1], image.shape[2])) for image in map(as_image, images))
+        pictures = self._read(as_pictures(images))
         while batch := list(islice(pictures, self.tile_batch_for(1, self.device))):
             stretched, sizes = zip(*batch, strict=True)
-            answers += map(_on_picture, self(torch.cat(stretched), **options), sizes)
+            answers += map(_on_picture, self._run(torch.cat(stretched)), sizes)
         return answers
 
     def tile_batch_for(self, count: int, device: torch.device) -> int:
@@ -165,32 +174,73 @@ class Engine:
             return self.model.tile_batch_for(count, device)
         return self.manifest["batch"][2]
 
-    def _stretched(self, image: Tensor) -> Tensor:
-        """An image (3, h, w) as a batch of one of the graph's size."""
-        if tuple(image.shape[1:]) == self.image_hw:
-            return image[None]
-        resized = resize(self._checked(image[None].to(self.device)), self.image_hw)
-        pixels = self.manifest["pixels"] == "uint8"
-        return resized.round().clamp(0, 255).to(torch.uint8) if pixels else resized
+    @property
+    def _name(self) -> str:
+        return self.manifest["backbone"]["name"]
 
-    def _as_input(self, images: Tensor) -> Tensor:
-        """Images (b, 3, h, w) as the graph takes them."""
-        images = self._checked(images)
-        return rearrange(images, "b c h w -> b h w c") if self.manifest["pixels"] == "uint8" else images.float()
+    def _batch(self, images: Any) -> Tensor:
+        """What a call was given as a batch (b, c, h, w) on the engine's device."""
+        if isinstance(images, np.ndarray) and images.ndim == 4:
+            images = torch.from_numpy(images)
+        elif not isinstance(images, Tensor):
+            images = as_batch(images, self.input.channels)
+        images, channels = images.to(self.device, non_blocking=True), self.input.channels
+        last = images.ndim == 4 and not images.is_floating_point() and images.shape[3] == channels != images.shape[1]
+        return rearrange(images, "b h w c -> b c h w") if last else images
 
-    def _checked(self, images: Tensor) -> Tensor:
-        """Normalised images, or pixels for a graph that normalises itself."""
-        if images.dtype != torch.uint8 and not images.is_floating_point():
-            raise S2WrapError(f"images are {images.dtype}; give uint8 RGB in 0…255 or normalised floating values")
-        if self.manifest["pixels"] == "uint8":
-            if images.dtype != torch.uint8:
-                raise S2WrapError(
-                    f"images are {images.dtype}; {self.session.path.name} takes uint8 RGB in 0…255 and normalises it"
-                )
+    def _read(self, images: Iterable[Any]) -> Iterable[tuple[Tensor, Pair]]:
+        """Pictures as batches of one as the graph takes them, each with its own height and width."""
+        for number, source in enumerate(images):
+            try:
+                image = as_image(source, self.input.channels)[None].to(self.device)
+                self._check(image)
+                yield self._as_graph_takes(self._stretched(image)), (image.shape[2], image.shape[3])
+            except S2WrapError as error:
+                raise S2WrapError(f"image {number}: {error}") from error
+
+    def _check(self, images: Tensor) -> None:
+        """Raise S2WrapError for images (b, c, h, w) that the model would refuse."""
+        self.input.check(images, self._name)
+        wanted = PIXEL_DTYPES[self.manifest["pixels"]]
+        if not wanted.is_floating_point and images.dtype != wanted:
+            raise S2WrapError(
+                f"images are {images.dtype}; {self.session.path.name} takes {self.manifest['pixels']} pixels and "
+                f"normalises them"
+            )
+        self._check_values(images)
+
+    def _stretched(self, images: Tensor) -> Tensor:
+        """Images at the size of the graph; integers are rounded."""
+        if (images.shape[2], images.shape[3]) == self.image_hw:
             return images
-        if images.dtype == torch.uint8 and not self.normalise.known:
-            raise S2WrapError("images are uint8, but the export knows no mean and std; give normalised floats")
-        return self.normalise(images)
+        if self.manifest["pixels"] == "float32":
+            images = self._as_floats(images)
+        resized = resize(images, self.image_hw, interpolation=self.input.interpolation)
+        if images.is_floating_point():
+            return resized
+        largest = torch.iinfo(images.dtype).max
+        return resized.round().clamp(0, largest).to(images.dtype)
+
+    def _as_graph_takes(self, images: Tensor) -> Tensor:
+        """Checked images (b, c, h, w) as the graph takes them."""
+        if self.manifest["pixels"] == "float32":
+            return self._as_floats(images)
+        return rearrange(images, "b c h w -> b h w c")
+
+    def _as_floats(self, images: Tensor) -> Tensor:
+        """Images as floats for a graph that takes these: normalised, unless it normalises `value_range` itself."""
+        if self.input.value_range is None:
+            return self.input.normalise(images).float()
+        if images.dtype == torch.uint8:
+            low, high = self.input.value_range
+            return images.float() / 255 * (high - low) + low
+        return images.float()
+
+    def _run(self, images: Tensor) -> Features:
+        """The features of images as the graph takes them."""
+        assert self.plan is not None
+        features = features_from(self.manifest, run_in_batches(self.session, images))
+        return replace(features, view=view_of(self.plan, features.maps, self._geometry))
 
 
 def _on_picture(features: Features, image_hw: Pair) -> Features:
@@ -203,26 +253,22 @@ def _on_picture(features: Features, image_hw: Pair) -> Features:
 
 
 class SessionBackbone(Backbone):
-    """The backbone of a file with `part` "tiles": `MultiScale` does the rest around it."""
+    """The backbone in a file with `part` "tiles"; `MultiScale` does the rest."""
 
     def __init__(self, session: Session, manifest: dict[str, Any]):
-        nn.Module.__init__(self)
         about = manifest["backbone"]
-        self.session, self.manifest, self.name = session, manifest, about["name"]
-        self.image_hw = about["image_hw"]
-        self.mean, self.std, self.interpolation = manifest["mean"], manifest["std"], about["interpolation"]
-        self.layouts = tuple(Layout(**layout) for layout in about["layouts"])
-        self.layout, self.layers, self.model = self.layouts[0], None, None
-        self.refuses_other_sizes = "the file holds the backbone for tiles of this size"
+        layouts = tuple(Layout(**layout) for layout in about["layouts"])
+        super().__init__(about["name"], input_from(manifest), layouts)
+        self.session, self.manifest, self.layers = session, manifest, about["layers"]
 
     def forward(self, tiles: Tensor) -> Features:
         """As `Backbone.forward`."""
-        return features_from(self.manifest, run_in_batches(self.session, tiles.float()), None)
+        return features_from(self.manifest, run_in_batches(self.session, tiles.float()))
 
     @property
-    def convolutional(self) -> bool:
-        """False: tiles have one size here, whatever the network is."""
-        return False
+    def refuses_other_sizes(self) -> str:
+        """Why tiles have one size: the file was made for it."""
+        return "the file holds the backbone for tiles of this size"
 
     @property
     def device(self) -> torch.device:
@@ -231,14 +277,14 @@ class SessionBackbone(Backbone):
 
 
 def run_in_batches(session: Session, images: Tensor) -> dict[str, Tensor]:
-    """The outputs of a file for any number of images: in batches of at most MAX; too few are repeated up to MIN."""
+    """The outputs of a file for any number of images, run in batches of at most MAX; the last is repeated up to MIN."""
     (port,), (low, _, high) = session.inputs, session.batch or (1, 1, len(images))
     parts: list[dict[str, Tensor]] = []
     for part in images.split(high):
         missing = max(0, low - len(part))
         filled = torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]) if missing else part
-        answer = session.run({port.name: filled})
-        parts.append({name: tensor[: len(part)] for name, tensor in answer.items()} if missing else answer)
+        outputs = session.run({port.name: filled})
+        parts.append({name: tensor[: len(part)] for name, tensor in outputs.items()} if missing else outputs)
     if len(parts) == 1:
         return parts[0]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -1,4 +1,4 @@
-"""Run a TensorRT or TensorRT-RTX engine on tensors that are already on the GPU."""
+"""Sessions that run a TensorRT or TensorRT-RTX engine on tensors on the GPU."""
 
 import threading
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ DTYPES = {
     "INT64": torch.int64,
     "BOOL": torch.bool,
 }
-"""TensorRT's words for number types."""
+"""Torch dtypes by TensorRT's names."""
 
 REASONS_RTX = {
     1: "another version of TensorRT-RTX built it: build it again with this one",
@@ -34,14 +34,14 @@ REASONS_RTX = {
     32: "it is damaged, or no TensorRT-RTX engine",
     64: "CUDA failed",
 }
-"""What the bits of TensorRT-RTX's verdict on an engine's first bytes mean."""
+"""The meaning of the bits with which TensorRT-RTX explains why an engine is invalid."""
 
-_recording = threading.Lock()
+_capture_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
 class _Recording:
-    """The GPU's work for one batch size (a `torch.cuda.CUDAGraph`), and the memory that it reads and writes."""
+    """A captured `torch.cuda.CUDAGraph` for one batch size, its context, and the tensors that it reads and writes."""
 
     graph: Any
     context: Any
@@ -50,10 +50,10 @@ class _Recording:
 
 
 class EngineSession(Session):
-    """An engine on one GPU. Threads share its weights; each has an execution context of its own.
+    """A session that runs an engine on one GPU. Threads share the weights; each has its own execution context.
 
     Attributes:
-        note: what the library thinks of the engine on this GPU, where it is not the best; else empty.
+        note: a remark of the library if the engine is not optimal for this GPU; else empty.
     """
 
     def __init__(
@@ -74,23 +74,23 @@ class EngineSession(Session):
         self.logger = make_logger(trt)
         self.local, self.lock = threading.local(), threading.Lock()
         with torch.cuda.device(self.device):
-            torch.empty(1, device=self.device)  # makes the device's CUDA context
+            torch.empty(1, device=self.device)  # creates the CUDA context of the device
             self.engine = self._load(host_code)
             names = [self.engine.get_tensor_name(index) for index in range(self.engine.num_io_tensors)]
-            takes = {name: self.engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT for name in names}
-            self.inputs = tuple(self._port(name) for name in names if takes[name])
-            self.outputs = tuple(self._port(name) for name in names if not takes[name])
+            is_input = {name: self.engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT for name in names}
+            self.inputs = tuple(self._port(name) for name in names if is_input[name])
+            self.outputs = tuple(self._port(name) for name in names if not is_input[name])
             if not self.inputs:
                 raise S2WrapError(f"{path} has no input; give an engine that s2wrap export wrote")
-            low, best, high = (shape[0] for shape in self.engine.get_tensor_profile_shape(self.inputs[0].name, 0))
-            self.batch = (low, best, high)  # a fixed batch is all three
+            low, usual, high = (shape[0] for shape in self.engine.get_tensor_profile_shape(self.inputs[0].name, 0))
+            self.batch = (low, usual, high)  # for a fixed batch size, all three are equal
             if kind == "tensorrt_rtx":
                 self._configure_rtx(eager)
 
     def save(self) -> None:
-        """Write what TensorRT-RTX has compiled so far to the runtime cache; done by itself after the first run.
+        """Write the kernels that TensorRT-RTX has compiled so far to the runtime cache; called after the first run.
 
-        Kernels that it compiles later, in the background or for other batch sizes, are kept by calling this again.
+        Call it again to save kernels compiled later, in the background or for other batch sizes.
 
         Raises:
             S2WrapError: there is no runtime cache, or the disk is full.
@@ -99,15 +99,15 @@ class EngineSession(Session):
             raise S2WrapError(f"{self.path} was opened without runtime_cache; name a file there to save to")
         content = self.cache.serialize()
         if content is None:
-            self._refuse("cannot save its runtime cache for")
+            self._fail("cannot save its runtime cache for")
         with whole_file(self.cache_path) as draft, disk_errors(self.cache_path):
             draft.write_bytes(memoryview(content))
 
     def _load(self, host_code: bool) -> Any:
         try:
             self.runtime = runtime = self.trt.Runtime(self.logger)
-        except TypeError:  # how the bindings say that the library returned nothing
-            self._refuse("cannot start here to run")
+        except TypeError:  # the bindings raise this if the library returned a null pointer
+            self._fail("cannot start here to run")
         if host_code:
             runtime.engine_host_code_allowed = True
         try:
@@ -118,25 +118,25 @@ class EngineSession(Session):
             self._check_header_rtx(content)
         engine = runtime.deserialize_cuda_engine(content)
         if engine is None:
-            self._refuse(
+            self._fail(
                 "cannot load",
                 "another version built it, or it is for another GPU, or damaged, or no engine; export it again here",
             )
         return engine
 
     def _check_header_rtx(self, content: bytes) -> None:
-        """Ask for the library's verdict, which reads only the first bytes."""
+        """Raise S2WrapError if the library finds the engine's header invalid for this machine."""
         if not hasattr(self.runtime, "get_engine_validity"):
             return
-        verdict, bits = self.runtime.get_engine_validity(content[: self.runtime.engine_header_size])
-        if verdict == self.trt.EngineValidity.INVALID:
+        validity, bits = self.runtime.get_engine_validity(content[: self.runtime.engine_header_size])
+        if validity == self.trt.EngineValidity.INVALID:
             reasons = [reason for bit, reason in REASONS_RTX.items() if bits & bit]
-            self._refuse("cannot run", "; ".join(reasons))
-        if verdict == self.trt.EngineValidity.SUBOPTIMAL:
+            self._fail("cannot run", "; ".join(reasons))
+        if validity == self.trt.EngineValidity.SUBOPTIMAL:
             self.note = "it runs, but an engine built with this GPU among the targets would be faster"
 
     def _configure_rtx(self, eager: bool) -> None:
-        """What its contexts share: how they compile and replay, and the kernels compiled before."""
+        """Set the runtime configuration of all contexts: kernel compilation, CUDA graphs and the runtime cache."""
         trt = self.trt
         self.config = config = self.engine.create_runtime_config()
         if eager:
@@ -148,16 +148,16 @@ class EngineSession(Session):
             if not self.cache_path.resolve().parent.is_dir():
                 raise S2WrapError(f"runtime_cache={self.cache_path}: there is no such folder")
             self.cache = config.create_runtime_cache()
-            known = self.cache_path.read_bytes() if self.cache_path.is_file() else b""
-            self.unsaved = not (known and self.cache.deserialize(known))  # one of another GPU or version is replaced
+            content = self.cache_path.read_bytes() if self.cache_path.is_file() else b""
+            self.unsaved = not (content and self.cache.deserialize(content))  # replaced if of another GPU or version
             config.set_runtime_cache(self.cache)
 
     def _port(self, name: str) -> Port:
-        word = self.engine.get_tensor_dtype(name).name
+        dtype = self.engine.get_tensor_dtype(name).name
         first, *rest = shape = tuple(self.engine.get_tensor_shape(name))
-        if word not in DTYPES or -1 in rest:
-            raise S2WrapError(f"{self.path}: {name} is {word} of {shape}; only the first dimension may be open")
-        return Port(name, DTYPES[word], ("batch" if first == -1 else first, *rest))
+        if dtype not in DTYPES or -1 in rest:
+            raise S2WrapError(f"{self.path}: {name} is {dtype} of {shape}; only the first dimension may be open")
+        return Port(name, DTYPES[dtype], ("batch" if first == -1 else first, *rest))
 
     def _run(self, inputs: dict[str, Tensor], batch: int) -> dict[str, Tensor]:
         with torch.cuda.device(self.device):
@@ -170,37 +170,35 @@ class EngineSession(Session):
             self._enqueue(self.local.context, inputs, outputs)
         if self.cache is not None:
             with self.lock:
-                first, self.unsaved = self.unsaved, False
-            if first:
+                must_save, self.unsaved = self.unsaved, False
+            if must_save:
                 self.save()
         return outputs
 
     def _follow_stream(self) -> None:
-        """Let this thread's earlier work end first where it was on another stream: its context has one workspace."""
+        """Wait for this thread's last run if it was on another stream, as both use the same workspace."""
         stream = torch.cuda.current_stream(self.device)
-        earlier, self.local.stream = getattr(self.local, "stream", stream), stream
-        if earlier != stream:
-            stream.wait_stream(earlier)
+        previous, self.local.stream = getattr(self.local, "stream", stream), stream
+        if previous != stream:
+            stream.wait_stream(previous)
 
     def _new_context(self) -> Any:
-        if self.config is None:
-            context = self.engine.create_execution_context()
-        else:
-            context = self.engine.create_execution_context(self.config)
+        config = () if self.config is None else (self.config,)
+        context = self.engine.create_execution_context(*config)
         if context is None:
-            self._refuse("cannot prepare to run", "the GPU's memory may be full")
+            self._fail("cannot prepare to run", "the GPU's memory may be full")
         return context
 
     def _enqueue(self, context: Any, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> None:
-        """Queue the engine's work on the current stream."""
-        done = all(context.set_input_shape(name, tuple(tensor.shape)) for name, tensor in inputs.items())
+        """Enqueue a run on the current stream."""
+        ready = all(context.set_input_shape(name, tuple(tensor.shape)) for name, tensor in inputs.items())
         for name, tensor in (inputs | outputs).items():
-            done = done and context.set_tensor_address(name, tensor.data_ptr())
-        if not done or not context.execute_async_v3(torch.cuda.current_stream(self.device).cuda_stream):
-            self._refuse("failed to run")
+            ready = ready and context.set_tensor_address(name, tensor.data_ptr())
+        if not ready or not context.execute_async_v3(torch.cuda.current_stream(self.device).cuda_stream):
+            self._fail("failed to run")
 
     def _replay(self, inputs: dict[str, Tensor], batch: int) -> dict[str, Tensor]:
-        """Replay the work recorded for this batch size; each thread records its own."""
+        """The outputs of the CUDA graph for this batch size, which each thread captures on first use."""
         recordings = self.local.__dict__.setdefault("recordings", {})
         if batch not in recordings:
             recordings[batch] = self._record(inputs, batch)
@@ -211,9 +209,9 @@ class EngineSession(Session):
         return {name: tensor.clone() for name, tensor in recording.outputs.items()}
 
     def _record(self, inputs: dict[str, Tensor], batch: int) -> _Recording:
-        """Run once to let TensorRT prepare, then record; a recording keeps its context, whose memory it uses."""
+        """A CUDA graph of a run, captured after one ordinary run for TensorRT's lazy initialisation."""
         context = self._new_context()
-        with torch.inference_mode(False):  # tensors of inference mode could not be written to outside of it
+        with torch.inference_mode(False):  # inference tensors cannot be written to outside of that mode
             outputs, static = self._new_outputs(batch), {name: tensor.clone() for name, tensor in inputs.items()}
         current, side = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
         side.wait_stream(current)
@@ -221,20 +219,20 @@ class EngineSession(Session):
             self._enqueue(context, static, outputs)
         current.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with _recording, torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+        with _capture_lock, torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
             self._enqueue(context, static, outputs)
         return _Recording(graph, context, static, outputs)
 
-    def _refuse(self, what: str, why: str = "") -> NoReturn:
-        plain = f"{why}. " if why else ""
+    def _fail(self, problem: str, explanation: str = "") -> NoReturn:
+        explanation += ". " if explanation else ""
         title = f"{TITLES[self.kind]} {self.trt.__version__}"
-        raise S2WrapError(f"{title} {what} {self.path}: {plain}It said: {self.logger.tail()}")
+        raise S2WrapError(f"{title} {problem} {self.path}: {explanation}It said: {self.logger.tail()}")
 
 
 def cuda_device(path: Path, device: str | torch.device | None) -> torch.device:
-    """The CUDA device to run on, with its number."""
-    chosen = torch.device(device or "cuda")
-    if chosen.type != "cuda":
+    """The CUDA device to run on, with its index; S2WrapError if there is none."""
+    requested = torch.device(device or "cuda")
+    if requested.type != "cuda":
         raise S2WrapError(
             f"device={device} cannot run {path.name}, which needs a CUDA device; export .onnx for the CPU"
         )
@@ -242,7 +240,7 @@ def cuda_device(path: Path, device: str | torch.device | None) -> torch.device:
         raise S2WrapError(
             f"{path.name} needs an NVIDIA GPU, and this machine shows none; export .onnx to run on the CPU"
         )
-    index = torch.cuda.current_device() if chosen.index is None else chosen.index
+    index = torch.cuda.current_device() if requested.index is None else requested.index
     if index >= torch.cuda.device_count():
         raise S2WrapError(f"device={device} is not there; this machine has {torch.cuda.device_count()} CUDA devices")
     return torch.device("cuda", index)

@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT-RTX: loading their modules, and keeping what they say."""
+"""The Python modules of TensorRT and TensorRT-RTX, and their loggers."""
 
 import importlib
 from collections import deque
@@ -16,11 +16,11 @@ NEEDED = {
 
 
 def load_library(kind: str) -> ModuleType:
-    """The module of TensorRT ("tensorrt") or TensorRT-RTX ("tensorrt_rtx"), new enough for strongly typed networks.
+    """The module of TensorRT ("tensorrt") or TensorRT-RTX ("tensorrt_rtx"), of a version with strongly typed networks.
 
     Raises:
-        MissingExtraError: it is not installed.
-        S2WrapError: it is too old, or installed but broken.
+        MissingExtraError: the library is not installed.
+        S2WrapError: the library is too old, or fails to import.
     """
     try:
         trt = importlib.import_module(kind)
@@ -37,9 +37,9 @@ def load_library(kind: str) -> ModuleType:
 
 
 def make_logger(trt: ModuleType) -> Any:
-    """A logger that prints nothing and keeps errors and warnings: its method `tail` gives the last errors as text."""
+    """A logger that prints nothing and stores errors and warnings; its method `tail` returns the last ones as text."""
 
-    class Kept(trt.ILogger):
+    class Logger(trt.ILogger):
         def __init__(self):
             trt.ILogger.__init__(self)
             self.errors: deque[str] = deque(maxlen=100)
@@ -52,11 +52,11 @@ def make_logger(trt: ModuleType) -> Any:
                 self.warnings.append(msg.strip())
 
         def tail(self, count: int = 3) -> str:
-            telling = [text for text in self.errors if "cudaError 35" not in text]  # on CPUs it follows any error
-            kept = list(dict.fromkeys(telling or self.errors or self.warnings))[-count:]
-            return "; ".join(kept) or "it gave no message"
+            errors = [text for text in self.errors if "cudaError 35" not in text]  # without a GPU, it follows any error
+            last = list(dict.fromkeys(errors or self.errors or self.warnings))[-count:]
+            return "; ".join(last) or "it gave no message"
 
-    return Kept()
+    return Logger()
 
 
 def _broken(kind: str, error: Exception) -> S2WrapError:

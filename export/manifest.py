@@ -1,38 +1,43 @@
-"""The manifest: a JSON file beside every exported file, `FILE.json`, that says what it is and how it was checked."""
+"""The manifest: a JSON file beside every exported file, `FILE.json`, that says what it is and how it was verified."""
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from s2wrap.backbones.checkpoint import weights_sha256
 from s2wrap.errors import S2WrapError
-from s2wrap.export.graph import OUTPUTS, ModelGraph, TilesGraph
+from s2wrap.export.graph import Graph, ModelGraph
+from s2wrap.export.options import Output, Precision
 from s2wrap.features import Features
 from s2wrap.geometry import Geometry
+from s2wrap.inputs import ModelInput
+from s2wrap.options import Options, as_tuples, make_options
 from s2wrap.plan import Axis, Plan, ScalePlan
+from s2wrap.policies import POLICIES, Policy
+from s2wrap.scales import Scale
 from s2wrap.view import View
 from s2wrap.wrapper import MultiScale
 
-FORMAT = 1
-KINDS = {".onnx": "onnx", ".plan": "tensorrt", ".engine": "tensorrt", ".rtx": "tensorrt_rtx"}
-"""What the ending of a file says."""
+Kind = Literal["onnx", "tensorrt", "tensorrt_rtx"]
+FORMAT = 2
+KINDS: dict[str, Kind] = {".onnx": "onnx", ".plan": "tensorrt", ".engine": "tensorrt", ".rtx": "tensorrt_rtx"}
+"""The kind of a file, by its ending."""
+REQUIRED = ("kind", "part", "sha256", "precision", "batch", "image_hw", "input", "options", "inputs", "outputs")
+"""What every manifest holds."""
 
 
-def kind_of(path: Path) -> str:
-    """What a file is by its ending: "onnx", "tensorrt" or "tensorrt_rtx"."""
+def kind_of(path: Path) -> Kind:
+    """The kind of a file, by its ending; S2WrapError for another ending."""
     if path.suffix not in KINDS:
         raise S2WrapError(f"{path}: the ending must be {', '.join(KINDS)}")
     return KINDS[path.suffix]
-
-
-NEEDED = ("kind", "part", "sha256", "precision", "batch", "image_hw", "inputs", "outputs")
-"""What every manifest says."""
 
 
 def real_path(path: str | Path) -> Path:
@@ -46,48 +51,48 @@ def manifest_path(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
-def describe(graph: ModelGraph | TilesGraph, model: MultiScale, proto: Any, *, precision: str) -> dict[str, Any]:
+def describe(graph: Graph, model: MultiScale, proto: Any, *, precision: Precision) -> dict[str, Any]:
     """What a manifest says of a graph, before it is a file; the same each time.
 
     Args:
         graph: what was traced.
         model: of which it is a graph.
         proto: its ONNX model.
-        precision: "fp32", "fp16" or "bf16".
+        precision: of the graph.
     """
-    backbone, whole = graph.backbone, isinstance(graph, ModelGraph)
-    plan = asdict(replace(graph.placement.plan, image_hw=graph.image_hw)) if isinstance(graph, ModelGraph) else None
+    backbone, plan, geometry = graph.backbone, None, None
+    if isinstance(graph, ModelGraph):
+        plan = asdict(replace(graph.placement.plan, image_hw=graph.image_hw))
+        geometry = [asdict(each) for each in graph.geometry]
     return {
         "format": FORMAT,
-        "part": "model" if whole else "tiles",
+        "part": "model" if isinstance(graph, ModelGraph) else "tiles",
         "spec": (model.recipe or {}).get("spec"),
         "backbone": {
             "name": backbone.name,
-            "image_hw": backbone.image_hw,
+            "layers": backbone.layers,
             "layouts": [asdict(layout) for layout in backbone.layouts],
-            "interpolation": backbone.interpolation,
             "weights_sha256": weights_sha256(model.backbone),
         },
-        "wrapper": _plain(wrapper_options(model)),
-        "mean": backbone.mean,
-        "std": backbone.std,
+        "input": model.input.to_json(),
+        "options": describe_options(model),
         "precision": precision,
         "pixels": graph.pixels,
         "image_hw": graph.image_hw,
         "inputs": [port_of(value) for value in proto.graph.input],
         "outputs": [port_of(value) for value in proto.graph.output],
         "plan": plan,
-        "grids": graph.grids if isinstance(graph, ModelGraph) else None,
+        "geometry": geometry,
         "opset": next(entry.version for entry in proto.opset_import if not entry.domain),
         "versions": {name: _version(name) for name in ("s2wrap", "torch", "onnx", "onnxscript")},
     }
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a file, once file and manifest belong together.
+    """The manifest of a file, after a check that it describes this file.
 
     Raises:
-        S2WrapError: there is no such file, no manifest, one of another format, or the file is not the one it names.
+        S2WrapError: there is no such file, it has no manifest, or one of another format or for another file.
     """
     path = real_path(path)
     beside = manifest_path(path)
@@ -96,19 +101,19 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not beside.is_file():
         raise S2WrapError(f"{path} has no manifest; {beside.name}, which s2wrap export writes, must lie beside it")
     try:
-        manifest = _with_tuples(json.loads(beside.read_text()))
+        manifest = as_tuples(json.loads(beside.read_text()))
         known = manifest["format"] == FORMAT
-        missing = [name for name in NEEDED if name not in manifest]
+        missing = [name for name in REQUIRED if name not in manifest]
     except (ValueError, KeyError, TypeError) as error:
         raise S2WrapError(f"{beside} is damaged, or no manifest of s2wrap") from error
     if known and missing:
         raise S2WrapError(f"{beside} is damaged: it does not say {', '.join(missing)}")
     if not known:
         raise S2WrapError(f"{beside} has format {manifest['format']}; this s2wrap reads format {FORMAT}: export again")
-    found = file_sha256(path)
-    if found != manifest["sha256"]:
+    digest = file_sha256(path)
+    if digest != manifest["sha256"]:
         raise S2WrapError(
-            f"{path} is not the file that {beside.name} describes: its SHA-256 is {found}, there it is "
+            f"{path} is not the file that {beside.name} describes: its SHA-256 is {digest}, there it is "
             f"{manifest['sha256']}; it is damaged, or one of them is of another export"
         )
     return manifest
@@ -130,51 +135,79 @@ def recipe_of(model: MultiScale) -> dict[str, Any] | None:
     return _plain(model.recipe) if model.backbone.dtype == torch.float32 else None
 
 
-def wrapper_options(model: MultiScale) -> dict[str, Any]:
-    """What `MultiScale` was made with, every option of every scale decided; defaults of other options are None."""
-    scales = [asdict(look) | {"policy": look.policy if look.chooses_tiles else None} for look in model.looks]
-    names = ("overlap", "blend", "fuse", "weights", "norm", "prefix", "join_layers")
-    default = "finest" if model.fuse == "detail" else "coarsest"
-    grid = None if model.target_grid == default else model.target_grid
-    return {"scales": scales, "target_grid": grid} | {name: getattr(model, name) for name in names}
+def describe_options(model: MultiScale) -> dict[str, Any]:
+    """The options of a model as JSON keeps them, with every scale decided; of a policy of the caller's, its name."""
+    policy = _policy_text(model.options.policy)
+    options = replace(model.options, policy=policy if policy in POLICIES else None)
+    facts = replace(options, scales=(1,) * len(model.scales)).to_json() | {"scales": []}
+    for scale in model.scales:
+        decided = scale.as_scale()
+        text = _policy_text(decided.policy)
+        facts["scales"].append(replace(decided, policy=None).to_json() | {"policy": text})
+    if replace(options, target_grid=None) == options:
+        facts["target_grid"] = None  # the default of its fusion: `load` may choose another one
+    return facts
 
 
-def plan_from(manifest: dict[str, Any]) -> Plan | None:
-    """The plan that a manifest describes."""
-    if manifest.get("plan") is None:
-        return None
+def input_from(manifest: dict[str, Any]) -> ModelInput:
+    """What the exported model takes."""
+    return ModelInput.from_json(manifest["input"])
+
+
+def options_from(manifest: dict[str, Any], changes: dict[str, Any]) -> Options:
+    """The options of the exported model, with some changed.
+
+    Raises:
+        S2WrapError: an option that does not exist or cannot be, one without effect on scales that are decided already,
+            or scales whose policy is a function of the caller's, which no manifest keeps.
+    """
+    facts = manifest["options"] | changes
+    if "scales" not in changes:
+        unknown = [scale["policy"] for scale in facts["scales"] if scale["policy"] not in (None, *POLICIES)]
+        if unknown:
+            raise S2WrapError(
+                f"{manifest['file']} was exported with a policy of your own; give scales= again, with {unknown[0]} as "
+                f"policy"
+            )
+        for name in ("fit", "whole", "policy"):
+            if name in changes:
+                raise S2WrapError(
+                    f"{name}={changes[name]!r} has no effect on the scales of {manifest['file']}, which are decided; "
+                    f"give scales= too"
+                )
+        facts["scales"] = [Scale(**scale) for scale in facts["scales"]]
+    return make_options(Options, "load()", facts)
+
+
+def plan_from(manifest: dict[str, Any]) -> Plan:
+    """Where the tiles of the graph of a whole model lie."""
     scales = (ScalePlan(Axis(**scale["rows"]), Axis(**scale["cols"])) for scale in manifest["plan"]["scales"])
     return Plan(manifest["plan"]["image_hw"], tuple(scales))
 
 
-def features_from(manifest: dict[str, Any], tensors: dict[str, Tensor], plan: Plan | None) -> Features:
-    """What a graph returned as `Features`.
+def features_from(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> Features:
+    """The outputs of a graph as `Features`, without a view.
 
-    Without an output "spatial" its map is made of "tokens", or of "pooled" as a map of one cell; without an output
+    Without an output "spatial" the map is made of "tokens", or of "pooled" as a map of one cell; without an output
     "prefix" there are no prefix tokens.
     """
-    kinds: dict[str, list[Tensor]] = {kind: [] for kind in OUTPUTS}
+    kinds: dict[Output, list[Tensor]] = {kind: [] for kind in get_args(Output)}
     for port in manifest["outputs"]:  # an engine may list its outputs in another order
         kinds[port["name"].partition("_")[0]].append(tensors[port["name"]])
     maps = kinds["spatial"]
     if not maps and kinds["tokens"]:
-        grids = manifest["grids"]
+        grids = [geometry["grid"] for geometry in manifest["geometry"]]
         maps = [t.transpose(1, 2).unflatten(2, grid) for t, grid in zip(kinds["tokens"], grids, strict=True)]
     maps = maps or [tensor[:, :, None, None] for tensor in kinds["pooled"]]
     prefixes = kinds["prefix"] or [spatial.new_zeros(len(spatial), 0, spatial.shape[1]) for spatial in maps]
-    return Features(tuple(maps), tuple(prefixes), None if plan is None else _view(manifest, maps, plan))
+    return Features(tuple(maps), tuple(prefixes))
 
 
-def _view(manifest: dict[str, Any], maps: list[Tensor], plan: Plan) -> View:
-    """How one graph looked at its images: at all tiles; it notes no boxes."""
-    wrapper = manifest["wrapper"] or {}
-    of = "scale" if wrapper.get("fuse") == "pyramid" else "layer"
-    geometry = tuple(
-        Geometry((spatial.shape[2], spatial.shape[3]), plan.image_hw, **({of: k} if len(maps) > 1 else {}))
-        for k, spatial in enumerate(maps)
-    )
-    ran = tuple(torch.ones(len(maps[0]), *scale.block_size, dtype=torch.bool) for scale in plan.scales)
-    return View(plan, geometry, (), ran)
+def view_of(plan: Plan, maps: Sequence[Tensor], geometry: Sequence[Geometry]) -> View:
+    """How a graph looked at a batch of images: at all tiles. It notes no boxes."""
+    count = len(maps[0])
+    ran = tuple(torch.ones(count, *scale.block_size, dtype=torch.bool) for scale in plan.scales)
+    return View(plan, tuple(geometry), (), ran)
 
 
 def port_of(value: Any) -> dict[str, Any]:
@@ -186,11 +219,12 @@ def port_of(value: Any) -> dict[str, Any]:
     return {"name": value.name, "dtype": tensor_dtype_to_np_dtype(tensor.elem_type).name, "shape": sides}
 
 
-def _with_tuples(value: Any) -> Any:
-    """What JSON keeps as a list as the tuple that it was."""
-    if isinstance(value, dict):
-        return {name: _with_tuples(part) for name, part in value.items()}
-    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
+def _policy_text(policy: Policy | str | None) -> str | None:
+    """A policy by its name; a function of the caller's with its module, so that no policy of ours is called so."""
+    if policy is None or isinstance(policy, str):
+        return policy
+    names = [name for name, function in POLICIES.items() if function is policy]
+    return names[0] if names else f"{policy.__module__}.{getattr(policy, '__qualname__', type(policy).__name__)}"
 
 
 def _plain(value: Any) -> Any:

@@ -1,7 +1,8 @@
-"""Does an exported file compute what PyTorch computes? Token by token, on photographs and on noise."""
+"""Comparison of exported files with PyTorch, token by token, on photographs and on noise."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +15,13 @@ from rich.table import Table
 from torch import Tensor
 
 from s2wrap.errors import S2WrapError
-from s2wrap.export.graph import ModelGraph, TilesGraph
+from s2wrap.export.graph import PIXEL_DTYPES, Graph
+from s2wrap.export.options import Gate
 from s2wrap.images import find_images, load_image
 
-Graph = ModelGraph | TilesGraph
 Run = Callable[[Tensor], dict[str, Tensor]]
 PHOTOGRAPHS = ("astronaut", "coffee", "chelsea")
-"""Of scikit-image, when no pictures are given."""
-
-
-@dataclass(frozen=True)
-class Gate:
-    """What a precision must reach, for every output.
-
-    Attributes:
-        mean: least mean cosine between a token and PyTorch's.
-        low: least 1st percentile of these cosines.
-        error: largest relative error: length of the difference of all values ÷ length of PyTorch's.
-    """
-
-    mean: float
-    low: float
-    error: float
+"""Of scikit-image, for when no pictures are given."""
 
 
 GATES = {
@@ -45,17 +31,6 @@ GATES = {
     "quantised": Gate(0.98, 0.93, 0.2),
 }
 """fp16 as NVIDIA gates its own DINOv3 exports; in bfloat16 the error may be what such cosines leave room for."""
-
-
-def parse_gate(gate: Any) -> Gate:
-    """Three numbers as a `Gate`."""
-    numbers = tuple(gate) if isinstance(gate, Sequence) and not isinstance(gate, str) else ()
-    if len(numbers) != 3 or not all(isinstance(number, int | float) and 0 <= number <= 1 for number in numbers):
-        raise S2WrapError(
-            f"gate={gate!r} is no gate; give the least mean cosine, the least 1st percentile and the largest relative "
-            f"error, such as (0.999, 0.995, 0.01)"
-        )
-    return Gate(*numbers)
 
 
 @dataclass(frozen=True)
@@ -90,11 +65,11 @@ class Parity:
 
 @dataclass(frozen=True)
 class Report:
-    """What a verification found.
+    """The result of a verification.
 
     Attributes:
         ran: what computed the outputs, such as "ONNX Runtime 1.32.0 on cpu".
-        note: what it does not show; empty if nothing.
+        note: what the verification does not show; empty if nothing.
         gate: what every output had to reach.
         images: how many photographs and how many of noise.
         batches: the batch sizes, in order.
@@ -137,22 +112,22 @@ class Report:
         return table
 
 
-def compare(name: str, found: Tensor, expected: Tensor) -> Parity:
+def compare(name: str, output: Tensor, expected: Tensor) -> Parity:
     """How far an output is from PyTorch's.
 
     Args:
         name: of the output: spatial (b, c, h, w), tokens or prefix (b, n, c), or pooled (b, c).
-        found: in any precision.
+        output: in any precision.
         expected: of the same shape.
 
     Raises:
         S2WrapError: another shape, or expected values that are not finite: then the model itself is at fault.
     """
-    if found.shape != expected.shape:
-        raise S2WrapError(f"{name} has shape {tuple(found.shape)}; PyTorch gives {tuple(expected.shape)}")
+    if output.shape != expected.shape:
+        raise S2WrapError(f"{name} has shape {tuple(output.shape)}; PyTorch gives {tuple(expected.shape)}")
     if not expected.isfinite().all():
         raise S2WrapError(f"{name} is not finite in PyTorch itself, in float32; nothing can be compared with it")
-    ours, theirs = _tokens(found.double().cpu()), _tokens(expected.double().cpu())
+    ours, theirs = _tokens(output.double().cpu()), _tokens(expected.double().cpu())
     finite = bool(ours.isfinite().all())
     ours = ours.nan_to_num(0, 0, 0)
     nothing = (ours.norm(dim=1) == 0) & (theirs.norm(dim=1) == 0)
@@ -180,7 +155,7 @@ def verify_run(
     note: str = "",
     console: Console,
 ) -> Report:
-    """Compare what `run` gives with what `reference` gives.
+    """A report of how the outputs of `run` compare with those of `reference`.
 
     Args:
         run: images as the graph takes them → outputs by name; words may follow a name: "spatial (in bfloat16)".
@@ -195,18 +170,18 @@ def verify_run(
     pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress, torch.no_grad():
-        source = _endless(samples)
+        source = cycle(samples)
         for size in progress.track(sizes, description="Verifying"):
             images = torch.stack([next(source) for _ in range(size)])
             expected = reference(images)
-            for name, found in run(images).items():
-                pairs.setdefault(name, []).append((found.cpu(), expected[name.partition(" ")[0]]))
-    outputs = []
+            for name, output in run(images).items():
+                pairs.setdefault(name, []).append((output.cpu(), expected[name.partition(" ")[0]]))
+    parities = []
     for name, parts in pairs.items():
-        found, expected = zip(*parts, strict=True)
-        outputs.append(compare(name, torch.cat(found), torch.cat(expected)))
-    seen = sum(sizes)
-    return Report(ran, note, gate, ((seen + 1) // 2, seen // 2), tuple(sizes), tuple(outputs))
+        outputs, expected = zip(*parts, strict=True)
+        parities.append(compare(name, torch.cat(outputs), torch.cat(expected)))
+    count = sum(sizes)
+    return Report(ran, note, gate, ((count + 1) // 2, count // 2), tuple(sizes), tuple(parities))
 
 
 def batch_sizes(batch: tuple[int, int, int], device: torch.device) -> list[int]:
@@ -216,7 +191,10 @@ def batch_sizes(batch: tuple[int, int, int], device: torch.device) -> list[int]:
 
 
 def sample_images(graph: Graph, pictures: Sequence[str | Path] | None, count: int = 6) -> list[Tensor]:
-    """Photographs and noise in turn, of the shape and type that a graph takes; the same each time.
+    """Photographs and noise in turn, of the shape, type and range that a graph takes; the same each time.
+
+    A graph of one channel gets the average of the colours of each photograph; one of more than three gets the colours
+    again and again: R, G, B, R, G, … Noise differs in every channel.
 
     Args:
         graph: in any precision.
@@ -227,16 +205,27 @@ def sample_images(graph: Graph, pictures: Sequence[str | Path] | None, count: in
         S2WrapError: no picture can be read, or none is given and scikit-image is not installed.
     """
     generator = torch.Generator().manual_seed(0)
-    height, width = graph.image_hw
-    found = [_fit(picture, (height, width)) for picture in _photographs(pictures, (count + 1) // 2)]
-    noise = torch.randint(0, 256, (count // 2, 3, height, width), generator=generator, dtype=torch.uint8)
-    samples = [part for pair in zip(_endless(found), noise, strict=False) for part in pair]
-    samples += found[:1] if count % 2 else []
-    if graph.pixels == "uint8":
-        return [rearrange(sample, "c h w -> h w c") for sample in samples]
-    mean, std = (graph.backbone.mean or (0.5,) * 3), (graph.backbone.std or (0.25,) * 3)
-    mean, std = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
-    return [(sample.float() / 255 - mean) / std for sample in samples]
+    channels, image_hw = graph.backbone.input.channels, graph.image_hw
+    photographs = [
+        _to_channels(_fit(picture, image_hw), channels) for picture in _photographs(pictures, (count + 1) // 2)
+    ]
+    noise = torch.randint(0, 256, (count // 2, channels, *image_hw), generator=generator, dtype=torch.uint8)
+    samples = [part for pair in zip(cycle(photographs), noise, strict=False) for part in pair]
+    samples += photographs[:1] if count % 2 else []
+    return [_as_graph_takes(sample, graph) for sample in samples]
+
+
+def _as_graph_takes(sample: Tensor, graph: Graph) -> Tensor:
+    """An image (c, h, w) of uint8 in the type, range and layout that a graph takes."""
+    dtype, known = PIXEL_DTYPES[graph.pixels], graph.backbone.input
+    values, bounds = sample.float() / 255, known.range_of(dtype)
+    if bounds is not None:
+        values = values * (bounds[1] - bounds[0]) + bounds[0]
+        return values if dtype.is_floating_point else rearrange(values.round().to(dtype), "c h w -> h w c")
+    if not known.normalises:
+        known = replace(known, mean=(0.5,) * known.channels, std=(0.25,) * known.channels)
+    mean, std = known.mean_std("cpu")
+    return (values - mean) / std
 
 
 def _photographs(pictures: Sequence[str | Path] | None, count: int) -> list[Tensor]:
@@ -258,11 +247,13 @@ def _fit(picture: Tensor, image_hw: tuple[int, int]) -> Tensor:
     return resized[0].round().clamp(0, 255).to(torch.uint8)
 
 
+def _to_channels(picture: Tensor, channels: int) -> Tensor:
+    """A picture (3, h, w) of uint8 with another number of channels; see `sample_images`."""
+    if channels == 1:
+        return picture.float().mean(dim=0, keepdim=True).round().to(torch.uint8)
+    return picture[[channel % 3 for channel in range(channels)]]
+
+
 def _tokens(values: Tensor) -> Tensor:
     """One row a token."""
     return rearrange(values, "b c h w -> (b h w) c") if values.ndim == 4 else values.flatten(0, -2)
-
-
-def _endless(items: Sequence[Tensor]) -> Iterator[Tensor]:
-    while True:
-        yield from items

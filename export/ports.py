@@ -1,4 +1,4 @@
-"""What an exported file takes and gives, and the face that everything that runs one has."""
+"""Inputs and outputs of an exported file, and the base class of sessions that run one."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -15,26 +15,26 @@ from s2wrap.scales import whole_number
 
 @dataclass(frozen=True)
 class Port:
-    """An input or output: "batch" stands for an open first dimension."""
+    """An input or output; a dynamic first dimension is given as "batch"."""
 
     name: str
     dtype: torch.dtype
     shape: tuple[int | str, ...]
 
     def sized(self, batch: int) -> tuple[int, ...]:
-        """Its shape at a batch size."""
+        """The shape for a batch size."""
         return tuple(batch if isinstance(size, str) else size for size in self.shape)
 
 
 class Session(ABC):
-    """A file that is ready to run. Safe to call from several threads at once.
+    """A file that is ready to run; thread-safe.
 
     Attributes:
         path: the file.
-        inputs: what `run` takes.
-        outputs: what it gives, in the file's order.
-        device: where the inputs must be and the outputs will be.
-        batch: the smallest, most frequent and largest batch; None takes any.
+        inputs: the inputs of `run`.
+        outputs: the outputs of `run`, in the order of the file.
+        device: the device of inputs and outputs.
+        batch: the smallest, most frequent and largest batch size; None for any.
     """
 
     path: Path
@@ -44,26 +44,27 @@ class Session(ABC):
     batch: tuple[int, int, int] | None
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The outputs by name, new tensors on the session's device, for inputs by name.
+        """The outputs by name, as new tensors on the session's device.
 
-        Contiguous inputs that start at a multiple of 256 bytes, as whole tensors do, are read in place. On a GPU the
-        call of an engine returns before the work is done, as PyTorch's own calls do: it is queued on the current CUDA
-        stream (a stream of your own spares TensorRT the default one's waiting).
+        Contiguous inputs whose memory is aligned to 256 bytes, as whole tensors are, are read without a copy. Engines
+        run asynchronously on the current CUDA stream, like PyTorch (on the default stream, TensorRT synchronises more).
+
+        Args:
+            inputs: a tensor for each input, by name.
 
         Raises:
-            S2WrapError: inputs that are missing, unknown, on another device, of another type, shape or batch size; or
-                the library failed, whose messages stand at the end.
+            S2WrapError: an input is missing, unknown, or of another device, dtype, shape or batch size; or the library
+                failed, and the message ends with its own.
         """
         batch = self._check(inputs)
-        held = {port.name: _in_place(inputs[port.name]) for port in self.inputs}
-        return self._run(held, batch)
+        return self._run({port.name: _aligned(inputs[port.name]) for port in self.inputs}, batch)
 
     @abstractmethod
     def _run(self, inputs: dict[str, Tensor], batch: int) -> dict[str, Tensor]:
-        """The outputs for checked inputs; what each runtime does in its own way."""
+        """The outputs for checked inputs, computed by the runtime."""
 
     def _check(self, inputs: Mapping[str, Tensor]) -> int:
-        """The batch size that all inputs share."""
+        """The batch size of the inputs, after a check of their names, devices, dtypes and shapes."""
         names = [port.name for port in self.inputs]
         if set(inputs) != set(names):
             raise S2WrapError(f"{self.path.name} takes {', '.join(names)}; received {', '.join(inputs) or 'nothing'}")
@@ -77,8 +78,9 @@ class Session(ABC):
             if tensor.dtype != port.dtype:
                 raise S2WrapError(f"{port.name} is {tensor.dtype}; {self.path.name} takes {port.dtype}")
             if tuple(tensor.shape) != port.sized(batch):
-                wanted = "×".join(map(str, port.shape))
-                raise S2WrapError(f"{port.name} is {'×'.join(map(str, tensor.shape))}; {self.path.name} takes {wanted}")
+                expected = "×".join(map(str, port.shape))
+                received = "×".join(map(str, tensor.shape))
+                raise S2WrapError(f"{port.name} is {received}; {self.path.name} takes {expected}")
         if batch == 0 or (self.batch and not self.batch[0] <= batch <= self.batch[2]):
             low, _, high = self.batch or (1, 1, "any")
             raise S2WrapError(f"a batch of {batch} does not fit {self.path.name}, which takes {low} to {high}")
@@ -90,17 +92,17 @@ class Session(ABC):
         }
 
 
-def _in_place(tensor: Tensor) -> Tensor:
-    """The tensor itself where an engine can read it, else a copy."""
+def _aligned(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy if an engine could not read it in place."""
     tensor = tensor.detach().contiguous()
     return tensor if tensor.device.type == "cpu" or tensor.data_ptr() % 256 == 0 else tensor.clone()
 
 
 def check_batch(batch: Any) -> tuple[int, int, int]:
-    """MIN, OPT and MAX as three whole numbers in order."""
+    """The batch profile (MIN, OPT, MAX) as integers; S2WrapError unless 1 ≤ MIN ≤ OPT ≤ MAX."""
     numbers = [whole_number(part) for part in batch] if isinstance(batch, tuple | list) else []
     if len(numbers) == 3:
-        low, best, high = (number or 0 for number in numbers)
-        if 1 <= low <= best <= high:
-            return low, best, high
+        low, usual, high = (number or 0 for number in numbers)
+        if 1 <= low <= usual <= high:
+            return low, usual, high
     raise S2WrapError(f"batch={batch!r} is no profile; use (MIN, OPT, MAX), 1 ≤ MIN ≤ OPT ≤ MAX, such as (1, 8, 32)")

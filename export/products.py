@@ -1,101 +1,137 @@
-"""What an exported graph does around the backbone: products with constant matrices, for all tiles and scales at once.
+"""The operations around the backbone in an exported graph: products with constant matrices, for all tiles at once.
 
     tiles     =  cut(R_h · image · R_wᵀ)                           `CutTiles`
-    features  =  Σ over tiles  A_h[tile] · X[tile] · A_wᵀ[tile]    `MergeTiles`, a row of blocks a scale
+    features  =  Σ over tiles  A_h[tile] · X[tile] · A_wᵀ[tile]    `MergeTiles`, one row of blocks per scale
 
-So the number of nodes hardly depends on the scales, and every runtime computes the same: there is no resize and no
-pooling among them.
+So the number of nodes hardly depends on the scales, and all runtimes give the same results, since there are no resize
+and pooling operators, whose implementations differ.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from s2wrap.backbones import Backbone
-from s2wrap.fusion import TileMerge
-from s2wrap.placement import Level
+from s2wrap.backbones.base import Backbone
+from s2wrap.fusion import MergeMatrices
+from s2wrap.inputs import MeanStd, ModelInput, normalise_values
+from s2wrap.options import Interpolation
+from s2wrap.placement import LayerMatrices
 from s2wrap.plan import Axis, ScalePlan
 from s2wrap.policies import Pair
-from s2wrap.resample import Constants, resize_matrix
+from s2wrap.resample import resize_matrix
 from s2wrap.stream import edge_padding
 
 
-class CutTiles(nn.Module):
-    """Images (b, 3, H, W) → the tiles (n · b, 3, h, w) of several scales, all images of a tile together, in float32.
+class Constants(nn.Module):
+    """Buffers that move with the module but stay float32, and are no part of its `state_dict`."""
 
-    One product from the left makes the rows of all scales, one from the right the columns of each. A row or column
-    that two tiles share is made twice, so that tiles are cut by a reshape. Padding is in the matrices: rows that repeat
-    the last pixel, and rows of zeros. A scale of the image's own size is only cut.
+    def __init__(self, **arrays: np.ndarray):
+        super().__init__()
+        for name, array in arrays.items():
+            values = torch.from_numpy(np.ascontiguousarray(array, np.float32))
+            self.register_buffer(name, values, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Constants":
+        exact = dict(self.named_buffers())
+        super()._apply(fn, recurse)
+        for name, moved in list(self.named_buffers()):
+            setattr(self, name, exact[name].to(moved.device))
+        return self
+
+
+class Normalise(Constants):
+    """Float32 images (b, c, h, w) with values in `bounds` → (values in 0…1 − mean) ÷ std, as `ModelInput.normalise`."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model_input: ModelInput, bounds: tuple[float, float]):
+        mean, std = model_input.mean_std("cpu")
+        super().__init__(mean=mean.numpy(), std=std.numpy())
+        self.bounds = bounds
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The normalised images."""
+        return normalise_values(images, self.bounds, MeanStd(self.mean, self.std))
+
+
+class CutTiles(nn.Module):
+    """Images (b, c, H, W) → float32 tiles (n · b, c, h, w) of several scales; the batch is the inner dimension.
+
+    One product from the left computes the rows of all scales, one from the right the columns of each scale. Rows and
+    columns where tiles overlap are computed once per tile, so that a reshape cuts the tiles. Padding is part of the
+    matrices: rows that repeat the last pixel, then rows of zeros. A scale of the image's own size is only cut.
     """
 
     def __init__(self, image_hw: Pair, scales: Sequence[ScalePlan], backbone: Backbone):
-        """The matrices for images of one size, and scales with tiles of one size."""
+        """Compute the matrices for images of one size and scales with tiles of one size."""
         super().__init__()
-        self.image_hw, self.tile_hw = image_hw, scales[0].tile_hw
+        self.image_hw, self.tile_hw, self.channels = image_hw, scales[0].tile_hw, backbone.input.channels
         self.blocks = [scale.block_size for scale in scales]
         edge_h, edge_w = edge_padding(backbone)
         rows: list[np.ndarray] = []
         self.sides = nn.ModuleList()
         for scale in scales:
             if scale.image_hw == image_hw and not any(scale.padding_hw):
-                self.sides.append(_Take(scale))
+                self.sides.append(_SelectPixels(scale))
                 continue
-            rows.append(_axis_matrix(image_hw[0], scale.rows, edge_h, backbone.interpolation))
-            cols = _axis_matrix(image_hw[1], scale.cols, edge_w, backbone.interpolation)
+            rows.append(_axis_matrix(image_hw[0], scale.rows, edge_h, backbone.input.interpolation))
+            cols = _axis_matrix(image_hw[1], scale.cols, edge_w, backbone.input.interpolation)
             self.sides.append(_Columns(cols))
         self.heights = [len(matrix) for matrix in rows]
         self.rows = Constants(rows=np.concatenate(rows)) if rows else None
 
     def forward(self, images: Tensor) -> Tensor:
-        """The tiles, scale after scale, row by row."""
+        """The tiles, ordered by scale, then row by row."""
         images, (height, width) = images.float(), self.tile_hw
         lines = iter([] if self.rows is None else _split(self.rows.get_buffer("rows") @ images, self.heights, dim=2))
         tiles = []
         for (down, across), side in zip(self.blocks, self.sides, strict=True):
-            canvas = side(images if isinstance(side, _Take) else next(lines))
+            canvas = side(images if isinstance(side, _SelectPixels) else next(lines))
             if down * across > 1:
-                canvas = canvas.reshape(-1, 3, down, height, across, width).permute(2, 4, 0, 1, 3, 5)
-                canvas = canvas.reshape(-1, 3, height, width)
+                canvas = canvas.reshape(-1, self.channels, down, height, across, width).permute(2, 4, 0, 1, 3, 5)
+                canvas = canvas.reshape(-1, self.channels, height, width)
             tiles.append(canvas)
         return tiles[0] if len(tiles) == 1 else torch.cat(tiles)
 
     @property
     def multiply_adds(self) -> int:
-        """Of the products, for one image."""
+        """The number of multiply-add operations for one image."""
         height, width = self.image_hw
         columns = [len(side.cols.T) for side in self.sides if isinstance(side, _Columns)]
-        return sum(3 * lines * width * (height + cols) for lines, cols in zip(self.heights, columns, strict=True))
+        work = (lines * width * (height + cols) for lines, cols in zip(self.heights, columns, strict=True))
+        return self.channels * sum(work)
 
 
 class MergeTiles(nn.Module):
-    """The tiles of several scales → the sums of each, by the same few products for all, in float32.
+    """Features of the tiles of several scales → the merged features of each scale, by a few products, in float32.
 
-    For detail fusion a tile gives only its detail here, X − P_h X P_wᵀ (`fusion.TileCorrection`); `Spread` adds what
-    comes from the coarser scale.
+    With detail fusion, only the detail of each tile is merged, X − P_h X P_wᵀ (`fusion.correct_tiles`); `Spread` adds
+    the low frequencies of the coarser scale.
     """
 
-    def __init__(self, levels: Sequence[Level]):
-        """The matrices of the scales' own merges, as blocks of larger ones."""
+    def __init__(self, scales: Sequence[LayerMatrices]):
+        """Combine the merge matrices of the scales as blocks of larger matrices."""
         super().__init__()
-        merges = [level.merge for level in levels]
-        averages = [level.average for level in levels if level.average is not None]
+        merges = [matrices.merge for matrices in scales]
+        averages = [matrices.average for matrices in scales if matrices.average is not None]
         self.sums = _Blocks(merges)
         self.averages = _Blocks(averages) if averages else None
-        self.smooth = _Smooth(levels) if any(level.correction is not None for level in levels) else None
+        self.smooth = _Smooth(scales) if any(matrices.correction is not None for matrices in scales) else None
         areas = np.zeros((len(merges), self.sums.tiles))
         for row, first, merge in zip(areas, self.sums.firsts, merges, strict=True):
             row[first : first + len(merge.areas)] = merge.areas.numpy()
         self.areas = Constants(areas=areas)
 
     def forward(self, spatial: Tensor, prefix: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Maps (b, c, h, w), prefix tokens (b, p, c) and, for detail fusion, averages (b, c, 1, 1), one each a scale.
+        """Maps (b, c, h, w), prefix tokens (b, p, c) and, for detail fusion, averages (b, c, 1, 1), as lists by scale.
 
         Args:
-            spatial: maps (n · b, c, y, x), all images of a tile together.
-            prefix: prefix tokens (n · b, p, c).
+            spatial: maps of the tiles (n · b, c, y, x); the batch is the inner dimension.
+            prefix: prefix tokens of the tiles (n · b, p, c).
         """
         tiles, (channels, _, width) = self.sums.tiles, spatial.shape[1:]
         maps = spatial.float().permute(0, 2, 3, 1).reshape(tiles, -1, width, channels)
@@ -104,7 +140,7 @@ class MergeTiles(nn.Module):
         return sums, self._prefixes(prefix), averages
 
     def _prefixes(self, prefix: Tensor) -> list[Tensor]:
-        """The prefix tokens of each scale, weighed by what its tiles answer for."""
+        """The prefix tokens of each scale: the average over its tiles, weighted by area."""
         areas, (count, channels) = self.areas.get_buffer("areas"), prefix.shape[1:]
         if not count:
             return [prefix.new_zeros(prefix.shape[0] // self.sums.tiles, 0, channels)] * len(areas)
@@ -113,7 +149,7 @@ class MergeTiles(nn.Module):
         return _split(tokens.reshape(-1, count, len(areas) * channels), [channels] * len(areas), dim=2)
 
     def multiply_adds(self, channels: int) -> int:
-        """Of the products, for one image; zeros counted."""
+        """The number of multiply-add operations for one image, including those with zeros."""
         total = 0
         for blocks in filter(None, (self.sums, self.averages)):
             cells, tokens_w = blocks.cols.shape[-2:]
@@ -126,17 +162,17 @@ class MergeTiles(nn.Module):
 
 
 class Spread(Constants):
-    """What a scale of detail fusion takes from the map of the next coarser one (b, c, h, w), on its own grid.
+    """The map of the next coarser scale (b, c, h, w) → its contribution to a scale with detail fusion, on that grid.
 
-    Tile by tile that is A_h P_h U_h C (A_w P_w U_w)ᵀ; summed over a grid of tiles it is one product from either side.
+    For one tile it is A_h P_h U_h C (A_w P_w U_w)ᵀ; the sum over a grid of tiles is one product from either side.
     """
 
     rows: Tensor
     cols: Tensor
 
-    def __init__(self, level: Level, block_size: Pair):
-        """The matrices of a scale with so many rows and columns of tiles, which is not the smallest."""
-        merge, correction, (_, across) = level.merge, level.correction, block_size
+    def __init__(self, matrices: LayerMatrices, block_size: Pair):
+        """Compute the matrices of a scale, not the smallest, with `block_size` rows and columns of tiles."""
+        merge, correction, (_, across) = matrices.merge, matrices.correction, block_size
         if correction is None:
             raise ValueError("the smallest scale has nothing coarser")
         super().__init__(
@@ -145,12 +181,12 @@ class Spread(Constants):
         )
 
     def forward(self, coarse: Tensor) -> Tensor:
-        """The low frequencies (b, c, rows, columns)."""
+        """The low frequencies (b, c, h, w)."""
         return self.rows @ coarse @ self.cols
 
 
 class _Columns(Constants):
-    """A product from the right: lines (b, 3, y, W) → (b, 3, y, columns of all tiles)."""
+    """A product from the right: (b, c, y, W) → (b, c, y, columns of all tiles)."""
 
     cols: Tensor
 
@@ -161,28 +197,28 @@ class _Columns(Constants):
         return lines @ self.cols
 
 
-class _Take(nn.Module):
-    """The rows and columns of an image that tiles see, twice where two share one."""
+class _SelectPixels(nn.Module):
+    """Images → their rows and columns in the order of the tiles, repeated where tiles overlap."""
 
     def __init__(self, scale: ScalePlan):
         super().__init__()
         for name, axis in (("rows", scale.rows), ("cols", scale.cols)):
-            places = torch.cat([torch.arange(start, start + axis.tile) for start in axis.starts])
-            self.register_buffer(name, None if len(places) == axis.size else places, persistent=False)
+            indices = torch.cat([torch.arange(start, start + axis.tile) for start in axis.starts])
+            self.register_buffer(name, None if len(indices) == axis.size else indices, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        for dim, places in ((2, self.rows), (3, self.cols)):
-            images = images.index_select(dim, places) if isinstance(places, Tensor) else images
+        for dim, indices in ((2, self.rows), (3, self.cols)):
+            images = images.index_select(dim, indices) if isinstance(indices, Tensor) else images
         return images
 
 
 class _Blocks(Constants):
-    """Several merges, one after the other along the tiles, as one: `rows` has a block a scale."""
+    """The merges of several scales as one, for their tiles in sequence: `rows` has one block per scale."""
 
     rows: Tensor
     cols: Tensor
 
-    def __init__(self, merges: Sequence[TileMerge]):
+    def __init__(self, merges: Sequence[MergeMatrices]):
         counts = [len(merge.areas) for merge in merges]
         tiles, tokens = sum(counts), merges[0].rows.shape[2]
         grids = [(merge.rows.shape[1], merge.cols.shape[1]) for merge in merges]
@@ -190,14 +226,14 @@ class _Blocks(Constants):
         rows = [np.zeros((height, tiles, tokens)) for height, _ in grids]
         cols = np.zeros((tiles, 1, max(width for _, width in grids), merges[0].cols.shape[2]))
         for block, (_, width), first, count, merge in zip(rows, grids, firsts, counts, merges, strict=True):
-            now = slice(first, first + count)
-            block[:, now] = rearrange(merge.rows.numpy(), "n h y -> h n y")
-            cols[now, 0, :width] = merge.cols.numpy()
+            of_scale = slice(first, first + count)
+            block[:, of_scale] = rearrange(merge.rows.numpy(), "n h y -> h n y")
+            cols[of_scale, 0, :width] = merge.cols.numpy()
         super().__init__(rows=rearrange(np.concatenate(rows), "h n y -> h (n y)"), cols=cols)
         self.tiles, self.firsts, self.grids = tiles, firsts, grids
 
     def forward(self, maps: Tensor) -> list[Tensor]:
-        """A map (b, c, h, w) a scale, of maps (n, b · y, x, c)."""
+        """Merged maps (b, c, h, w), one per scale, from maps of tiles (n, b · y, x, c)."""
         channels, (*_, widest, _) = maps.shape[-1], self.cols.shape
         height = self.rows.shape[1] // self.tiles
         lines = (self.cols @ maps).reshape(self.tiles, -1, height, widest * channels)
@@ -212,32 +248,30 @@ class _Blocks(Constants):
 
 
 class _Smooth(Constants):
-    """The tile-wide part of the features of tiles that a coarser scale corrects; nothing of other tiles."""
+    """Maps of tiles → their low frequencies, which a coarser scale replaces; zero for tiles of the smallest scale."""
 
     rows: Tensor
     cols: Tensor
 
-    def __init__(self, levels: Sequence[Level]):
-        def matrices(name: str, of_merge: str) -> np.ndarray:
-            found = []
-            for level in levels:
-                tiles, _, tokens = getattr(level.merge, of_merge).shape
-                nothing = torch.zeros(tiles, tokens, tokens)
-                found.append(nothing if level.correction is None else level.correction.get_buffer(name))
-            return torch.cat(found)[:, None].numpy()
-
-        super().__init__(rows=matrices("smooth_rows", "rows"), cols=matrices("smooth_cols", "cols"))
+    def __init__(self, scales: Sequence[LayerMatrices]):
+        rows, cols = [], []
+        for merge, correction, *_ in scales:
+            tiles, _, tokens_h = merge.rows.shape
+            tokens_w = merge.cols.shape[2]
+            rows.append(correction.smooth_rows if correction else torch.zeros(tiles, tokens_h, tokens_h))
+            cols.append(correction.smooth_cols if correction else torch.zeros(tiles, tokens_w, tokens_w))
+        super().__init__(rows=torch.cat(rows)[:, None].numpy(), cols=torch.cat(cols)[:, None].numpy())
 
     def forward(self, maps: Tensor) -> Tensor:
-        """P_h X P_wᵀ of maps (n, b · y, x, c)."""
+        """P_h X P_wᵀ for maps X (n, b · y, x, c), in the same shape."""
         (tiles, _, width, channels), height = maps.shape, self.rows.shape[-1]
         lines = (self.cols @ maps).reshape(tiles, -1, height, width * channels)
         return (self.rows @ lines).reshape(tiles, -1, width, channels)
 
 
-def _axis_matrix(old: int, axis: Axis, edge: int, interpolation: str) -> np.ndarray:
-    """The (tiles · tile, old) matrix of an axis: resize, pad, cut."""
-    same = old == axis.content  # what is not resized keeps its values
+def _axis_matrix(old: int, axis: Axis, edge: int, interpolation: Interpolation) -> np.ndarray:
+    """The matrix (tiles · tile size, old) that resizes, pads and cuts along one axis."""
+    same = old == axis.content  # without resizing, pixels keep their exact values
     resized = np.eye(old) if same else resize_matrix(old, axis.content, interpolation=interpolation, antialias=True)
     padding = axis.size - axis.content
     repeated = np.repeat(resized[-1:], min(edge, padding), axis=0)

@@ -1,4 +1,4 @@
-"""Is an exported file the model that it was made from? Run both, and compare."""
+"""Verification of an exported file against the PyTorch model that it was made from."""
 
 import tempfile
 from collections.abc import Callable, Sequence
@@ -14,20 +14,19 @@ from s2wrap.backbones.checkpoint import weights_sha256
 from s2wrap.errors import S2WrapError
 from s2wrap.export import trace
 from s2wrap.export.engine import check_machine
-from s2wrap.export.graph import ModelGraph, TilesGraph, tensors_of
+from s2wrap.export.graph import Graph, ModelGraph, in_float32, make_graph, tensors_of
 from s2wrap.export.library import TITLES
 from s2wrap.export.manifest import read_manifest, real_path
-from s2wrap.export.parity import Gate, Report, batch_sizes, parse_gate, sample_images, verify_run
+from s2wrap.export.options import Gate, GraphOptions, parse_gate
+from s2wrap.export.parity import Report, batch_sizes, sample_images, verify_run
 from s2wrap.export.ports import check_batch
 from s2wrap.export.session import open_session
+from s2wrap.factory import load as load_model
 from s2wrap.wrapper import MultiScale
-from s2wrap.wrapper import load as load_model
-
-Graph = ModelGraph | TilesGraph
 
 
 class VerificationError(S2WrapError):
-    """An exported file does not compute what PyTorch computes; it was not kept."""
+    """The outputs of an exported file differ too much from PyTorch's; an export discards the file."""
 
 
 def verify(
@@ -38,36 +37,30 @@ def verify(
     pictures: Sequence[str | Path] | None = None,
     console: Console | None = None,
 ) -> Report:
-    """Compare an exported file with PyTorch once more.
+    """The report of a comparison of an exported file with PyTorch.
 
     Args:
-        path: the file; its manifest lies beside it.
-        model: the wrapped model that it was made from; by default it is loaded as the manifest says.
-        gate: as for `export`; by default that of the export.
-        pictures: files or folders; photographs of scikit-image by default.
-        console: where progress and the comparison are shown; nowhere by default.
+        path: the file, with its manifest beside it.
+        model: the wrapped model that it was made from; by default it is loaded as described in the manifest.
+        gate: as for `export`; by default the gate of the export.
+        pictures: files or folders; by default photographs of scikit-image.
+        console: where to show progress and the report; by default nowhere.
 
     Raises:
-        VerificationError: the file computes something else.
-        S2WrapError: it cannot run here, or the model is not at hand, or its weights are others.
+        VerificationError: the outputs do not pass the gate.
+        S2WrapError: the file cannot run here, or the model cannot be loaded or has other weights.
     """
     path, console = real_path(path), console or Console(quiet=True)
     manifest = read_manifest(path)
     limits = Gate(**manifest["gate"]) if gate is None else parse_gate(gate)
     check_machine(path, manifest, None)
-    model = model or _model_again(path, manifest)
+    model = model or _load_recipe(path, manifest)
     if weights_sha256(model.backbone) != manifest["backbone"]["weights_sha256"]:
         raise S2WrapError(f"{path} was made with other weights than {model.backbone.name} has now; give the model")
 
-    def make(precision: str, fp32_layers: Sequence[str] = ()) -> Graph:
-        if manifest["part"] == "tiles":
-            return TilesGraph(model, precision=precision, fp32_layers=fp32_layers)
-        names = tuple(dict.fromkeys(output["name"].partition("_")[0] for output in manifest["outputs"]))
-        options: dict[str, Any] = {"pixels": manifest["pixels"], "outputs": names, "fp32_layers": fp32_layers}
-        return ModelGraph(model, manifest["image_hw"], precision=precision, **options)
-
-    wide = make("fp32")
-    graph = make("bf16", manifest["fp32_layers"]) if manifest["precision"] == "bf16" else None
+    options = _graph_options(manifest)
+    wide = make_graph(model, in_float32(options))
+    graph = make_graph(model, options) if options.precision == "bf16" else None
     with tempfile.TemporaryDirectory() as folder:
         samples = sample_images(wide, pictures)
         report = compare_file(path, path, manifest, graph, wide, samples, limits, Path(folder), console)
@@ -86,18 +79,18 @@ def compare_file(
     folder: Path,
     console: Console,
 ) -> Report:
-    """The comparison of a file with PyTorch.
+    """The report of a comparison of a file with PyTorch.
 
     Args:
-        file: what is compared.
-        source: the ONNX file that it was built from, which runs where the file itself cannot.
-        manifest: of the file.
-        graph: what was traced: in bfloat16 PyTorch runs it where ONNX Runtime cannot; None for a ready file.
-        wide: the same in float32.
-        samples: what to compare on.
-        gate: what to reach.
-        folder: for files of a while.
-        console: for progress.
+        file: the exported file.
+        source: the ONNX file that it was built from, which is run if the file cannot run here.
+        manifest: the manifest of the file.
+        graph: the traced graph; for bfloat16, which ONNX Runtime lacks on CPUs, PyTorch runs it. May be None otherwise.
+        wide: the same graph in float32.
+        samples: the images to compare on.
+        gate: the limits to pass.
+        folder: a folder for temporary files.
+        console: where to show progress.
     """
     kind, notes = manifest["kind"], []
     session = None
@@ -110,9 +103,9 @@ def compare_file(
             notes.append(f"The engine was built, but does not run on this GPU: {error}. Its graph was run.")
     elif kind != "onnx":
         notes.append("The engine was built and not run: there is no GPU here. The graph it was built from was run.")
-    narrow = session is None and manifest["precision"] == "bf16"
+    widened = session is None and manifest["precision"] == "bf16"
     if session is None:
-        if narrow:
+        if widened:
             notes.append(
                 "ONNX Runtime has no bfloat16 on CPUs: it ran the graph with weights of bfloat16 and values of float32."
             )
@@ -122,61 +115,70 @@ def compare_file(
     (port,) = session.inputs
 
     def run(images: Tensor) -> dict[str, Tensor]:
-        found = session.run({port.name: images.to(session.device)})
-        if narrow and graph is not None:
-            rounded = zip(graph.names, graph(images), strict=True)
-            found |= {f"{output} (PyTorch, bfloat16)": values for output, values in rounded}
-        return found
+        outputs = session.run({port.name: images.to(session.device)})
+        if widened and graph is not None:
+            in_bfloat16 = zip(graph.names, graph(images), strict=True)
+            outputs |= {f"{name} (PyTorch, bfloat16)": values for name, values in in_bfloat16}
+        return outputs
 
     library = import_module("onnxruntime" if kind == "onnx" else kind)
-    place = "the CPU" if session.device.type == "cpu" else torch.cuda.get_device_name(session.device)
-    ran = f"{TITLES.get(kind, 'ONNX Runtime')} {library.__version__} on {place}"
+    device = "the CPU" if session.device.type == "cpu" else torch.cuda.get_device_name(session.device)
+    ran = f"{TITLES.get(kind, 'ONNX Runtime')} {library.__version__} on {device}"
     sizes = batch_sizes(check_batch(manifest["batch"]), session.device)
     note, reference = " ".join(notes), _reference(wide)
     return verify_run(run, reference, samples, sizes=sizes, gate=gate, ran=ran, note=note, console=console)
 
 
 def judge(report: Report, path: Path, console: Console) -> None:
-    """Show a report; raise VerificationError if it is no pass."""
+    """Show a report; raise VerificationError if it does not pass."""
     console.print(report.table())
     if report.note:
         console.print(report.note, highlight=False)
     if not report.passed:
         failed = [parity for parity in report.outputs if not parity.passes(report.gate)]
-        said = "; ".join(
+        figures = "; ".join(
             f"{parity.output}: cosine {parity.cosine_mean:.6f}, 1st percentile {parity.cosine_p1:.6f}, relative error "
             f"{parity.relative_error:.1e}{'' if parity.finite else ', not finite'}"
             for parity in failed
         )
         raise VerificationError(
-            f"{path} does not compute what PyTorch computes: {said}. Another precision may, or parts of it "
+            f"{path} does not compute what PyTorch computes: {figures}. Another precision may, or parts of it "
             f"in float32 (--fp32-layers); or set a gate of your own (--gate)"
         )
 
 
 def _reference(graph: Graph) -> Callable[[Tensor], dict[str, Tensor]]:
-    """The model itself in float32: its eager call, not the graph's products."""
+    """A function that gives the reference outputs in float32: the eager call of the model, if the graph has one."""
 
-    def of_model(images: Tensor) -> dict[str, Tensor]:
+    def run_model(images: Tensor) -> dict[str, Tensor]:
         assert isinstance(graph, ModelGraph)
-        images = images.permute(0, 3, 1, 2) if graph.pixels == "uint8" else images
+        images = images if graph.pixels == "float32" else images.permute(0, 3, 1, 2)
         features = graph.model(images)
         tensors = [tensor for kind in graph.outputs for tensor in tensors_of(features, kind)]
         return dict(zip(graph.names, tensors, strict=True))
 
-    def of_tiles(images: Tensor) -> dict[str, Tensor]:
+    def run_tiles(images: Tensor) -> dict[str, Tensor]:
         return dict(zip(graph.names, graph(images), strict=True))
 
-    return of_model if isinstance(graph, ModelGraph) else of_tiles
+    return run_model if isinstance(graph, ModelGraph) else run_tiles
 
 
-def _model_again(path: Path, manifest: dict[str, Any]) -> MultiScale:
-    """The model that a manifest names."""
+def _graph_options(manifest: dict[str, Any]) -> GraphOptions:
+    """The options of the graph that a manifest describes."""
+    names = {"precision": manifest["precision"], "fp32_layers": manifest["fp32_layers"]}
+    if manifest["part"] == "tiles":
+        return GraphOptions(tiles=True, **names)
+    outputs = tuple(dict.fromkeys(output["name"].partition("_")[0] for output in manifest["outputs"]))
+    return GraphOptions(image_hw=manifest["image_hw"], pixels=manifest["pixels"], outputs=outputs, **names)
+
+
+def _load_recipe(path: Path, manifest: dict[str, Any]) -> MultiScale:
+    """The model that a manifest describes."""
     recipe = manifest.get("recipe")
     if recipe is None:
         raise S2WrapError(
             f"{path} was made from a model without a name; verify it in Python: verify({path.name!r}, model=model)"
         )
     with torch.random.fork_rng():
-        torch.manual_seed(0)  # as `s2wrap export --random-weights` draws them
-        return load_model(**recipe)
+        torch.manual_seed(0)  # the same weights as `s2wrap export --random-weights`
+        return load_model(recipe["spec"], **{name: value for name, value in recipe.items() if name != "spec"})

@@ -1,4 +1,4 @@
-"""Run an exported file: tensors in, tensors out, on ONNX Runtime, TensorRT or TensorRT-RTX."""
+"""Sessions that run an exported file with ONNX Runtime, TensorRT or TensorRT-RTX."""
 
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,19 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "double": torch.float64,
     "uint8": torch.uint8,
+    "uint16": torch.uint16,
     "int8": torch.int8,
     "int32": torch.int32,
     "int64": torch.int64,
     "bool": torch.bool,
 }
-"""ONNX Runtime's words for number types."""
+"""Torch dtypes by ONNX Runtime's names."""
 
 ONNX_CODES = {
     torch.float32: 1,
     torch.uint8: 2,
     torch.int8: 3,
+    torch.uint16: 4,
     torch.int32: 6,
     torch.int64: 7,
     torch.bool: 9,
@@ -36,18 +38,18 @@ ONNX_CODES = {
     torch.float64: 11,
     torch.bfloat16: 16,
 }
-"""The ONNX format's numbers for them; numpy has no bfloat16."""
+"""ONNX element types by torch dtype; numpy dtypes would not do, as there is no bfloat16."""
 
 OPTIONS: dict[str, tuple[str, ...]] = {
     "onnx": (),
     "tensorrt": ("cuda_graph", "host_code"),
     "tensorrt_rtx": ("cuda_graph", "runtime_cache", "eager"),
 }
-"""What `open_session` takes for each kind of file."""
+"""The options of `open_session` for each kind of file."""
 
 
 class OnnxSession(Session):
-    """An ONNX file in ONNX Runtime: tensors are read and written in place, on the CPU or a CUDA device."""
+    """A session in ONNX Runtime on the CPU or a CUDA device, which reads and writes tensors without copies."""
 
     def __init__(self, path: Path, device: torch.device):
         try:
@@ -55,7 +57,7 @@ class OnnxSession(Session):
         except ImportError as error:
             raise MissingExtraError("onnxruntime, which runs .onnx files,", "export") from error
         self.path = path
-        self.device = _with_number(device)
+        self.device = _indexed_device(device)
         provider: Any = "CPUExecutionProvider"
         if device.type == "cuda":
             provider = ("CUDAExecutionProvider", {"device_id": device.index or 0})
@@ -67,13 +69,13 @@ class OnnxSession(Session):
                 )
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        # Blocking channels ends ONNX Runtime 1.32 with a segmentation fault on some float16 graphs: CLIP's, for one.
-        unsafe = ["NchwcTransformer"] if device.type == "cpu" and _holds_float16(path) else None
+        # This optimizer crashes ONNX Runtime 1.32 with a segmentation fault on some float16 graphs, such as CLIP's.
+        disabled = ["NchwcTransformer"] if device.type == "cpu" and _may_have_float16(path) else None
         try:
             self.session = onnxruntime.InferenceSession(
-                str(path), options, providers=[provider], disabled_optimizers=unsafe
+                str(path), options, providers=[provider], disabled_optimizers=disabled
             )
-        except Exception as error:  # its errors have no common class
+        except Exception as error:  # its errors have no common base class
             raise _onnx_error(path, device, error) from error
         self.inputs = tuple(_onnx_port(path, node) for node in self.session.get_inputs())
         self.outputs = tuple(_onnx_port(path, node) for node in self.session.get_outputs())
@@ -83,13 +85,13 @@ class OnnxSession(Session):
     def _run(self, inputs: dict[str, Tensor], batch: int) -> dict[str, Tensor]:
         outputs = self._new_outputs(batch)
         binding = self.session.io_binding()
-        place = (self.device.type, self.device.index or 0)
+        device = (self.device.type, self.device.index or 0)
         for name, tensor in inputs.items():
-            binding.bind_input(name, *place, ONNX_CODES[tensor.dtype], tuple(tensor.shape), tensor.data_ptr())
+            binding.bind_input(name, *device, ONNX_CODES[tensor.dtype], tuple(tensor.shape), tensor.data_ptr())
         for name, tensor in outputs.items():
-            binding.bind_output(name, *place, ONNX_CODES[tensor.dtype], tuple(tensor.shape), tensor.data_ptr())
+            binding.bind_output(name, *device, ONNX_CODES[tensor.dtype], tuple(tensor.shape), tensor.data_ptr())
         if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()  # ONNX Runtime works on a stream of its own
+            torch.cuda.current_stream(self.device).synchronize()  # ONNX Runtime uses a stream of its own
         try:
             self.session.run_with_iobinding(binding)
             binding.synchronize_outputs()
@@ -108,23 +110,21 @@ def open_session(
     eager: bool = False,
     host_code: bool = False,
 ) -> Session:
-    """A file ready to run.
+    """A session for an exported file.
 
     Args:
         path: the file.
         kind: "onnx", "tensorrt" or "tensorrt_rtx".
-        device: where it runs; for ONNX the CPU by default, for engines the current CUDA device.
-        cuda_graph: record the GPU's work once for every batch size, and replay it; engines only.
-        runtime_cache: a file that keeps TensorRT-RTX's compiled kernels for the next start; read where it is there,
-            written after the first run.
-        eager: have TensorRT-RTX compile the fastest kernels for every new batch size at once. Without it a batch size
-            starts with general kernels, while the fastest are compiled in the background: right for serving, wrong for
-            timing.
-        host_code: load version-compatible TensorRT engines, which carry code for the CPU: trust the file.
+        device: the device; by default the CPU for ONNX, the current CUDA device for engines.
+        cuda_graph: whether to capture a CUDA graph for each batch size and replay it; engines only.
+        runtime_cache: file for the compiled kernels of TensorRT-RTX, read if it exists, written after the first run.
+        eager: whether TensorRT-RTX compiles the fastest kernels for each new batch size at once. Otherwise it starts
+            with general kernels and compiles the fastest in the background: right for serving, wrong for timing.
+        host_code: whether to load version-compatible TensorRT engines, which contain CPU code: trust the file.
 
     Raises:
         MissingExtraError: the library is not installed.
-        S2WrapError: the file is damaged, foreign or for another version or GPU, or the option does not fit the kind.
+        S2WrapError: the file is missing, damaged, or for another version or GPU; or an option is not for its kind.
     """
     if not path.is_file():
         raise S2WrapError(f"{path} is not there; give a file that s2wrap export wrote")
@@ -143,40 +143,39 @@ def open_session(
     return EngineSession(path, kind, device, **{name: options[name] for name in OPTIONS[kind]})
 
 
-def _with_number(device: torch.device) -> torch.device:
-    """The device as tensors name theirs: "cuda" with its number."""
+def _indexed_device(device: torch.device) -> torch.device:
+    """The device with its index, as in the attribute of a tensor."""
     if device.type == "cuda" and not torch.cuda.is_available():
         raise S2WrapError(f"device={device} needs an NVIDIA GPU, and this machine shows none; use device=cpu")
     return torch.empty(0, device=device).device
 
 
-def _holds_float16(path: Path) -> bool:
-    """Whether a file has float16 weights, as far as one can tell."""
+def _may_have_float16(path: Path) -> bool:
+    """Whether a file has float16 weights; True if it cannot be read."""
     try:
         import onnx
 
         graph = onnx.load(path, load_external_data=False).graph
-    except Exception:  # not installed, or no such file: ONNX Runtime will say so
+    except Exception:  # not installed, or no ONNX file, which ONNX Runtime will report
         return True
     return any(weight.data_type == onnx.TensorProto.FLOAT16 for weight in graph.initializer)
 
 
 def _onnx_port(path: Path, node) -> Port:
-    """A port of ONNX Runtime's: every name or gap in the first dimension is the batch."""
-    word = node.type.removeprefix("tensor(").removesuffix(")")
+    """The port for an input or output of ONNX Runtime; any first dimension that is not a number is the batch."""
+    dtype = node.type.removeprefix("tensor(").removesuffix(")")
     first, *rest = node.shape or [None]
-    if word not in DTYPES or not all(isinstance(size, int) for size in rest):
+    if dtype not in DTYPES or not all(isinstance(size, int) for size in rest):
         raise S2WrapError(f"{path}: {node.name} is {node.type} of {node.shape}; only the first dimension may be open")
-    return Port(
-        node.name, DTYPES[word], tuple([first if isinstance(first, int) else "batch", *rest][: len(node.shape)])
-    )
+    shape = [first if isinstance(first, int) else "batch", *rest][: len(node.shape)]
+    return Port(node.name, DTYPES[dtype], tuple(shape))
 
 
 def _onnx_error(path: Path, device: torch.device, error: Exception) -> S2WrapError:
-    said = first_line(error)
-    if "NOT_IMPLEMENTED" in said or "Could not find an implementation" in said:
+    message = first_line(error)
+    if "NOT_IMPLEMENTED" in message or "Could not find an implementation" in message:
         return S2WrapError(
             f"ONNX Runtime cannot run {path} on {device}: it has no kernel for one of the operators there (on the CPU "
-            f"it has none for bfloat16; use device=cuda, or fp32 or fp16). It said: {said}"
+            f"it has none for bfloat16; use device=cuda, or fp32 or fp16). It said: {message}"
         )
-    return S2WrapError(f"ONNX Runtime cannot run {path}; is the file whole? It said: {said}")
+    return S2WrapError(f"ONNX Runtime cannot run {path}; is the file whole? It said: {message}")

@@ -1,4 +1,4 @@
-"""A graph module → an ONNX file: by PyTorch's exporter, without what it notes about its own machine."""
+"""ONNX files from graph modules, by PyTorch's exporter, without details of the local machine."""
 
 import copy
 import warnings
@@ -8,24 +8,24 @@ from typing import Any
 import torch
 
 from s2wrap.errors import MissingExtraError, S2WrapError, first_line
-from s2wrap.export.graph import ModelGraph, TilesGraph
+from s2wrap.export.graph import Graph
 
 OPSETS = range(20, 24)
-"""20 is the first with GELU as one operator, 22 the first with bfloat16 convolutions, 23 the first with Attention."""
+"""20 introduced GELU as an operator, 22 bfloat16 convolutions, and 23 Attention."""
 LARGEST_FILE = 1_900_000_000
-"""Bytes; a protobuf ends at 2 GB. Larger weights go to a file of their own beside it."""
+"""Bytes; a protobuf holds at most 2 GB, so larger weights go to a separate file."""
 
 
-def trace(graph: ModelGraph | TilesGraph, *, opset: int) -> Any:
-    """The ONNX model of a graph module, with a dynamic batch; the same bytes each time.
+def trace(graph: Graph, *, opset: int) -> Any:
+    """The ONNX model of a graph module, with a dynamic batch size; deterministic.
 
     Args:
-        graph: its input is named `images`, or `tiles` for the backbone alone; its outputs as its `names` say.
-        opset: 20 to 23; bfloat16 needs 22.
+        graph: the module; the input is named `images`, or `tiles` for the backbone alone, the outputs as in `names`.
+        opset: 20 to 23; bfloat16 needs 22 or later.
 
     Raises:
         MissingExtraError: onnx or onnxscript is not installed.
-        S2WrapError: another opset; a model that cannot be exported: which operator, and where.
+        S2WrapError: the opset is another one, or the model cannot be exported; the message names the operator.
     """
     try:
         import onnx  # noqa: F401 (torch.onnx needs both)
@@ -41,8 +41,8 @@ def trace(graph: ModelGraph | TilesGraph, *, opset: int) -> Any:
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 graph,
-                (graph.example(2),),  # a batch of one would be taken for a constant
-                input_names=[graph.input],
+                (graph.example(2),),  # a batch size of 1 would be treated as a constant
+                input_names=[graph.input_name],
                 output_names=list(graph.names),
                 dynamic_shapes=({0: "batch"},),
                 opset_version=opset,
@@ -59,57 +59,57 @@ def trace(graph: ModelGraph | TilesGraph, *, opset: int) -> Any:
 
 
 def save(proto: Any, path: Path, *, note: str) -> None:
-    """Write an ONNX model with a note in its metadata; weights that no single file holds go to `path`.data."""
+    """Write an ONNX model with `note` in its metadata; weights too large for one file go to `path`.data."""
     import onnx
 
     onnx.helper.set_model_props(proto, {"s2wrap": note})
-    apart = proto.ByteSize() > LARGEST_FILE
-    target = copy.deepcopy(proto) if apart else proto  # writing apart takes the weights out
-    onnx.save(target, path, save_as_external_data=apart, location=f"{path.name}.data", size_threshold=1024)
+    external = proto.ByteSize() > LARGEST_FILE
+    target = copy.deepcopy(proto) if external else proto  # saving external data removes it from the model
+    onnx.save(target, path, save_as_external_data=external, location=f"{path.name}.data", size_threshold=1024)
 
 
 def is_quantised(proto: Any) -> bool:
-    """Whether a graph has integer or 8-bit values between QuantizeLinear and DequantizeLinear."""
+    """Whether a graph is quantised, that is, has QuantizeLinear or DequantizeLinear nodes."""
     return any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in proto.graph.node)
 
 
 def widen(path: Path, target: Path) -> None:
-    """Write a graph in bfloat16 with the same values in float32: ONNX Runtime runs that on any CPU."""
+    """Write a bfloat16 graph with the same weights in float32, which ONNX Runtime can run on any CPU."""
     import onnx
     from onnx import numpy_helper
 
-    narrow, wide = onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT
+    bfloat16, float32 = onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT
     proto = onnx.load(path)
 
     def widen_values(tensor: Any) -> None:
-        if tensor.data_type == narrow:
+        if tensor.data_type == bfloat16:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype("float32"), tensor.name))
 
     for tensor in proto.graph.initializer:
         widen_values(tensor)
     for value in (*proto.graph.value_info, *proto.graph.output):
-        if value.type.tensor_type.elem_type == narrow:
-            value.type.tensor_type.elem_type = wide
+        if value.type.tensor_type.elem_type == bfloat16:
+            value.type.tensor_type.elem_type = float32
     for node in proto.graph.node:
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.TENSOR:
                 widen_values(attribute.t)
-            elif attribute.name in ("to", "dtype") and attribute.i == narrow:
-                attribute.i = wide
+            elif attribute.name in ("to", "dtype") and attribute.i == bfloat16:
+                attribute.i = float32
     save(proto, target, note="")
 
 
 def _reason(error: BaseException) -> str:
-    """What the exporter met, at the root: the operator or the branch, and the line of the model's code."""
+    """The root cause of an exporter error: its message, and the operator or line of code where it occurred."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    where = [line for line in lines if line.startswith(("File ", "%", "target:", "While executing"))]
-    return " · ".join([first_line(error), *where[-1:]])
+    locations = [line for line in lines if line.startswith(("File ", "%", "target:", "While executing"))]
+    return " · ".join([first_line(error), *locations[-1:]])
 
 
 def _strip(proto: Any) -> None:
-    """Remove what the exporter notes about its own machine: stack traces and local paths."""
+    """Remove the metadata of the exporter, which holds stack traces and local paths."""
     del proto.metadata_props[:]
     for part in (proto.graph, *proto.functions):
         del part.metadata_props[:]

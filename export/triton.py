@@ -1,85 +1,74 @@
-"""An exported file → a model folder of Triton Inference Server: the file, and a config.pbtxt that fits its profile."""
+"""Model folders for Triton Inference Server: an exported file with a config.pbtxt that fits its batch profile."""
 
 import json
-import re
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from s2wrap.errors import MissingExtraError, S2WrapError
-from s2wrap.export.manifest import read_manifest
-from s2wrap.files import disk_errors
+from s2wrap.export.manifest import kind_of, read_manifest
+from s2wrap.export.options import GraphOptions, TritonOptions, takes_two_and_options
+from s2wrap.files import check_free, whole_folder
+from s2wrap.options import make_options
 
-DTYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "bfloat16": "TYPE_BF16", "uint8": "TYPE_UINT8"}
-QUEUE_DELAY_US = 1000
-"""How long a request may wait for company, in microseconds: less than a picture takes, so that latency hardly grows."""
+DTYPES = {
+    "float32": "TYPE_FP32",
+    "float16": "TYPE_FP16",
+    "bfloat16": "TYPE_BF16",
+    "uint8": "TYPE_UINT8",
+    "uint16": "TYPE_UINT16",
+}
 
 
-def write_repository(
-    file: str | Path,
-    folder: str | Path,
-    *,
-    name: str | None = None,
-    instances: int = 1,
-    queue_delay_us: int = QUEUE_DELAY_US,
-    cuda_graphs: bool = False,
-) -> Path:
-    """Lay an exported file into a model repository of Triton Inference Server; the folder NAME that was made.
+@takes_two_and_options(TritonOptions)
+def write_repository(file: str | Path, folder: str | Path, **options: Any) -> Path:
+    """Add an exported file to a model repository of Triton Inference Server, and return the new model folder.
 
     `folder/NAME` gets `config.pbtxt` and, as version 1, a copy of the file: `1/model.plan`, `1/model.onnx`, or the
-    folder `1/model.onnx` for an ONNX model with its weights in a file beside it (FILE.data). The largest batch is the
-    profile's, requests are batched dynamically, the server runs batches of 1, OPT and MAX before it calls the model
-    ready, and the file's manifest is the parameter `s2wrap`.
+    folder `1/model.onnx` for an ONNX model with separate weights (FILE.data). Requests are batched dynamically up to
+    MAX of the batch profile; the server warms up with batches of 1, OPT and MAX. The parameter `s2wrap` holds the
+    manifest.
 
     Args:
         file: an .onnx, .plan or .engine file with its manifest beside it.
-        folder: the repository (`tritonserver --model-repository=FOLDER`); made where it does not exist.
-        name: the model's name on the server; the file's own without its ending by default.
-        instances: copies of the model that run at the same time, on each GPU; 2 overlap copying with computing.
-        queue_delay_us: how long a request may wait for others to make a batch, in microseconds.
-        cuda_graphs: capture a CUDA graph for batches of 1, OPT and MAX (TensorRT engines only).
+        folder: the repository (`tritonserver --model-repository=FOLDER`); created if it does not exist.
+        **options: of `TritonOptions`.
 
     Raises:
         MissingExtraError: tritonclient is not installed.
-        S2WrapError: a file that Triton cannot serve, a profile that does not start at 1, an impossible option, a
-            model folder that exists already, or a disk that cannot be written to.
+        S2WrapError: Triton cannot serve the file, its smallest batch size is not 1, an option is invalid, the model
+            folder exists already, or the disk cannot be written to.
     """
     file, folder = Path(file), Path(folder)
+    chosen = _named(make_options(TritonOptions, "write_repository()", options), file)
     manifest = read_manifest(file)
-    name = file.stem if name is None else name
-    _check(file, manifest, name, instances, queue_delay_us, cuda_graphs)
-    config = _config(manifest, name, instances, queue_delay_us, cuda_graphs)
-    with _whole_folder(folder / name) as draft:
+    _check(file, manifest, chosen)
+    config = _config(manifest, chosen)
+    with whole_folder(folder / str(chosen.name)) as draft:
         (draft / "config.pbtxt").write_text(config, encoding="utf-8")
         _copy_model(file, draft / "1", "model.onnx" if manifest["kind"] == "onnx" else "model.plan")
-    return folder / name
+    return folder / str(chosen.name)
 
 
-def check_repository(
-    file: Path,
-    folder: Path,
-    *,
-    kind: str,
-    batch: tuple[int, int, int],
-    dtype: str,
-    name: str | None = None,
-    instances: int = 1,
-    cuda_graphs: bool = False,
-) -> None:
-    """Raise what `write_repository` would, before there is a file: its kind, batch and type of output tell enough."""
-    name = file.stem if name is None else name
-    spatial = {"name": "spatial", "dtype": dtype, "shape": ["batch"]}
-    about = {"kind": kind, "batch": batch, "inputs": [], "outputs": [spatial]}
-    _check(file, about, name, instances, QUEUE_DELAY_US, cuda_graphs)
-    _config(about, name, instances, QUEUE_DELAY_US, cuda_graphs)
-    _check_free(folder / name)
+def check_repository(file: Path, folder: Path, graph: GraphOptions, options: TritonOptions) -> None:
+    """Raise the errors of `write_repository` before the file exists, from the options of its graph."""
+    options = _named(options, file)
+    dtype = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}[graph.precision]
+    output = {"name": "spatial", "dtype": dtype, "shape": ["batch"]}
+    manifest = {"kind": kind_of(file), "batch": graph.batch, "inputs": [], "outputs": [output]}
+    _check(file, manifest, options)
+    _config(manifest, options)
+    check_free(folder / str(options.name))
 
 
-def _check(file: Path, manifest: dict[str, Any], name: str, instances: int, delay: int, cuda_graphs: bool) -> None:
-    """Raise S2WrapError for what Triton would refuse, or serve wrongly."""
+def _named(options: TritonOptions, file: Path) -> TritonOptions:
+    """The options with a name, by default that of the file."""
+    return options if options.name else replace(options, name=file.stem)
+
+
+def _check(file: Path, manifest: dict[str, Any], options: TritonOptions) -> None:
+    """Raise S2WrapError for a file that Triton would reject or handle wrongly."""
     kind, (smallest, _, largest) = manifest["kind"], manifest["batch"]
     if kind == "tensorrt_rtx":
         raise S2WrapError(
@@ -97,26 +86,21 @@ def _check(file: Path, manifest: dict[str, Any], name: str, instances: int, dela
             f"{file} has bfloat16 inputs or outputs, which Triton's ONNX Runtime backend refuses; export with "
             f"precision fp16 or fp32, or a .plan"
         )
-    if cuda_graphs and kind != "tensorrt":
+    if options.cuda_graphs and kind != "tensorrt":
         raise S2WrapError(f"cuda_graphs=True with {file}: only Triton's TensorRT backend has them; export a .plan")
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
-        raise S2WrapError(f"name={name!r} makes no model name; use letters, digits and _ . - such as 'dinov2_s14'")
-    for option, value, least in (("instances", instances, 1), ("queue_delay_us", delay, 0)):
-        if value < least:
-            raise S2WrapError(f"{option}={value!r} is impossible; use a whole number from {least}")
 
 
-def _config(manifest: dict[str, Any], name: str, instances: int, delay: int, cuda_graphs: bool) -> str:
-    """The text of config.pbtxt, made of Triton's own message, so that it can be read back."""
+def _config(manifest: dict[str, Any], options: TritonOptions) -> str:
+    """The text of config.pbtxt, from Triton's own protobuf message, so that it is valid."""
     try:
         from google.protobuf import text_format
         from tritonclient.grpc import model_config_pb2
     except ImportError as error:
         raise MissingExtraError("tritonclient[grpc]", "triton") from error
-    pb: Any = model_config_pb2  # its classes are made when it is imported
+    pb: Any = model_config_pb2  # its classes are created when it is imported
     _, usual, largest = manifest["batch"]
     sizes = sorted({1, usual, largest})
-    config = pb.ModelConfig(name=name, max_batch_size=largest)
+    config = pb.ModelConfig(name=options.name, max_batch_size=largest)
     if manifest["kind"] == "onnx":
         config.backend = "onnxruntime"
     else:
@@ -125,17 +109,17 @@ def _config(manifest: dict[str, Any], name: str, instances: int, delay: int, cud
         config.input.add(name=tensor["name"], data_type=DTYPES[tensor["dtype"]], dims=_dims(tensor))
     for tensor in manifest["outputs"]:
         config.output.add(name=tensor["name"], data_type=DTYPES[tensor["dtype"]], dims=_dims(tensor))
-    config.instance_group.add(count=instances, kind="KIND_AUTO" if manifest["kind"] == "onnx" else "KIND_GPU")
+    config.instance_group.add(count=options.instances, kind="KIND_AUTO" if manifest["kind"] == "onnx" else "KIND_GPU")
     if largest > 1:
-        config.dynamic_batching.max_queue_delay_microseconds = delay
+        config.dynamic_batching.max_queue_delay_microseconds = options.queue_delay_us
         config.dynamic_batching.preferred_batch_size.extend(size for size in sizes if size > 1)
     for size in sizes:
-        warm_up = config.model_warmup.add(name=f"a batch of {size}", batch_size=size)
+        warmup = config.model_warmup.add(name=f"a batch of {size}", batch_size=size)
         for tensor in manifest["inputs"]:
-            given = warm_up.inputs[tensor["name"]]
-            given.data_type, given.random_data = pb.DataType.Value(DTYPES[tensor["dtype"]]), True
-            given.dims.extend(_dims(tensor))
-    if cuda_graphs:
+            warmup_input = warmup.inputs[tensor["name"]]
+            warmup_input.data_type, warmup_input.random_data = pb.DataType.Value(DTYPES[tensor["dtype"]]), True
+            warmup_input.dims.extend(_dims(tensor))
+    if options.cuda_graphs:
         config.optimization.cuda.graphs = True
         for size in sizes:
             spec = config.optimization.cuda.graph_spec.add(batch_size=size)
@@ -146,38 +130,15 @@ def _config(manifest: dict[str, Any], name: str, instances: int, delay: int, cud
 
 
 def _dims(tensor: dict[str, Any]) -> list[int]:
-    """A tensor's shape without the batch, -1 for what varies."""
+    """The shape of a tensor without the batch dimension; -1 for dynamic sizes."""
     return [size if isinstance(size, int) else -1 for size in tensor["shape"][1:]]
 
 
-def _check_free(target: Path) -> None:
-    if target.exists():
-        raise S2WrapError(
-            f"{target} exists already, and its config.pbtxt would not fit both; give another name, or remove it first"
-        )
-
-
-@contextmanager
-def _whole_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder beside `target`, which takes its name when the block ends well, and is removed otherwise."""
-    _check_free(target)
-    with disk_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=".s2wrap-", dir=target.parent))
-    try:
-        with disk_errors(target):
-            yield draft
-            draft.chmod(target.parent.stat().st_mode & 0o777)  # a temporary folder is its owner's alone
-            draft.rename(target)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
 def _copy_model(file: Path, version: Path, name: str) -> None:
-    """Copy the file, and its weights where they lie beside it: several files go into a folder of the model's name."""
+    """Copy the file; with separate weights, both go into a folder of the model's name."""
     weights = file.with_name(f"{file.name}.data")
-    place = version / name if name == "model.onnx" and weights.exists() else version
-    place.mkdir(parents=True)
-    shutil.copyfile(file, place / name)
-    if place != version:
-        shutil.copyfile(weights, place / weights.name)  # the name that the graph knows it by
+    folder = version / name if name == "model.onnx" and weights.exists() else version
+    folder.mkdir(parents=True)
+    shutil.copyfile(file, folder / name)
+    if folder != version:
+        shutil.copyfile(weights, folder / weights.name)  # the graph refers to this name

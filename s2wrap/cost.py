@@ -1,4 +1,4 @@
-"""What a wrapped model costs, counted by PyTorch."""
+"""Count the cost of a wrapped model with PyTorch's tools."""
 
 import math
 from collections import Counter
@@ -20,17 +20,16 @@ class Cost:
     """The cost of one image.
 
     Attributes:
-        parameters: weights of the backbone.
-        tiles: backbone passes, one a tile; a whole scale is one.
+        parameters: number of the backbone's weights.
+        tiles: number of tiles, where a whole scale is one.
         tokens: spatial and prefix tokens of all tiles.
-        peak_tokens: tokens in one backbone call one image at a time, on this device.
-        multiply_adds: of the backbone on all tiles: half of the floating-point operations that PyTorch's
+        peak_tokens: most tokens in one backbone call for a single image, on this device.
+        multiply_adds: multiply-adds of the backbone on all tiles: half of the floating-point operations that PyTorch's
             FlopCounterMode counts, in matrix products, convolutions and attention (counted in full). Element-wise
-            work, norms and the wrapper's own resizing and merging are not counted.
-        attention: the part of them that multiplies features with features: queries with keys, and the result with
-            values.
-        activations: values that convolutions and linear layers put out, on all tiles. They predict run time better
-            than multiply-adds do ("Fast and Accurate Model Scaling", Dollár et al. 2021, section 3).
+            operations, norms and the wrapper's own resizing and merging are not counted.
+        attention: the multiply-adds of attention's two products, queries with keys and weights with values.
+        activations: output values of convolutions and linear layers, on all tiles. They predict run time better than
+            multiply-adds do ("Fast and Accurate Model Scaling", Dollár et al. 2021, section 3).
     """
 
     parameters: int
@@ -43,13 +42,13 @@ class Cost:
 
     @property
     def multiply_adds_attention_once(self) -> int:
-        """With one of attention's two products: how the S² paper's tables seem to count some models (tables 5, 6)."""
+        """Multiply-adds with one of attention's products: how the S² paper's tables 5, 6 seem to count some models."""
         return self.multiply_adds - self.attention // 2
 
 
 @torch.no_grad()
 def count_cost(model: MultiScale, image_hw: tuple[int, int] | None = None) -> Cost:
-    """The cost of one image.
+    """Return the cost of one image.
 
     Args:
         model: a wrapped model.
@@ -66,26 +65,26 @@ def count_cost(model: MultiScale, image_hw: tuple[int, int] | None = None) -> Co
         counts[scale.tile_hw] += len(scale.origins)
     prefix = backbone.layouts[-1].num_prefix_tokens
     tokens = {tile_hw: math.prod(backbone.grid_hw(tile_hw, -1)) + prefix for tile_hw in counts}
-    room = model.tile_batch_for(1, backbone.device)
-    at_once = {tile_hw: min(count, room) if tile_hw == backbone.image_hw else 1 for tile_hw, count in counts.items()}
-    work = Counter[str]()
+    most = model.tile_batch_for(1, backbone.device)
+    batches = {tile_hw: min(count, most) if tile_hw == backbone.image_hw else 1 for tile_hw, count in counts.items()}
+    totals = Counter[str]()
     for tile_hw, count in counts.items():
-        work.update({name: count * amount for name, amount in _work(backbone, tile_hw).items()})
+        totals.update({name: count * amount for name, amount in _count_tile(backbone, tile_hw).items()})
     return Cost(
         parameters=sum(parameter.numel() for parameter in backbone.parameters()),
         tiles=sum(counts.values()),
         tokens=sum(count * tokens[tile_hw] for tile_hw, count in counts.items()),
-        peak_tokens=max(at_once[tile_hw] * tokens[tile_hw] for tile_hw in counts),
-        multiply_adds=work["multiply_adds"],
-        attention=work["attention"],
-        activations=work["activations"],
+        peak_tokens=max(batches[tile_hw] * tokens[tile_hw] for tile_hw in counts),
+        multiply_adds=totals["multiply_adds"],
+        attention=totals["attention"],
+        activations=totals["activations"],
     )
 
 
-def _work(backbone: Backbone, tile_hw: tuple[int, int]) -> dict[str, int]:
-    """Multiply-adds, those of attention, and activations of a tile."""
-    tile = torch.zeros(1, 3, *tile_hw, dtype=backbone.dtype, device=backbone.device)
-    # the counter does not know every fused attention kernel: have attention computed by plain matrix products
+def _count_tile(backbone: Backbone, tile_hw: tuple[int, int]) -> dict[str, int]:
+    """Return the multiply-adds, those of attention, and the activations of one tile."""
+    tile = torch.zeros(1, backbone.input.channels, *tile_hw, dtype=backbone.dtype, device=backbone.device)
+    # attention as plain matrix products, since the counter does not know every fused kernel
     with (
         backbone.evaluating(),
         FlopCounterMode(display=False) as counter,
@@ -103,7 +102,7 @@ def _work(backbone: Backbone, tile_hw: tuple[int, int]) -> dict[str, int]:
 
 
 class _Activations(TorchDispatchMode):
-    """Counts the values that convolutions and linear layers put out."""
+    """Counts the output values of convolutions and linear layers."""
 
     LAYERS = (torch.ops.aten.convolution, torch.ops.aten.addmm, torch.ops.aten.mm, torch.ops.aten.linear)
 
@@ -112,7 +111,7 @@ class _Activations(TorchDispatchMode):
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        answer = func(*args, **(kwargs or {}))
-        if func.overloadpacket in self.LAYERS and isinstance(answer, Tensor):
-            self.count += answer.numel()
-        return answer
+        output = func(*args, **(kwargs or {}))
+        if func.overloadpacket in self.LAYERS and isinstance(output, Tensor):
+            self.count += output.numel()
+        return output

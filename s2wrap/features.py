@@ -180,7 +180,7 @@ class Features:
     def upsample_strips(
         self, size: Pair | None = None, *, height: int | None = None, index: int | None = None
     ) -> Iterator[tuple[int, Tensor]]:
-        """The result of `upsample` as (top, strip of `height` rows), so that memory holds one strip of it."""
+        """The result of `upsample` as (top, strip of `height` rows), where memory cannot hold it whole."""
         spatial = self.spatial if index is None else self.maps[index]
         image_hw = self._viewed("image size (give size=)").plan.image_hw if size is None else size
         return upsample_strips(spatial, image_hw, height)

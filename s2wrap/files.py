@@ -1,6 +1,8 @@
-"""Files are written whole or not at all."""
+"""Files and folders are written whole or not at all."""
 
+import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,19 +13,19 @@ from s2wrap.errors import S2WrapError
 
 @contextmanager
 def whole_file(path: str | Path, *, drafts: Path | None = None) -> Iterator[Path]:
-    """A temporary path beside `path`, which takes its name when the block ends well, and is removed otherwise.
+    """Yield a temporary path beside `path`, which is renamed to it if the block succeeds, and removed otherwise.
 
-    The temporary file is made at once, so a folder that cannot be written to is found before the work, not after.
+    The temporary file is made at once, so that a folder without write access fails before the work, not after.
 
     Args:
-        path: the file.
-        drafts: a folder on the same disk for the temporary path, where readers of `path`'s own would stumble on it.
+        path: the file to write.
+        drafts: a folder on the same disk for the temporary file, if it would disturb readers of `path`'s folder.
 
     Raises:
         S2WrapError: the folder is missing or read-only, or the disk is full.
     """
     path = Path(path)
-    target = path.resolve()  # a link stays: the file that it names is written
+    target = path.resolve()  # links are kept: the file that they point to is written
     if path.is_dir():
         raise S2WrapError(f"cannot write {path}: it is a folder; name a file")
     with disk_errors(path):
@@ -42,9 +44,63 @@ def whole_file(path: str | Path, *, drafts: Path | None = None) -> Iterator[Path
         draft.unlink(missing_ok=True)
 
 
+@contextmanager
+def whole_folder(folder: str | Path, *, replace: bool = False) -> Iterator[Path]:
+    """A temporary folder beside `folder`, which takes its name when the block ends well, and is removed otherwise.
+
+    The temporary folder is made at once, so a disk that cannot be written to is found before the work, not after.
+
+    Args:
+        folder: its name in the end; folders above it are made. An empty folder of that name is taken.
+        replace: what is there already is removed once the new folder is complete, and stays if it is not.
+
+    Raises:
+        S2WrapError: something is there already, the disk is full or read-only.
+    """
+    folder = Path(folder)
+    target = folder.resolve()
+    if not replace:
+        check_free(folder)
+    with disk_errors(folder):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=".s2wrap-", dir=target.parent))
+    draft, old = work / "new", work / "old"
+    try:
+        with disk_errors(folder):
+            draft.mkdir()  # with the permissions of any new folder; the temporary one is its owner's alone
+            yield draft
+            for file in draft.rglob("*"):
+                if file.is_file():
+                    with file.open("rb") as stream:
+                        os.fsync(stream.fileno())
+            if target.exists():
+                target.rename(old)
+            try:
+                draft.rename(target)
+            except OSError:
+                if old.exists():
+                    old.rename(target)
+                raise
+            sync_folder(target.parent)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def check_free(folder: Path) -> None:
+    """Raise S2WrapError where there is something already, other than an empty folder."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise S2WrapError(f"{folder} exists already, and is not replaced unasked; give another name, or remove it")
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's content."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def sync_folder(folder: Path) -> None:
-    """Have the disk hold which names a folder has: a power cut may undo a renaming otherwise."""
-    if os.name == "posix":  # Windows opens no folders
+    """Flush a folder's entries to the disk, since a power cut may undo a renaming otherwise."""
+    if os.name == "posix":  # Windows cannot open folders
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
@@ -54,7 +110,7 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Say which file could not be written, and why: a full or read-only disk is an S2WrapError."""
+    """Turn an OSError, such as of a full or read-only disk, into an S2WrapError that names the file and the reason."""
     try:
         yield
     except OSError as error:
@@ -62,7 +118,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def umask() -> int:
-    """The permissions that new files do not get; there is no way to ask but to set."""
-    mask = os.umask(0)
+    """Return the permissions that new files do not get."""
+    mask = os.umask(0)  # it can be read only by setting it
     os.umask(mask)
     return mask

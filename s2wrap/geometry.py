@@ -93,15 +93,15 @@ class Geometry:
 
 def _checked(given: Number | np.ndarray | Tensor, low: Sequence[float], high: Sequence[float], what: str) -> Tensor:
     """Points as a floating tensor, each between `low` and `high`."""
-    if isinstance(given, Tensor):
-        points = given
-    else:
-        points = torch.from_numpy(np.array(given, None if isinstance(given, np.ndarray) else np.float64))
+    try:
+        dtype = None if isinstance(given, np.ndarray) else np.float64
+        points = given if isinstance(given, Tensor) else torch.from_numpy(np.array(given, dtype))
+    except (TypeError, ValueError) as error:
+        raise S2WrapError(f"{what}: {given!r} are no points; use pairs of numbers (down, across)") from error
     if points.ndim == 0 or points.shape[-1] != 2:
         raise S2WrapError(f"{what}: {tuple(points.shape)} is no shape of points; the last axis holds (down, across)")
-    points = points.to(
-        torch.promote_types(points.dtype, torch.float32) if points.is_floating_point() else torch.float64
-    )
+    widened = torch.promote_types(points.dtype, torch.float32)
+    points = points.to(widened if points.is_floating_point() else torch.float64)
     inside = (points >= points.new_tensor(low)) & (points <= points.new_tensor(high))
     if not bool(inside.all()):
         outside = points[~inside.all(dim=-1)].tolist()

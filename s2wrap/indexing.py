@@ -26,11 +26,11 @@ def choose_images(images: Images, count: int) -> slice | Tensor:
     """
     if isinstance(images, slice):
         return images if (images.step or 1) > 0 else torch.tensor(range(count)[images], dtype=torch.long)
-    if (number := None if isinstance(images, Tensor) and images.ndim else whole_number(images)) is not None:
-        number = range(count)[number]
-        return slice(number, number + 1)
     index = _index(images)
     mask = index is not None and index.dtype == torch.bool
+    if index is not None and index.ndim == 0 and (number := whole_number(index.item())) is not None:
+        number = range(count)[number]
+        return slice(number, number + 1)
     if index is None or index.ndim != 1 or index.is_floating_point() or (mask and len(index) != count):
         raise S2WrapError(
             f"a batch of {count} images has no images [{images!r}]; use a number, a slice, a list of numbers, or "
@@ -38,7 +38,7 @@ def choose_images(images: Images, count: int) -> slice | Tensor:
         )
     if not mask and len(index) and not -count <= int(index.min()) <= int(index.max()) < count:
         raise IndexError(f"a batch of {count} images has no images {index.tolist()}")
-    return index
+    return index if mask else index.long()
 
 
 def _index(images: Any) -> Tensor | None:

@@ -1,8 +1,9 @@
 """What a model takes: channels, size, values, mean and std, and where each of these facts is known from."""
 
+import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 
 from s2wrap.errors import S2WrapError
-from s2wrap.options import Interpolation
+from s2wrap.options import Interpolation, as_tuples
 from s2wrap.plan import check_image
 from s2wrap.policies import Pair
 
@@ -38,6 +39,12 @@ class MeanStd(NamedTuple):
     std: Tensor
 
 
+def normalise_values(values: Tensor, bounds: tuple[float, float], mean_std: MeanStd) -> Tensor:
+    """Values (b, c, h, w) of which `bounds` stand for 0 and 1, as (values in 0…1 − mean) ÷ std."""
+    low, high = bounds
+    return ((values - low if low else values) / (high - low) - mean_std.mean) / mean_std.std
+
+
 @dataclass(frozen=True)
 class ModelInput:
     """What a model takes.
@@ -62,6 +69,15 @@ class ModelInput:
     interpolation: Interpolation = "bicubic"
     channel_order: Literal["RGB", "BGR"] = "RGB"
     origins: Mapping[str, Origin] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Every fact by name, and where it is known from, as JSON keeps it; `from_json` makes an equal input of it."""
+        return json.loads(json.dumps(asdict(self) | {"origins": dict(self.origins)}))
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> "ModelInput":
+        """The input that `to_json` wrote. Raises TypeError for names that it does not have, or lacks."""
+        return cls(**as_tuples(dict(saved)))
 
     @property
     def normalises(self) -> bool:
@@ -106,12 +122,10 @@ class ModelInput:
         bounds = self.range_of(images.dtype)
         if bounds is None:
             return images
-        mean, std = mean_std or self.mean_std(images.device)
-        low, high = bounds
         planes = torch.contiguous_format  # whatever the pixels' order: arithmetic with a mean a channel is quicker then
         wide = torch.promote_types(images.dtype, torch.float32) if images.is_floating_point() else torch.float32
         values = images.to(wide, memory_format=planes)
-        return ((values - low if low else values) / (high - low) - mean) / std
+        return normalise_values(values, bounds, mean_std or self.mean_std(images.device))
 
     def check(self, images: Any, name: str) -> None:
         """Raise S2WrapError for images that cannot give features, whatever their values.
@@ -204,7 +218,7 @@ class ValueCheck:
         if low >= 0 and high > max(1.0, SURELY_NOT_NORMALISED * brightest):
             raise S2WrapError(
                 f"images have values from {low:.4g} to {high:.4g}, but normalised ones of {self.name} lie in "
-                f"{darkest:.3g}…{brightest:.3g}; give uint8, or say value_range=(0, {255 if high > 1 else 1}) to "
+                f"{darkest:.3g}…{brightest:.3g}; give uint8, or say value_range=(0, 255) to "
                 f"wrap(), or normalise them"
             )
         if 0 <= low < high <= 1 and darkest < -0.5:

@@ -1,11 +1,12 @@
 """Every option of a wrapped model, once: its type, its words, its default, and a sentence of help.
 
-`Options` says how images are looked at, `BackboneOptions` what a caller knows of a backbone, `BuildOptions` how `load`
+`Options` says how images are looked at, `BackboneOptions` what a caller knows of a backbone, `LoadOptions` how `load`
 makes one. `wrap` and `load` take their fields as keyword arguments (`takes_options`), the command line makes its flags
 of them, and manifests, stores and saved models keep them.
 """
 
 import difflib
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields, replace
@@ -22,11 +23,10 @@ from typing import (
     Union,
     get_args,
     get_origin,
-    get_type_hints,
 )
 
 from s2wrap.errors import S2WrapError
-from s2wrap.policies import Policy, PolicyName
+from s2wrap.policies import Policy, PolicyName, policy_name
 from s2wrap.scales import Fit, Scale, check_policy, check_word, parse_scales, whole_number, whole_pair
 
 Fusion = Literal["concat", "mean", "sum", "max", "weighted", "detail", "pyramid"]
@@ -44,11 +44,13 @@ MAX_SIDE = 2**15
 
 P = ParamSpec("P")
 Model = TypeVar("Model")
-Group = TypeVar("Group", bound="_Checked")
+Group = TypeVar("Group", bound="Checked")
 
 
-class _Checked:
+class Checked:
     """A dataclass of options whose words are checked when it is made."""
+
+    __no_type_check__ = True  # run-time type checkers leave it alone: its own errors say what would work
 
     def __post_init__(self) -> None:
         for name, hint in option_types(type(self)).items():
@@ -68,9 +70,28 @@ class _Checked:
             if getattr(self, field.name) != field.default
         }
 
+    def to_json(self) -> dict[str, Any]:
+        """Every option by name as JSON keeps it; `from_json` makes equal options of it.
+
+        A `processor` is left out: what it said is in the model's `input`. A policy is kept by its name.
+
+        Raises:
+            S2WrapError: a policy that is a function of the caller's, or another value that JSON cannot keep.
+        """
+        values = {name: getattr(self, name) for name in option_types(type(self)) if name != "processor"}
+        return {name: _json_value(name, value) for name, value in values.items()}
+
+    @classmethod
+    def from_json(cls: type[Group], saved: Mapping[str, Any]) -> Group:
+        """The options that `to_json` wrote. Raises S2WrapError for names that are no options, and impossible values."""
+        values = as_tuples(dict(saved))
+        if "scales" in values:
+            values["scales"] = tuple(Scale(**scale) for scale in values["scales"])
+        return make_options(cls, f"{cls.__name__}.from_json()", values)
+
 
 @dataclass(frozen=True)
-class Options(_Checked):
+class Options(Checked):
     """How a wrapped model looks at images: everything but the backbone.
 
     Raises:
@@ -176,7 +197,7 @@ class Options(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BackboneOptions(_Checked):
+class BackboneOptions(Checked):
     """What is known of a backbone; None where it says so itself, or where looking at its answer tells.
 
     Raises:
@@ -248,6 +269,25 @@ class LoadOptions(WrapOptions):
     ] = None
 
 
+def as_tuples(value: Any) -> Any:
+    """A value read from JSON, with its lists as the tuples that they were."""
+    if isinstance(value, dict):
+        return {name: as_tuples(part) for name, part in value.items()}
+    return tuple(map(as_tuples, value)) if isinstance(value, list) else value
+
+
+def _json_value(name: str, value: Any) -> Any:
+    """The value of an option as JSON gives it back, but for tuples."""
+    if name == "scales":
+        return [scale.to_json() for scale in value]
+    if name == "policy" and value is not None:
+        return policy_name(value)
+    try:
+        return json.loads(json.dumps(str(value) if isinstance(value, Path) else value, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise S2WrapError(f"{name}={value!r} cannot be kept in a file; use text, numbers or tuples of them") from error
+
+
 def takes_options(
     options: Callable[P, object],
 ) -> Callable[[Callable[..., Model]], Callable[Concatenate[Any, P], Model]]:
@@ -270,15 +310,14 @@ def make_options(kind: type[Group], call: str, values: Mapping[str, Any]) -> Gro
     return kind(**values)
 
 
-def part_of(kind: type[Group], options: _Checked) -> Group:
+def part_of(kind: type[Group], options: Checked) -> Group:
     """The options of a kind among those of a larger one."""
     return kind(**{name: value for name, value in options.changed().items() if name in option_types(kind)})
 
 
 def option_types(kind: type) -> dict[str, Any]:
     """The type of every option of a kind, by name."""
-    hints = get_type_hints(kind)
-    return {field.name: hints[field.name] for field in fields(kind)}
+    return {field.name: get_args(field.type)[0] for field in fields(kind)}
 
 
 def option_words(hint: Any) -> tuple[Any, ...]:
@@ -295,10 +334,14 @@ def option_words(hint: Any) -> tuple[Any, ...]:
     return words
 
 
+def option_defaults(kind: type) -> dict[str, Any]:
+    """The default of every option of a kind, by name."""
+    return {field.name: field.default for field in fields(kind)}
+
+
 def option_help(kind: type) -> dict[str, str]:
     """The sentence of help of every option of a kind, by name."""
-    hints = get_type_hints(kind, include_extras=True)
-    return {field.name: hints[field.name].__metadata__[0] for field in fields(kind)}
+    return {field.name: get_args(field.type)[1] for field in fields(kind)}
 
 
 def _image_hw(image_size: Any) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Grid choosers: how many rows and columns of tiles suit an image's shape. Integers only.
+"""Policies that choose how many rows and columns of tiles suit an image's shape.
 
 A policy is any function `(image_hw, tile_hw, min_tiles, max_tiles) -> (rows, columns)`.
 """
@@ -16,9 +16,9 @@ PolicyName = Literal["closest", "nvila", "anyres", "internvl"]
 
 
 def closest(image_hw: Pair, tile_hw: Pair, min_tiles: int, max_tiles: int) -> Pair:
-    """The grid whose shape is nearest to the image's: least |log aspect ratio| error; of equals, the most tiles.
+    """Return the grid with the least error of |log aspect ratio|; of equals, the one with the most tiles.
 
-    Symmetric: a transposed image gets the transposed grid. `min_tiles` is not asked: a grid of fewer tiles with the
+    Symmetric: a transposed image gets the transposed grid. `min_tiles` is ignored: a grid of fewer tiles with the
     better shape wins, as in a fit of the long side.
 
     >>> closest((1080, 1920), (448, 448), 9, 12), closest((1920, 1080), (448, 448), 9, 12)
@@ -29,11 +29,11 @@ def closest(image_hw: Pair, tile_hw: Pair, min_tiles: int, max_tiles: int) -> Pa
 
 
 def nvila(image_hw: Pair, tile_hw: Pair, min_tiles: int, max_tiles: int) -> Pair:
-    """The chooser of NVILA's dynamic-S2 (arXiv 2412.04468): least |W/H - columns/rows| between the two tile counts.
+    """Return the grid of NVILA's dynamic-S2 (arXiv 2412.04468): least |W/H - columns/rows| within the tile counts.
 
     Not symmetric: 1920×1080 pixels get 4 columns × 3 rows, 1080×1920 get 2 × 5. Of exact equals the larger grid is
-    taken if the image has more than half its pixels. Where no grid has so many tiles the original falls back to one
-    tile without a word; here that is an error.
+    taken if the image has more than half its pixels. Where no grid has so many tiles the original silently falls back
+    to one tile; here that is an error.
 
     >>> nvila((1080, 1920), (448, 448), 9, 12), nvila((1920, 1080), (448, 448), 9, 12)
     ((3, 4), (5, 2))
@@ -53,7 +53,7 @@ def nvila(image_hw: Pair, tile_hw: Pair, min_tiles: int, max_tiles: int) -> Pair
 
 
 def internvl(image_hw: Pair, tile_hw: Pair, min_tiles: int, max_tiles: int) -> Pair:
-    """The chooser of InternVL's dynamic tiling (arXiv 2404.16821): as `nvila`, but from one tile on.
+    """Return the grid of InternVL's dynamic tiling (arXiv 2404.16821): as `nvila`, but from one tile on.
 
     >>> internvl((500, 1000), (448, 448), 9, 12)
     (1, 2)
@@ -62,11 +62,11 @@ def internvl(image_hw: Pair, tile_hw: Pair, min_tiles: int, max_tiles: int) -> P
 
 
 def anyres(image_hw: Pair, tile_hw: Pair, min_tiles: int, max_tiles: int) -> Pair:
-    """The chooser of LLaVA-NeXT's AnyRes: the grid that keeps most of the image's pixels; of equals, least waste.
+    """Return the grid of LLaVA-NeXT's AnyRes, which keeps most of the image's pixels; of equals, with least padding.
 
-    "Most pixels" counts those of the image fitted inside with its aspect kept, no more than it has; so small images
-    get small grids. Meant for `fit="pad"`. The original pads on both sides in black; here padding lies at the bottom
-    and right, in the mean colour, and is masked.
+    The kept pixels are those of the image fitted into the grid with its aspect ratio, at most as many as it has, so
+    small images get small grids. Meant for `fit="pad"`. The original pads on both sides in black; here padding lies at
+    the bottom and right, in the mean colour, and is masked.
 
     >>> anyres((400, 400), (336, 336), 4, 4), anyres((300, 1200), (336, 336), 4, 4)
     ((2, 2), (1, 4))
@@ -90,29 +90,44 @@ def policy_function(policy: PolicyName | Policy) -> Policy:
     return policy if callable(policy) else POLICIES[policy]
 
 
+def policy_name(policy: PolicyName | Policy) -> PolicyName:
+    """The name of a policy of this file, given by name or as the function itself.
+
+    Raises:
+        S2WrapError: a function of the caller's, which a file cannot hold.
+    """
+    for name, function in POLICIES.items():
+        if policy in (name, function):
+            return name
+    raise S2WrapError(
+        f"policy={getattr(policy, '__qualname__', policy)!r} is a function of your own, which a file cannot hold; use "
+        f"one of {', '.join(POLICIES)}"
+    )
+
+
 def choose_grid(policy: Policy, image_hw: Pair, tile_hw: Pair, min_tiles: int, max_tiles: int) -> Pair:
-    """What a policy answers, checked: rows and columns of at least one tile, no more than `max_tiles` in all."""
+    """Return a policy's rows and columns. Raises S2WrapError unless these make 1 to `max_tiles` tiles."""
     name = getattr(policy, "__name__", repr(policy))
-    asked = f"an image of {image_hw[0]}×{image_hw[1]} pixels, {min_tiles} to {max_tiles} tiles"
+    request = f"an image of {image_hw[0]}×{image_hw[1]} pixels, {min_tiles} to {max_tiles} tiles"
     try:
-        answer = policy(image_hw, tile_hw, min_tiles, max_tiles)
+        result = policy(image_hw, tile_hw, min_tiles, max_tiles)
     except S2WrapError:
         raise
     except Exception as error:
-        raise S2WrapError(f"policy {name!r} failed on {asked}: {first_line(error)}") from error
+        raise S2WrapError(f"policy {name!r} failed on {request}: {first_line(error)}") from error
     try:
-        rows, cols = (int(number) for number in answer)
+        rows, cols = (int(number) for number in result)
     except (TypeError, ValueError):
         rows = cols = 0
     if rows < 1 or cols < 1 or rows * cols > max_tiles:
         raise S2WrapError(
-            f"policy {name!r} answered {answer!r} for {asked}; it must give (rows, columns) of 1 to {max_tiles} tiles"
+            f"policy {name!r} answered {result!r} for {request}; it must give (rows, columns) of 1 to {max_tiles} tiles"
         )
     return rows, cols
 
 
 def _grids(min_tiles: int, max_tiles: int) -> list[Pair]:
-    """Every (rows, columns) with so many tiles."""
+    """Return every (rows, columns) with `min_tiles` to `max_tiles` tiles."""
     return [
         (rows, cols)
         for rows in range(1, max_tiles + 1)
@@ -121,6 +136,6 @@ def _grids(min_tiles: int, max_tiles: int) -> list[Pair]:
 
 
 def _stretch(image_hw: Pair, tile_hw: Pair, grid: Pair) -> Fraction:
-    """How much more one axis is stretched than the other, at least 1: exactly, so that equals are equal."""
+    """Return how much more one axis is stretched than the other, 1 or more, as an exact fraction to find equals."""
     ratio = Fraction(image_hw[1] * grid[0] * tile_hw[0], image_hw[0] * grid[1] * tile_hw[1])
     return max(ratio, 1 / ratio)

@@ -1,4 +1,4 @@
-"""What a multimodal projector needs: dynamic-S2 as one configuration, blocks of a map, pixel-unshuffle.
+"""Prepare features for a multimodal projector: dynamic-S2's options, blocks of a map, pixel-unshuffle.
 
 NVILA (arXiv 2412.04468) looks at an image at 448, 896 and 1344 pixels, the last cut by the image's aspect, and gives
 its projector square blocks of the finest grid:
@@ -24,14 +24,14 @@ from s2wrap.scales import Scale, whole_number, whole_pair
 
 
 def dynamic_s2(sizes: Any = (448, 896, 1344), *, max_tiles: int = 12) -> dict[str, Any]:
-    """The options of NVILA's dynamic-S2, for `wrap` and `load`.
+    """Return the options of NVILA's dynamic-S2, for `wrap` and `load`.
 
-    The smaller sizes are squares; the largest gets the rows and columns of tiles that suit the image, at most
-    `max_tiles`; the result has the grid of the largest.
+    The smaller sizes are squares; at the largest, the rows and columns of tiles suit the image's shape, with at most
+    `max_tiles` tiles; the result has the grid of the largest.
 
     Args:
         sizes: sides in pixels, increasing; the first is the backbone's own size.
-        max_tiles: at least the tiles of the largest as a square (9 for three times the first).
+        max_tiles: most tiles of the largest size; at least those of its square (9 for three times the first).
 
     >>> dynamic_s2()["scales"][0]
     Scale(size='448px', fit='stretch', whole=False, policy=None, max_tiles=None)
@@ -54,7 +54,7 @@ def dynamic_s2(sizes: Any = (448, 896, 1344), *, max_tiles: int = 12) -> dict[st
 
 
 def split_blocks(spatial: Shaped[Tensor, "b c height width"], block_size: Pair) -> Shaped[Tensor, "blocks c h w"]:
-    """A map cut into rows × columns of equal blocks, row by row: (b · rows · columns, c, h, w)."""
+    """Return a map cut into rows × columns of equal blocks, row by row: (b · rows · columns, c, h, w)."""
     rows, cols = _rows_and_cols("split_blocks() takes a map (b, c, height, width)", spatial, block_size)
     if spatial.shape[-2] % rows or spatial.shape[-1] % cols:
         raise S2WrapError(
@@ -65,7 +65,7 @@ def split_blocks(spatial: Shaped[Tensor, "b c height width"], block_size: Pair) 
 
 
 def merge_blocks(blocks: Shaped[Tensor, "blocks c h w"], block_size: Pair) -> Shaped[Tensor, "b c height width"]:
-    """Undo `split_blocks`, also for blocks of another size and width."""
+    """Return the map that `split_blocks` has cut, also from blocks of another size and number of channels."""
     rows, cols = _rows_and_cols("merge_blocks() takes blocks (n, c, h, w)", blocks, block_size)
     if len(blocks) % (rows * cols):
         raise S2WrapError(f"{len(blocks)} blocks are no {rows}×{cols} of them; use the block_size they were split by")
@@ -73,7 +73,7 @@ def merge_blocks(blocks: Shaped[Tensor, "blocks c h w"], block_size: Pair) -> Sh
 
 
 def pixel_unshuffle(spatial: Shaped[Tensor, "b c height width"], factor: int) -> Shaped[Tensor, "b fc h w"]:
-    """A map with factor × factor neighbours as channels: (b, factor² · c, ⌈height/factor⌉, ⌈width/factor⌉).
+    """Return a map with factor × factor neighbours as channels: (b, factor² · c, ⌈height/factor⌉, ⌈width/factor⌉).
 
     Where the factor does not divide a side, zeros are added below and to the right (32 → 33 for 3 × 3). The channels
     of a cell are the neighbours' row by row, each with all its channels.
@@ -86,15 +86,15 @@ def pixel_unshuffle(spatial: Shaped[Tensor, "b c height width"], factor: int) ->
     return rearrange(padded, "b c (h p) (w q) -> b (p q c) h w", p=side, q=side)
 
 
-def _rows_and_cols(takes: str, tensor: Any, block_size: Any) -> Pair:
-    """A block size as whole numbers, once it and the tensor are what they should be."""
-    _check_map(takes, tensor)
+def _rows_and_cols(usage: str, tensor: Any, block_size: Any) -> Pair:
+    """Return a block size as whole numbers. Raises S2WrapError if it is none, or the tensor not of four dimensions."""
+    _check_map(usage, tensor)
     if (pair := whole_pair(block_size)) is None or min(pair) < 1:
         raise S2WrapError(f"block_size={block_size!r} is none; use (rows, columns) of 1 or more: features.block_size")
     return pair
 
 
-def _check_map(takes: str, tensor: Any) -> None:
+def _check_map(usage: str, tensor: Any) -> None:
     if not isinstance(tensor, Tensor) or tensor.ndim != 4:
-        found = tuple(tensor.shape) if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
-        raise S2WrapError(f"{takes}, not {found}")
+        actual = tuple(tensor.shape) if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
+        raise S2WrapError(f"{usage}, not {actual}")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 (the field's name for it)
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from s2wrap.options import Blend, Interpolation
@@ -35,7 +35,7 @@ def constant_when_traced(function: Function) -> Function:
 
 
 def resize(
-    images: Float[Tensor, "batch chans height width"],
+    images: Shaped[Tensor, "batch chans height width"],
     image_hw: tuple[int, int],
     *,
     interpolation: Interpolation = "bicubic",
@@ -47,13 +47,17 @@ def resize(
     no other runtime computes an antialiased cubic resize alike. A test keeps the two equal.
 
     Args:
-        images: any floating values; half precision is widened to float32 first.
+        images: any values; integers and half precision become float32 first, plane by plane in memory where they were
+            pixels.
         image_hw: the new height and width in pixels.
         interpolation: "bicubic" or "bilinear".
         antialias: widen the kernel when shrinking, as PIL does. Without it PyTorch's cubic kernel has a = -0.75,
             with it a = -0.5.
     """
-    images = images.to(torch.promote_types(images.dtype, torch.float32))
+    if images.is_floating_point():
+        images = images.to(torch.promote_types(images.dtype, torch.float32))
+    else:
+        images = images.to(torch.float32, memory_format=torch.contiguous_format)
     old_h, old_w = images.shape[-2:]
     new_h, new_w = image_hw
     if (old_h, old_w) == (new_h, new_w):

@@ -31,10 +31,9 @@ def resolve_scales(options: Options, backbone: Backbone) -> tuple[ResolvedScale,
         raise S2WrapError(
             f"overlap={options.overlap} tokens, but a tile of {backbone.name} has {tokens}; use 0 to {tokens - 1}"
         )
-    layers = len(backbone.layouts)
-    if not options.join_layers and layers == 1:
+    if not options.join_layers and backbone.layers is None:
         raise S2WrapError(
-            "join_layers=False has no effect on one layer; give layers=, such as (-7, -1), or leave it out"
+            "join_layers=False has no effect without layers; give layers=, such as (-7, -1), or leave it out"
         )
     grids = {layout.grid_hw for layout in backbone.layouts}
     if options.fuse == "pyramid" and options.join_layers and len(grids) > 1:

@@ -7,7 +7,7 @@ from operator import index
 from typing import Any, Literal, get_args
 
 from s2wrap.errors import S2WrapError
-from s2wrap.policies import POLICIES, Pair, Policy, PolicyName
+from s2wrap.policies import POLICIES, Pair, Policy, PolicyName, policy_name
 
 Fit = Literal["stretch", "aspect", "pad"]
 
@@ -38,6 +38,8 @@ class Scale:
         S2WrapError: a size that is no number, or a word that does not exist.
     """
 
+    __no_type_check__ = True  # run-time type checkers leave it alone: its own errors say what would work
+
     size: float | str
     fit: Fit | None = None
     whole: bool | None = None
@@ -60,6 +62,20 @@ class Scale:
     def __str__(self) -> str:
         whole = next((word for word, value in WHOLE_WORDS.items() if value is self.whole), None)
         return ":".join(word for word in (str(self.size), self.fit, whole) if word)
+
+    def to_json(self) -> dict[str, Any]:
+        """The arguments that make this scale again, as JSON keeps them; S2WrapError for a function of the caller.
+
+        >>> Scale("448px", policy="nvila").to_json()
+        {'size': '448px', 'fit': None, 'whole': None, 'policy': 'nvila', 'max_tiles': None}
+        """
+        return {
+            "size": self.size if isinstance(self.size, str | int) else self.number,
+            "fit": self.fit,
+            "whole": self.whole,
+            "policy": None if self.policy is None else policy_name(self.policy),
+            "max_tiles": self.max_tiles,
+        }
 
     def box_hw(self, tile_hw: Pair) -> Pair:
         """Height and width in pixels of the box that the scale resizes an image to.
@@ -114,7 +130,7 @@ class ResolvedScale:
         return Scale(self.scale.size, self.fit, self.whole, self.policy, self.scale.max_tiles)
 
     def __str__(self) -> str:
-        return str(self.scale)
+        return str(self.as_scale())
 
 
 def parse_scale(scale: Any) -> Scale:
@@ -137,9 +153,10 @@ def parse_scale(scale: Any) -> Scale:
             name, value = "fit", word
         else:
             known = ", ".join([*WHOLE_WORDS, *get_args(Fit)])
-            raise S2WrapError(f"scale {scale!r}: {word!r} is unknown; after the size write one of {known}")
+            raise S2WrapError(f"scale {scale!r}: {word!r} is unknown; after the size write {known}")
         if options.get(name, value) != value:
-            raise S2WrapError(f"scale {scale!r} says {' and '.join(words)}; use one of them")
+            said = [other for other in words if (other in WHOLE_WORDS) == (name == "whole")]
+            raise S2WrapError(f"scale {scale!r} says {' and '.join(said)}; use one of them")
         options[name] = value
     return Scale(size, **options)
 

@@ -22,6 +22,8 @@ from s2wrap.resample import full_precision, resize
 from s2wrap.scales import whole_number
 
 Heat = Callable[[Tensor, Features], Tensor]
+Useful = str | Heat
+"""What is useful: "detail", "saliency", or a function of images and features."""
 
 
 def choose_tiles(

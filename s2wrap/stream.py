@@ -11,11 +11,14 @@ from torch import Tensor
 from s2wrap.backbones.base import Backbone
 from s2wrap.features import Features, join
 from s2wrap.fusion import correct_tiles, float32, merge_tiles
+from s2wrap.inputs import normalise_values
 from s2wrap.placement import Placement
 from s2wrap.policies import Pair
 from s2wrap.resample import resize
 
 Tensors = tuple[Tensor, ...]
+LARGE = 2**22
+"""Values in a batch of images from which on channels are resized one after the other, to hold few as floats."""
 
 
 @dataclass
@@ -23,12 +26,14 @@ class Job:
     """Images of one size, which of their tiles to run, and what was seen so far.
 
     Attributes:
-        images: (b, c, height, width), normalised.
+        images: (b, c, height, width).
         placement: the matrices for their size, on their device.
         todo: [scale] indices of the tiles to run.
         sums: [scale] what its tiles make on its grid: a map and prefix tokens a layer.
         averages: [scale] the average feature (b, c, 1, 1) a layer, for detail fusion only.
         dtype: the precision of the backbone's answers.
+        bounds: which of the images' values stand for 0 and 1, to normalise them once they are resized, when they are
+            small; None for images that are normalised.
         selects: whether tiles will be selected by what the smallest scale saw.
         own: that on its own grid, a map a layer, where its sums are on another.
     """
@@ -39,6 +44,7 @@ class Job:
     sums: dict[int, Features] = field(default_factory=dict)
     averages: dict[int, Tensors] = field(default_factory=dict)
     dtype: torch.dtype = torch.float32
+    bounds: tuple[float, float] | None = None
     selects: bool = False
     own: Tensors = ()
 
@@ -78,7 +84,7 @@ class Job:
         sums = {k: seen[now] for k, seen in self.sums.items()}
         averages = {k: tuple(average[now] for average in of_scale) for k, of_scale in self.averages.items()}
         own = tuple(part[now] for part in self.own)
-        return Job(self.images[now], self.placement, todo, sums, averages, self.dtype, self.selects, own)
+        return Job(self.images[now], self.placement, todo, sums, averages, self.dtype, self.bounds, self.selects, own)
 
     def fill(self) -> None:
         """Put what the smallest scale saw in place of all tiles of other scales that are not to run."""
@@ -156,8 +162,7 @@ def _parts(jobs: Iterable[Job], waiting: list[Job], backbone: Backbone) -> Itera
             if not job.todo[k]:
                 continue
             scale = job.placement.scales[k]
-            resized = resize(job.images, scale.image_hw, interpolation=backbone.input.interpolation)
-            resized = _pad(resized, scale.padding_hw, backbone)
+            resized = _pad(_resized(job, scale.image_hw, backbone), scale.padding_hw, backbone)
             height, width = scale.tile_hw
             for index in job.todo[k]:
                 top, left = scale.origins[index]
@@ -218,6 +223,15 @@ def _runs(batch: list[_Part]) -> Iterator[list[_Part]]:
             yield run
             run = [part]
     yield run
+
+
+def _resized(job: Job, image_hw: Pair, backbone: Backbone) -> Tensor:
+    """The images of a job resized, and normalised then: a large image is never held as floats but for one channel."""
+    whole = torch.compiler.is_compiling() or job.images.numel() < LARGE
+    parts = [job.images] if whole or job.bounds is None else job.images.split(1, dim=1)
+    resized = [resize(part, image_hw, interpolation=backbone.input.interpolation) for part in parts]
+    images = resized[0] if len(resized) == 1 else torch.cat(resized, dim=1)
+    return images if job.bounds is None else normalise_values(images, job.bounds, job.placement.mean_std)
 
 
 def _pad(images: Tensor, padding_hw: Pair, backbone: Backbone) -> Tensor:

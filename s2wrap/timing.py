@@ -1,4 +1,4 @@
-"""How long calls take: trtexec's rules for all alike, one beside the other in rounds."""
+"""Time several calls by trtexec's rules, in rounds in which they take turns."""
 
 import platform
 import shutil
@@ -23,22 +23,22 @@ WARM_UP = 0.2
 ROUNDS = 10
 """Rounds of timing, and so the fewest runs of every call."""
 BACKENDS = ("eager", "compile", "max-autotune", "cuda-graph")
-"""How PyTorch can run a model."""
+"""PyTorch's ways to run a model."""
 IN_FLIGHT = 2
-"""Runs that may wait on a GPU while the next is enqueued."""
+"""Most runs that wait on a GPU while the next is enqueued."""
 
 
 @dataclass
 class Timing:
-    """What one call took; or why it cannot run here.
+    """The measured times of one call, or the reason why it cannot run.
 
     Attributes:
-        name: which call.
-        rounds: seconds of every run, in lists of one round each; on a GPU its own time between two CUDA events.
-        enqueued: seconds until every run gave control back; on a GPU only.
-        wall: seconds on the clock for all runs together.
-        first: seconds of the first run of all: compilation, if there is any.
-        reason: why it cannot run; None where it did.
+        name: name of the call.
+        rounds: seconds of every run, one list a round; on a GPU between two CUDA events.
+        enqueued: seconds until every run returned to the CPU; on a GPU only.
+        wall: wall-clock seconds of all runs together.
+        first: seconds of the very first run, with compilation if there is any.
+        reason: why the call cannot run; None where it did.
     """
 
     name: str
@@ -50,14 +50,14 @@ class Timing:
 
     @property
     def seconds(self) -> list[float]:
-        """Of every run, in order."""
-        return [each for part in self.rounds for each in part]
+        """Seconds of every run, in order."""
+        return [run for runs in self.rounds for run in runs]
 
     def figures(self, pictures: int) -> dict[str, float]:
-        """Milliseconds a run (min, mean, median, p90, p95, p99, max), its variation, runs and pictures a second.
+        """Return milliseconds a run (min, mean, percentiles, max, first), their variation, runs and images a second.
 
         Args:
-            pictures: in one run: the batch, not the tiles.
+            pictures: pictures in one run: the batch size, not the number of tiles.
         """
         runs = np.array(self.seconds) * 1e3
         p50, p90, p95, p99 = np.percentile(runs, (50, 90, 95, 99))
@@ -76,27 +76,27 @@ class Timing:
         }
 
     def ratio(self, other: "Timing") -> float:
-        """Its time over another's: the median over the rounds of the ratio inside a round."""
+        """Return the ratio of this call's time to another's: the median over rounds of the ratio of their medians."""
         pairs = zip(self.rounds, other.rounds, strict=True)
-        return statistics.median(statistics.median(ours) / statistics.median(theirs) for ours, theirs in pairs)
+        return statistics.median(statistics.median(own) / statistics.median(others) for own, others in pairs)
 
     def warnings(self) -> list[str]:
-        """What makes the figures doubtful, as trtexec judges it: on a GPU only, where a run is timed by itself."""
+        """Return why the figures are doubtful by trtexec's criteria; [] on a CPU, where they do not apply."""
         if not self.enqueued:
             return []
-        found, figures = [], self.figures(1)
+        warnings, figures = [], self.figures(1)
         enqueue = statistics.median(self.enqueued) * 1e3
         if enqueue > 0.8 * figures["median_ms"]:
-            found.append(
+            warnings.append(
                 f"enqueueing takes {enqueue:.3g} ms of {figures['median_ms']:.3g} ms: the CPU is the limit; try a CUDA "
                 f"graph, or a larger batch"
             )
         if figures["variation"] > 0.025:
-            found.append(
+            warnings.append(
                 f"the GPU's time varies by {figures['variation']:.1%} (standard deviation ÷ mean); lock its clocks, or "
                 f"time longer"
             )
-        return found
+        return warnings
 
 
 def time_calls(
@@ -106,16 +106,16 @@ def time_calls(
     device: str | torch.device = "cpu",
     progress: Callable[[float], object] = lambda done: None,
 ) -> list[Timing]:
-    """Time several calls alike: each warmed up for 200 ms, then for `seconds` and ten runs at least.
+    """Return the timings of several calls, each warmed up for 200 ms and timed for `seconds` and ten runs at least.
 
-    They take turns in ten rounds, and who begins changes, so that what disturbs the machine disturbs all. On a CUDA
-    device a run's time is the GPU's own, between two events, while the next run is being enqueued already.
+    The calls take turns in ten rounds, in a changing order, so that disturbances of the machine hit all alike. On a
+    CUDA device a run's time is the GPU's own, between two events, while the next run is already being enqueued.
 
     Args:
-        calls: what to run, by name; a call that fails gets a reason instead of figures.
-        seconds: for each call.
-        device: where they run.
-        progress: told after every turn the share of the work that is done, 0…1.
+        calls: functions by name; one that fails gets a reason instead of figures.
+        seconds: how long each call is timed.
+        device: the device that the calls use.
+        progress: called after every turn with the share of the work that is done, 0…1.
 
     >>> [timing.name for timing in time_calls({"sum": lambda: sum(range(100))}, seconds=0.01)]
     ['sum']
@@ -125,56 +125,56 @@ def time_calls(
     device = torch.device(device)
     timings, names = {name: Timing(name) for name in calls}, list(calls)
     wait_for(device)
-    # a stream of its own: on the default one, some runtimes wait at every call
+    # not the default stream, on which some runtimes synchronise at every call
     with torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext():
         for name, call in calls.items():
-            _guarded(timings[name], _warm_up, call, device)
-        for turn in range(ROUNDS):
-            start = turn % len(names)
-            for place, name in enumerate(names[start:] + names[:start]):
+            _try_step(timings[name], _warm_up, call, device)
+        for number in range(ROUNDS):
+            start = number % len(names)
+            for turn, name in enumerate(names[start:] + names[:start]):
                 if timings[name].reason is None:
-                    _guarded(timings[name], _time_round, calls[name], device, seconds / ROUNDS)
-                progress((turn * len(names) + place + 1) / (ROUNDS * len(names)))
+                    _try_step(timings[name], _time_round, calls[name], device, seconds / ROUNDS)
+                progress((number * len(names) + turn + 1) / (ROUNDS * len(names)))
     return list(timings.values())
 
 
 def torch_call(backend: str, model: Callable[[Tensor], object], images: Tensor) -> Callable[[], object]:
-    """A call of a wrapped model on images, both on their device already, in one of PyTorch's ways.
+    """Return a function that runs a model on images, both already on their device, in one of PyTorch's ways.
 
     Args:
         backend: "eager"; "compile" (`torch.compile`); "max-autotune" (the same, trying kernels for minutes); or
             "cuda-graph" (the eager call, recorded once and replayed).
-        model: anything that takes images; with "compile" it must be traceable.
+        model: any function of images; with "compile" it must be traceable.
         images: (b, 3, height, width).
 
     Raises:
-        S2WrapError: another backend, or one that cannot run on this device.
+        S2WrapError: an unknown backend, or one that cannot run on this device.
     """
     if backend not in BACKENDS:
         raise S2WrapError(f"backend {backend!r} is unknown; use some of {', '.join(BACKENDS)}")
     if backend == "cuda-graph":
-        return _recorded(model, images)
+        return _record_graph(model, images)
     if backend != "eager":
         mode = "max-autotune" if backend == "max-autotune" else None
         model = torch.compile(model, fullgraph=True, dynamic=False, mode=mode)
     return lambda: model(images)
 
 
-def _recorded(model: Callable[[Tensor], object], images: Tensor) -> Callable[[], object]:
-    """The model's call on these images as a CUDA graph."""
+def _record_graph(model: Callable[[Tensor], object], images: Tensor) -> Callable[[], object]:
+    """Return a function that replays the model's run on these images as a CUDA graph."""
     if images.device.type != "cuda":
         raise S2WrapError(f"CUDA graphs need a GPU, and the images are on {images.device}")
-    aside = torch.cuda.Stream(images.device)
-    aside.wait_stream(torch.cuda.current_stream(images.device))
-    with torch.cuda.stream(aside):
-        for _ in range(3):  # libraries choose their kernels and workspaces before, not while, they are recorded
+    stream = torch.cuda.Stream(images.device)
+    stream.wait_stream(torch.cuda.current_stream(images.device))
+    with torch.cuda.stream(stream):
+        for _ in range(3):  # libraries must choose their kernels and workspaces before the recording
             model(images)
-    torch.cuda.current_stream(images.device).wait_stream(aside)
+    torch.cuda.current_stream(images.device).wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=aside):
+    with torch.cuda.graph(graph, stream=stream):
         result = model(images)
 
-    def replay(kept: object = (model, images)) -> object:  # what the graph reads lives as long as it
+    def replay(kept_alive: object = (model, images)) -> object:  # the graph reads their memory
         graph.replay()
         return result
 
@@ -182,24 +182,24 @@ def _recorded(model: Callable[[Tensor], object], images: Tensor) -> Callable[[],
 
 
 def when_first_called(make: Callable[[], Callable[[], object]]) -> Callable[[], object]:
-    """A call that is made when it is first run, so that what cannot be made becomes its reason."""
-    made = cache(make)
-    return lambda: made()()
+    """Return a call that is made when it first runs, so that a failure to make it becomes its timing's reason."""
+    make_once = cache(make)
+    return lambda: make_once()()
 
 
 def wait_for(device: torch.device) -> None:
-    """Return once the device has done all it was given."""
+    """Wait until the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
 
 
-def _guarded(timing: Timing, step: Callable[..., None], *arguments: Any) -> None:
-    """Do one step of a timing; what fails becomes its reason."""
+def _try_step(timing: Timing, step: Callable[..., None], *arguments: Any) -> None:
+    """Do one step of a timing, whose reason becomes the error's text if it fails."""
     try:
         step(timing, *arguments)
-    except Exception as error:  # whatever a compiler or a runtime raises: the others go on
+    except Exception as error:  # whatever a compiler or a runtime raises: the other calls are timed all the same
         timing.reason = str(error) if isinstance(error, S2WrapError) else first_line(error)
 
 
@@ -215,21 +215,21 @@ def _warm_up(timing: Timing, call: Callable[[], object], device: torch.device) -
 
 
 def _time_round(timing: Timing, call: Callable[[], object], device: torch.device, seconds: float) -> None:
-    """Run a call for that long, once at least, and note a round."""
-    run = _runs_on_gpu(timing, call, device) if device.type == "cuda" else _runs(call, device)
+    """Run a call for a number of seconds, once at least, and add a round to its timing."""
+    runs = _run_on_gpu(timing, call, device) if device.type == "cuda" else _run(call, device)
     wait_for(device)
     start = perf_counter()
-    times = [next(run)]
+    times = [next(runs)]
     while perf_counter() - start < seconds:
-        times.append(next(run))
-    run.close()
+        times.append(next(runs))
+    runs.close()
     wait_for(device)
     timing.wall += perf_counter() - start
     timing.rounds.append([each if isinstance(each, float) else each[0].elapsed_time(each[1]) / 1e3 for each in times])
 
 
-def _runs(call: Callable[[], object], device: torch.device) -> Generator[Any]:
-    """Run again and again: the seconds of each on the clock."""
+def _run(call: Callable[[], object], device: torch.device) -> Generator[Any]:
+    """Run a call again and again, and yield the wall-clock seconds of each run."""
     while True:
         start = perf_counter()
         call()
@@ -237,8 +237,8 @@ def _runs(call: Callable[[], object], device: torch.device) -> Generator[Any]:
         yield perf_counter() - start
 
 
-def _runs_on_gpu(timing: Timing, call: Callable[[], object], device: torch.device) -> Generator[Any]:
-    """Run again and again: the CUDA events around each."""
+def _run_on_gpu(timing: Timing, call: Callable[[], object], device: torch.device) -> Generator[Any]:
+    """Run a call again and again, and yield the CUDA events before and after each run."""
     waiting: deque[Any] = deque()
     while True:
         before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -254,22 +254,22 @@ def _runs_on_gpu(timing: Timing, call: Callable[[], object], device: torch.devic
 
 
 def describe_device(device: str | torch.device) -> dict[str, str]:
-    """What is to be told beside every figure: the device, its driver (on a GPU), threads (on a CPU), torch."""
+    """Return what figures depend on: the device, its driver (on a GPU), threads (on a CPU) and torch's version."""
     device = torch.device(device)
     if device.type == "cuda":
-        found = {"device": torch.cuda.get_device_name(device), "driver": _driver()}
+        facts = {"device": torch.cuda.get_device_name(device), "driver": _driver_version()}
     elif device.type == "cpu":
-        found = {"device": f"CPU ({platform.machine()})", "threads": str(torch.get_num_threads())}
+        facts = {"device": f"CPU ({platform.machine()})", "threads": str(torch.get_num_threads())}
     else:
-        found = {"device": device.type}
-    return {**found, "torch": torch.__version__}
+        facts = {"device": device.type}
+    return {**facts, "torch": torch.__version__}
 
 
-def _driver() -> str:
-    """The version of NVIDIA's driver, as its own tool tells it."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
+def _driver_version() -> str:
+    """Return the version of NVIDIA's driver as nvidia-smi reports it, or "unknown"."""
+    nvidia_smi = shutil.which("nvidia-smi")
+    if nvidia_smi is None:
         return "unknown (no nvidia-smi)"
-    asked = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
-    found = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=30).stdout.split()
-    return found[0] if found else "unknown"
+    command = [nvidia_smi, "--query-gpu=driver_version", "--format=csv,noheader"]
+    versions = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30).stdout.split()
+    return versions[0] if versions else "unknown"

@@ -43,7 +43,9 @@ def upsample(spatial: Float[Tensor, "b c rows columns"], size: Pair) -> Float[Te
 def upsample_strips(
     spatial: Float[Tensor, "b c rows columns"], size: Pair, height: int | None = None
 ) -> Iterator[tuple[int, Tensor]]:
-    """The result of `upsample` in strips of full width from top to bottom, one in memory at a time.
+    """The result of `upsample` in strips of full width from top to bottom.
+
+    Memory holds the strip that is being made and the one that the caller still has: two to three strips at the peak.
 
     Args:
         spatial: as for `upsample`.

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +21,12 @@ from s2wrap.options import Options, Prefix
 from s2wrap.placement import Placement, PlacementCache, place
 from s2wrap.plan import Plan, parse_image_hw, plan_image
 from s2wrap.policies import Pair
+from s2wrap.replicas import gatherable
 from s2wrap.resample import constant_when_traced
 from s2wrap.resolve import resolve_scales
-from s2wrap.select import Heat, choose_tiles
+from s2wrap.select import Useful, choose_tiles
 from s2wrap.stream import Job, Tensors, stream
+from s2wrap.summary import summary
 from s2wrap.view import View
 
 TILES_ON_CPU = 4
@@ -85,13 +88,23 @@ class MultiScale(nn.Module):
     if TYPE_CHECKING:  # nn.Module's own call returns Any
 
         def __call__(
-            self, images: Any = None, *, pixel_values: Any = None, select: int | None = None, by: str | Heat = "detail"
+            self,
+            images: Any = None,
+            *,
+            pixel_values: Any = None,
+            select: SupportsIndex | None = None,
+            by: Useful = "detail",
         ) -> Features:
             """As `forward`."""
             ...
 
     def forward(
-        self, images: Any = None, *, pixel_values: Any = None, select: int | None = None, by: str | Heat = "detail"
+        self,
+        images: Any = None,
+        *,
+        pixel_values: Any = None,
+        select: SupportsIndex | None = None,
+        by: Useful = "detail",
     ) -> Features:
         """The features of a batch of images of one size, or of one picture.
 
@@ -119,7 +132,7 @@ class MultiScale(nn.Module):
         tile_batch = self.tile_batch_for(len(images), images.device)
         return join(list(self._run(images.split(tile_batch), tile_batch, select, by)))
 
-    def encode(self, images: Any, *, select: int | None = None, by: str | Heat = "detail") -> list[Features]:
+    def encode(self, images: Any, *, select: SupportsIndex | None = None, by: Useful = "detail") -> list[Features]:
         """The features of images of any sizes, one `Features` (of a batch of one) each.
 
         Tiles of all images share backbone calls. Images are read one after the other, so that memory holds few.
@@ -164,6 +177,48 @@ class MultiScale(nn.Module):
             parts.append(fuse_scales(levels, fuse, weights).prefix[:, 0].to(job.dtype))
         embeddings = torch.cat(parts)
         return functional.normalize(embeddings, dim=-1) if normalize else embeddings
+
+    def save(self, folder: str | Path, *, overwrite: bool = False, rebuild: bool = True) -> None:
+        """Write the model into a folder, from which `s2wrap.load(folder)` makes it again: the same numbers to the bit.
+
+        The folder holds the weights in their own precision (safetensors), and `s2wrap.json`: options, input, how the
+        backbone is made again, versions. Before it is written, a second backbone is made by that, and must compute
+        the same. Not kept: which weights have gradients, the device, memory formats such as channels_last.
+
+        Args:
+            folder: is made; written whole or not at all.
+            overwrite: replace a saved model that is there already.
+            rebuild: keep how the backbone is made again, for models of timm, transformers, torchvision and open_clip
+                in their own architectures, and those of `load`. False for all others: then the model is given when it
+                is loaded, `s2wrap.load(folder, backbone=my_model)`.
+
+        Raises:
+            S2WrapError: a backbone that cannot be made again, a policy that is a function of yours, something that is
+                there already, a disk that cannot be written to.
+        """
+        from s2wrap.saving import save
+
+        save(self, folder, overwrite=overwrite, rebuild=rebuild)
+
+    def transform(self, image_hw: Pair | None = None) -> Any:
+        """What a DataLoader does to pictures before the model sees them, as a transform of torchvision (v2).
+
+        A PIL image or uint8 array is read as `encode` does it (turned by its EXIF data, transparency on white, 16-bit
+        grey scaled), and becomes a tensor (c, height, width), normalised with the model's mean and std:
+        `model(transform(picture)[None])` gives what `model.encode([picture])[0]` does. Labels and other parts of a
+        sample are passed by. It can be sent to worker processes.
+
+        Args:
+            image_hw: resize pictures to this height and width in pixels, whatever their shape, with the model's
+                interpolation, antialiased, so that they make batches. The scales are then made of the resized
+                picture: choose at least the size of the largest scale, to lose no detail.
+
+        Raises:
+            S2WrapError: mean and std are unknown; no image size.
+        """
+        from s2wrap.transform import picture_transform
+
+        return picture_transform(self.input, self.backbone.name, image_hw)
 
     def plan(self, image_hw: Pair) -> Plan:
         """The sizes and tiles at which an image of this height and width in pixels is looked at."""
@@ -220,6 +275,18 @@ class MultiScale(nn.Module):
         """Rows and columns of each scale's own grid, for an image of the backbone's own shape."""
         return tuple(self.grids(self.backbone.image_hw)[0])
 
+    def geometry(self, placement: Placement, image_hw: Pair) -> tuple[Geometry, ...]:
+        """Where the cells of each map lie on an image of this size."""
+        joined = self.options.join_layers
+        layers = [None] if joined else list(range(len(self.backbone.layouts)))
+        if self.options.fuse == "pyramid":
+            return tuple(
+                Geometry(scale.own_hw[layer or 0], image_hw, scale=k, layer=layer)
+                for layer in layers
+                for k, scale in enumerate(placement.scales)
+            )
+        return tuple(Geometry(placement.target_hw[layer or 0], image_hw, layer=layer) for layer in layers)
+
     def train(self, mode: bool = True) -> "MultiScale":
         """As `nn.Module.train`, but a frozen backbone stays in evaluation mode."""
         super().train(mode)
@@ -227,33 +294,15 @@ class MultiScale(nn.Module):
             self.backbone.eval()
         return self
 
+    def _replicate_for_data_parallel(self) -> "MultiScale":
+        """A replica for `torch.nn.DataParallel`, whose features can be gathered."""
+        return gatherable(super()._replicate_for_data_parallel())
+
     def __repr__(self) -> str:
-        return "\n".join(["MultiScale(", *(f"  {name}: {text}" for name, text in self._summary().items()), ")"])
+        return "\n".join(["MultiScale(", *(f"  {name}: {text}" for name, text in summary(self).items()), ")"])
 
     def _repr_html_(self) -> str:
-        return html_table("MultiScale", [], self._summary().items())
-
-    def _summary(self) -> dict[str, str]:
-        """What is worth knowing at a glance."""
-        backbone, options = self.backbone, self.options.changed()
-        plan, (own_hw, result_hw) = self.plan(backbone.image_hw), self.grids(backbone.image_hw)
-        weights = sum(parameter.numel() for parameter in backbone.parameters())
-        scales = [
-            f"{scale} ({part.image_hw[0]}×{part.image_hw[1]} pixels, "
-            + ("whole" if scale.whole else f"{part.block_size[0]}×{part.block_size[1]} tiles")
-            + f", grid {own[0]}×{own[1]})"
-            for scale, part, own in zip(self.scales, plan.scales, own_hw, strict=True)
-        ]
-        grids = own_hw if self.options.fuse == "pyramid" else [result_hw]
-        others = {"fit": self.options.fit, "fuse": self.options.fuse} | options
-        return {
-            "backbone": f"{backbone.name}, {weights / 1e6:.1f} M weights, {backbone.dtype} on {backbone.device}",
-            "input": ", ".join(text for text, _ in self.input.describe().values()),
-            "scales": ", ".join(scales),
-            "options": ", ".join(f"{name}={value!r}" for name, value in others.items() if name != "scales"),
-            "result": f"{self.num_features} channels on {', '.join(f'{rows}×{cols}' for rows, cols in grids)}",
-            "cost": f"{plan.num_tiles} backbone passes for an image of {backbone.image_hw[0]}×{backbone.image_hw[1]}",
-        }
+        return html_table("MultiScale", [], summary(self).items())
 
     def _batch(self, images: Any) -> Tensor:
         """A checked batch (b, c, h, w) of whatever a call was given."""
@@ -266,7 +315,9 @@ class MultiScale(nn.Module):
             self._check_values(images)
         return images
 
-    def _run(self, groups: Iterable[Tensor], tile_batch: int, select: int | None, by: str | Heat) -> Iterator[Features]:
+    def _run(
+        self, groups: Iterable[Tensor], tile_batch: int, select: SupportsIndex | None, by: Useful
+    ) -> Iterator[Features]:
         """The features of groups of images of one size each: one a group, one an image with `select`."""
         if select is None:
             for job in stream(map(self._job, groups), self.backbone, tile_batch):
@@ -286,7 +337,9 @@ class MultiScale(nn.Module):
             [] if base_only and k != self.order[0] else list(range(len(scale.origins)))
             for k, scale in enumerate(placement.scales)
         ]
-        return Job(self.input.normalise(images, placement.mean_std), placement, todo, selects=base_only)
+        if base_only:  # tiles are chosen by the images themselves
+            return Job(self.input.normalise(images, placement.mean_std), placement, todo, selects=True)
+        return Job(images, placement, todo, bounds=self.input.range_of(images.dtype))
 
     def _placement_for(self, images: Tensor) -> Placement:
         """The matrices for images; made anew for images without values, whose tensors must not be kept."""
@@ -298,7 +351,7 @@ class MultiScale(nn.Module):
                 return self.make_placement(image_hw)
         return self.placement(image_hw, str(images.device))
 
-    def _select(self, seen: Job, select: int, by: str | Heat) -> list[Job]:
+    def _select(self, seen: Job, select: SupportsIndex, by: Useful) -> list[Job]:
         """For each image of a job whose smallest scale was seen: a job for its most useful tiles."""
         todo = choose_tiles(seen.images, seen.base, seen.placement.plan, self.order[0], select, by)
         jobs = [seen.only(image, tiles) for image, tiles in enumerate(todo)]
@@ -311,20 +364,8 @@ class MultiScale(nn.Module):
         height, width = job.images.shape[-2:]
         plan = replace(job.placement.plan, image_hw=(height, width))
         boxes = tuple(float32(scale.boxes * [width, height, width, height]) for scale in job.placement.scales)
-        view = View(plan, self._geometry(job.placement, plan.image_hw), boxes, ran)
+        view = View(plan, self.geometry(job.placement, plan.image_hw), boxes, ran)
         return replace(self._fused(job), view=view)
-
-    def _geometry(self, placement: Placement, image_hw: Pair) -> tuple[Geometry, ...]:
-        """Where the cells of each map lie on an image of this size."""
-        joined = self.options.join_layers
-        layers = [None] if joined else list(range(len(self.backbone.layouts)))
-        if self.options.fuse == "pyramid":
-            return tuple(
-                Geometry(scale.own_hw[layer or 0], image_hw, scale=k, layer=layer)
-                for layer in layers
-                for k, scale in enumerate(placement.scales)
-            )
-        return tuple(Geometry(placement.target_hw[layer or 0], image_hw, layer=layer) for layer in layers)
 
     def _fused(self, job: Job) -> Features:
         """The features of a job, from the sums of its scales."""

@@ -13,9 +13,11 @@ import torch
 from rich.console import Console
 
 from s2wrap.errors import MissingExtraError, S2WrapError
-from s2wrap.export import build as room
+from s2wrap.export import build as build_module
 from s2wrap.export.build import build_engine, load_library
+from s2wrap.export.options import BuildOptions
 from s2wrap.export.progress import BuildBar
+from s2wrap.options import option_types
 
 onnx = pytest.importorskip("onnx")
 rtx = pytest.importorskip("tensorrt_rtx")
@@ -29,7 +31,10 @@ def onnx_path(tmp_path):
 def build(path, **options):
     """Build beside the ONNX file; gives the facts and the bytes."""
     draft = path.with_suffix(".draft")
-    facts = build_engine(path, draft, **{"kind": "tensorrt_rtx", "batch": (1, 2, 4), "name": "tiny"} | options)
+    chosen = BuildOptions(**{name: value for name, value in options.items() if name in option_types(BuildOptions)})
+    others = {name: value for name, value in options.items() if name not in option_types(BuildOptions)}
+    named = {"kind": "tensorrt_rtx", "batch": (1, 2, 4), "name": "tiny"} | others
+    facts = build_engine(path, draft, options=chosen, **named)
     return facts, draft.read_bytes()
 
 
@@ -73,9 +78,9 @@ def test_the_same_graph_and_name_give_the_same_bytes(onnx_path, tmp_path):
 def test_attention_may_run_as_several_kernels(tmp_path):
     path = tmp_path / "net.onnx"
     tiny_graphs.net(path, torch.float16)
-    job = room._Job(rtx, "tensorrt_rtx", path, "a graph", BuildBar("", Console(file=io.StringIO())))
-    job.parse("net")
-    layers = [job.network.get_layer(index) for index in range(job.network.num_layers)]
+    engine_build = build_module._Build(rtx, "tensorrt_rtx", path, "a graph", BuildBar("", Console(file=io.StringIO())))
+    engine_build.parse("net")
+    layers = [engine_build.network.get_layer(index) for index in range(engine_build.network.num_layers)]
     inputs = [layer for layer in layers if layer.type == rtx.LayerType.ATTENTION_INPUT]
     assert len(inputs) == 1
     inputs[0].__class__ = rtx.IAttentionInputLayer
@@ -85,11 +90,13 @@ def test_attention_may_run_as_several_kernels(tmp_path):
 
 @pytest.mark.parametrize("tf32", [False, True])
 def test_tf32_is_off_unless_asked_for(onnx_path, tf32):
-    job = room._Job(rtx, "tensorrt_rtx", onnx_path, "a graph", BuildBar("", Console(file=io.StringIO())))
-    job.configure(tf32, 64, 5)
-    assert job.config.get_flag(rtx.BuilderFlag.TF32) == tf32
-    assert job.config.get_memory_pool_limit(rtx.MemoryPoolType.WORKSPACE) == 64 * 2**20
-    assert job.config.builder_optimization_level == 5
+    engine_build = build_module._Build(
+        rtx, "tensorrt_rtx", onnx_path, "a graph", BuildBar("", Console(file=io.StringIO()))
+    )
+    engine_build.configure(tf32, 64, 5)
+    assert engine_build.config.get_flag(rtx.BuilderFlag.TF32) == tf32
+    assert engine_build.config.get_memory_pool_limit(rtx.MemoryPoolType.WORKSPACE) == 64 * 2**20
+    assert engine_build.config.builder_optimization_level == 5
 
 
 @pytest.mark.parametrize("batch", [(0, 1, 2), (3, 2, 4), (1, 8, 4)])
@@ -216,7 +223,7 @@ CANCELLED = """
 import sys
 from pathlib import Path
 from s2wrap.export import build, progress
-heard, step, make = [], progress.BuildBar.step, build._Job.build
+heard, step, make = [], progress.BuildBar.step, build._Build.serialize
 def say_first(self, phase, number):
     if not heard:
         heard.append(phase)
@@ -231,7 +238,7 @@ def tell(self, cache):
     except ValueError as error:
         print("the builder stopped:", error, flush=True)
         raise
-progress.BuildBar.step, build._Job.build = say_first, tell
+progress.BuildBar.step, build._Build.serialize = say_first, tell
 try:
     build.build_engine(Path("tiny.onnx"), Path("draft"), kind="tensorrt_rtx", batch=(1, 2, 4), name="tiny")
 except KeyboardInterrupt:
@@ -319,7 +326,7 @@ def masked(monkeypatch):
     for name, value in answers.items():
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    return lambda version: monkeypatch.setattr(room, "load_library", lambda kind: Masked(version))
+    return lambda version: monkeypatch.setattr(build_module, "load_library", lambda kind: Masked(version))
 
 
 @pytest.mark.parametrize(("version", "flagged"), [("10.16.1", True), ("11.4.0", False)])

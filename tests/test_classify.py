@@ -144,19 +144,19 @@ def test_the_spy_would_see_a_tested_picture(monkeypatch, fault):
     _, labels, contents = pictures(count=60, classes=2)
     (fold, *_) = deal(labels, contents)
     if fault == "scaler":
-        standardised = module._standardised
+        standardised = module._standardise
         everything = lambda train, test: (  # noqa: E731
             standardised(np.concatenate([train, test]), train)[1],
             standardised(np.concatenate([train, test]), test)[1],
         )
-        monkeypatch.setattr(module, "_standardised", everything)
+        monkeypatch.setattr(module, "_standardise", everything)
     if fault == "classifier":
-        task = module._task
+        task = module._make_task
 
         def swapped(vectors, labels, fold):
             return task(vectors, labels, Fold(np.concatenate([fold.train, fold.test]), fold.test))
 
-        monkeypatch.setattr(module, "_task", swapped)
+        monkeypatch.setattr(module, "_make_task", swapped)
     if fault == "shots":
         monkeypatch.setattr(
             module, "draw", lambda labels, fold, *_: draw(labels, Fold(fold.test, fold.train), 5, (0, 0))

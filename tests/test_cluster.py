@@ -227,10 +227,10 @@ def test_actors_with_other_weights_are_refused(address, sources, tmp_path):
 def test_a_file_that_only_a_node_misses_is_no_failure_of_the_picture(tmp_path):
     (tmp_path / "a.png").touch()
     for name in ("none.png", "s3://bucket/a.png"):
-        cluster._check_seen(Failure(name, f"{name}: there is no such file"))
-    cluster._check_seen(Failure(str(tmp_path / "a.png"), "a.png: not a picture"))
+        cluster._check_reachable(Failure(name, f"{name}: there is no such file"))
+    cluster._check_reachable(Failure(str(tmp_path / "a.png"), "a.png: not a picture"))
     with pytest.raises(S2WrapError, match="is on this machine, but not on the node"):
-        cluster._check_seen(Failure(str(tmp_path / "a.png"), f"{tmp_path}/a.png: there is no such file"))
+        cluster._check_reachable(Failure(str(tmp_path / "a.png"), f"{tmp_path}/a.png: there is no such file"))
 
 
 def test_errors_come_through_a_pickle_as_what_the_command_line_knows():

@@ -91,8 +91,8 @@ def test_an_empty_list_gives_an_empty_list(vit):
 @pytest.mark.parametrize(
     ("images", "words"),
     [
-        ("photo.jpg", "takes a list of images, not 'photo.jpg'"),
-        (5, "takes a list of images, not 5"),
+        ("photo.jpg", "image 0: photo.jpg: there is no such file"),
+        (5, "takes images or one image, not 5"),
         ([torch.zeros(3, 20, 20), "missing.jpg"], "image 1: missing.jpg: there is no such file"),
         ([torch.zeros(3, 20)], "image 0: (3, 20) is no image"),
         ([torch.zeros(1, 20, 20)], "image 0: images have shape (1, 1, 20, 20)"),
@@ -107,3 +107,23 @@ def test_wrong_images_are_named_by_number(vit, images, words):
     with pytest.raises(S2WrapError) as error:
         s2wrap.wrap(vit, (1,)).encode(images)
     assert words in str(error.value)
+
+
+def test_a_large_picture_is_never_held_as_floats(vit):
+    """Counted by what PyTorch allocates: at most 9 bytes a pixel beyond the picture, and a copy of it."""
+    from memory import peak_mib
+
+    side = 3000
+    picture = np.broadcast_to(np.arange(side, dtype=np.uint8)[:, None, None], (side, side, 3)).copy()
+    model = s2wrap.wrap(vit, (1, 2))
+    small = s2wrap.wrap(vit, (1, 2)).encode([picture[:160, :160]])
+    assert small[0].plan.num_tiles == 5
+    assert peak_mib(lambda: model.encode([picture])) * 2**20 / side**2 < 9
+    resized = torch.nn.functional.interpolate(
+        (torch.from_numpy(picture).permute(2, 0, 1)[None].double() / 255 - 0.5) / 0.5,
+        size=(320, 320),
+        mode="bicubic",
+        antialias=True,
+    )
+    expected = model(resized.float()).spatial[:, 64:]
+    torch.testing.assert_close(model(picture).spatial[:, 64:], expected, atol=1e-4, rtol=0)

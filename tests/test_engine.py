@@ -49,7 +49,7 @@ def test_one_graph_has_the_face_of_the_model(graph_file, model):
     engine = load(graph_file)
     assert isinstance(engine, Engine)
     pixels = torch.randint(0, 256, (3, 3, 160, 200), dtype=torch.uint8)
-    images = model.normalise(pixels)
+    images = model.input.normalise(pixels)
     expected = model(images)
     last = pixels.permute(0, 2, 3, 1).contiguous()
     for given in (images, images.numpy(), pixels, pixels.numpy(), last, last.numpy()):
@@ -59,6 +59,17 @@ def test_one_graph_has_the_face_of_the_model(graph_file, model):
         close(found.pooled, expected.pooled)
     assert found.plan == model.plan((160, 200))
     assert engine.manifest["spec"] is None
+
+
+def test_stretched_pictures_keep_their_own_geometry(graph_file, model):
+    engine = load(graph_file)
+    pictures = [torch.randint(0, 256, (3, *image_hw), dtype=torch.uint8) for image_hw in ((160, 200), (90, 300))]
+    found, expected = engine.encode(pictures), model.encode(pictures)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours.plan, ours.geometry) == (theirs.plan, theirs.geometry)
+        assert all(torch.equal(*tiles) for tiles in zip(ours.ran, theirs.ran, strict=True))
+        with pytest.raises(S2WrapError, match="an exported file notes no boxes"):
+            _ = ours.boxes
 
 
 def test_maps_are_told_by_name_whatever_the_order(model, tmp_path):
@@ -84,7 +95,9 @@ def test_pictures_of_any_size_are_stretched_to_a_graphs(graph_file, model, tmp_p
     one, two = engine.encode([tmp_path / "a.png", own])
     close(two.spatial, model(own[None]).spatial)
     pixels = s2wrap.images.load_image(tmp_path / "a.png")[None]
-    stretched = torch.nn.functional.interpolate(model.normalise(pixels), (160, 200), mode="bicubic", antialias=True)
+    stretched = torch.nn.functional.interpolate(
+        model.input.normalise(pixels), (160, 200), mode="bicubic", antialias=True
+    )
     close(one.spatial, model(stretched).spatial)
 
 
@@ -157,7 +170,7 @@ def test_tokens_alone_and_pooled_alone_are_features(model, tmp_path):
         close(found.pooled, model(pixels).pooled)
         close(engine.encode(list(pixels))[1].pooled, found.pooled[1:])
     assert found.spatial.shape == (2, 192, 1, 1)
-    with pytest.raises(S2WrapError, match="takes uint8 RGB in 0…255 and normalises it"):
+    with pytest.raises(S2WrapError, match="takes uint8 pixels and normalises them"):
         engine(torch.rand(1, 3, 160, 160))
 
 
@@ -202,7 +215,7 @@ def test_batches_are_cut_and_filled_to_the_profile(count, sizes):
     ("images", "message"),
     [
         (torch.randn(1, 3, 160, 160), r"takes \(batch, 3, 160, 200\): use encode\(\)"),
-        (torch.randn(3, 160, 200), r"images are \(3, 160, 200\)"),
+        (torch.randn(3, 160, 200), r"images have shape \(3, 160, 200\); for one image give images\[None\]"),
         ([1, 2], "images are a list"),
         (torch.zeros(1, 3, 160, 200, dtype=torch.int64), "images are torch.int64; give uint8"),
         (torch.randn(0, 3, 160, 200), r"images have shape \(0, 3, 160, 200\)"),
@@ -236,14 +249,14 @@ def test_a_file_and_its_manifest_belong_together(graph_file, tmp_path):
     path.write_bytes(graph_file.read_bytes()[:-100])
     with pytest.raises(S2WrapError, match="is not the file that model.onnx.json describes"):
         load(path)
-    manifest_path(path).write_text(json.dumps({"format": 1, "kind": "onnx"}))
+    manifest_path(path).write_text(json.dumps({"format": 2, "kind": "onnx"}))
     with pytest.raises(S2WrapError, match="is damaged: it does not say part, sha256"):
         load(path)
     manifest_path(path).write_text("{")
     with pytest.raises(S2WrapError, match="is damaged, or no manifest"):
         load(path)
     manifest_path(path).write_text(json.dumps({"format": 99}))
-    with pytest.raises(S2WrapError, match="has format 99; this s2wrap reads format 1"):
+    with pytest.raises(S2WrapError, match="has format 99; this s2wrap reads format 2"):
         load(path)
 
 

@@ -66,13 +66,13 @@ def test_an_interrupted_run_goes_on_where_it_stopped(pictures, tmp_path, monkeyp
     told = []
     with pytest.raises(KeyboardInterrupt):
         Extractor(load(), tmp_path)(pictures, told.append)
-    assert told == [0, extract.AT_ONCE]
+    assert told == [0, extract.BATCH]
     later = []
     monkeypatch.setattr(s2wrap.MultiScale, "encode", lambda self, images: later.extend(images) or encode(self, images))
     told.clear()
     Extractor(load(), tmp_path)(pictures, told.append)
-    assert len(later) == 10 - extract.AT_ONCE
-    assert told == [extract.AT_ONCE, 10 - extract.AT_ONCE]
+    assert len(later) == 10 - extract.BATCH
+    assert told == [extract.BATCH, 10 - extract.BATCH]
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".s2wrap")]
 
 

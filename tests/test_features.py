@@ -73,6 +73,7 @@ def test_iteration_undoes_join(features):
         (torch.tensor([1]), [1]),
         (torch.tensor([False, False, True]), [2]),
         (np.array([2, 1]), [2, 1]),
+        (torch.tensor([1, 0, 1], dtype=torch.uint8), [1, 0, 1]),
     ],
 )
 def test_an_index_chooses_images(features, index, images):
@@ -101,7 +102,7 @@ def test_an_image_that_is_not_there_is_an_index_error(features, index):
         features[index]
 
 
-@pytest.mark.parametrize("index", [[True, False], torch.tensor([0.5]), torch.tensor([[0]]), True])
+@pytest.mark.parametrize("index", [[True, False], torch.tensor([0.5]), torch.tensor([[0]]), True, torch.tensor(True)])
 def test_what_chooses_no_images_is_refused(features, index):
     with pytest.raises(S2WrapError, match="a batch of 3 images has no images"):
         features[index]

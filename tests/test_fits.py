@@ -1,5 +1,7 @@
 """Any image: the laws that hold for every fit, overlap, blend, fusion and grid."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import timm
@@ -9,7 +11,8 @@ from torch import nn
 
 import s2wrap
 from s2wrap import S2WrapError, Scale
-from s2wrap.resample import BLENDS, resize
+from s2wrap.options import Blend
+from s2wrap.resample import resize
 
 
 class Local(nn.Module):
@@ -88,7 +91,7 @@ def test_transposing_the_image_transposes_the_result(fit, end):
 
 
 @pytest.mark.parametrize("overlap", [0, 1, 3, 7])
-@pytest.mark.parametrize("blend", BLENDS)
+@pytest.mark.parametrize("blend", get_args(Blend))
 def test_a_local_backbone_shows_no_tiles_under_any_overlap_and_blend(overlap, blend):
     images = torch.rand(1, 3, 192, 192)
     model = s2wrap.wrap(Local(), (3,), image_size=64, overlap=overlap, blend=blend)
@@ -429,11 +432,11 @@ def test_layers_of_a_pyramid_network_keep_their_own_grids():
 
 def test_scales_as_text_carry_their_options(vit):
     model = s2wrap.wrap(vit, ("1", "2:whole:aspect", "320px:pad"))
-    assert [look.whole for look in model.looks] == [False, True, False]
-    assert [look.fit for look in model.looks] == ["stretch", "aspect", "pad"]
-    assert [str(scale) for scale in model.scales] == ["1", "2:aspect:whole", "320px:pad"]
+    assert [scale.whole for scale in model.scales] == [False, True, False]
+    assert [scale.fit for scale in model.scales] == ["stretch", "aspect", "pad"]
+    assert [str(scale.scale) for scale in model.scales] == ["1", "2:aspect:whole", "320px:pad"]
     loaded = s2wrap.load("timm:test_vit@1,2:whole", pretrained=False)
-    assert [look.whole for look in loaded.looks] == [False, True]
+    assert [scale.whole for scale in loaded.scales] == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -457,14 +460,13 @@ def test_scales_as_text_carry_their_options(vit):
         ),
         ({"scales": (1, Scale(3, "aspect", True, max_tiles=4))}, "has no effect on scale 3:aspect:whole"),
         ({"fuse": "pyramid", "target_grid": "finest"}, "target_grid='finest' with fuse='pyramid'"),
-        ({"whole": "yes"}, "whole='yes' is unknown; use True, False (tiles)"),
-        ({"scales": (1, Scale(2, max_tiles=True))}, "max_tiles=True is no number of tiles"),
+        ({"whole": "yes"}, "whole='yes' is unknown; use one of True, False"),
         ({"fit": "aspect", "policy": ["closest"]}, "use a function or one of closest"),
         ({"fit": "aspect", "policy": "best"}, "use a function or one of closest, nvila, anyres, internvl"),
         ({"overlap": 8}, "overlap=8 tokens, but a tile of Local has 8; use 0 to 7"),
-        ({"overlap": -1}, "use 0 to 7"),
-        ({"overlap": 1.5}, "use 0 to 7"),
-        ({"overlap": True}, "use 0 to 7"),
+        ({"overlap": -1}, "is no number of tokens; use 0 or more"),
+        ({"overlap": 1.5}, "is no number of tokens; use 0 or more"),
+        ({"overlap": True}, "is no number of tokens; use 0 or more"),
         ({"tile_batch": True}, "use 1 or more"),
         ({"tile_batch": 1.5}, "use 1 or more"),
         ({"target_grid": True}, "target_grid=True is no grid"),
@@ -476,17 +478,22 @@ def test_scales_as_text_carry_their_options(vit):
         ({"target_grid": "largest"}, "use 'coarsest', 'finest', the index of one of 2 scales"),
         ({"target_grid": 2}, "the index of one of 2 scales"),
         ({"scales": (1, Scale(2, "aspect", policy="nvila", max_tiles=3))}, "no grid has 4 to 3 tiles"),
-        ({"scales": (1, Scale(2, max_tiles=0))}, "max_tiles=0 is no number of tiles"),
         ({"scales": ("2:half",)}, "'half' is unknown; after the size write whole, tiled, stretch, aspect, pad"),
         ({"layers": (1, 2)}, "nothing is known of the blocks of Local"),
         ({"scales": (0.05,), "whole": False}, "less than one patch of 8"),
-        ({"fuse": "pyramid", "join_layers": False}, "choose one"),
+        ({"fuse": "pyramid", "join_layers": False}, "join_layers=False has no effect without layers"),
     ],
 )
 def test_impossible_options_say_what_would_work(options, words):
     with pytest.raises(S2WrapError) as error:
         s2wrap.wrap(Local(), image_size=64, **options)
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize("tiles", [True, 0, 1.5])
+def test_a_scale_refuses_a_budget_that_is_no_number_of_tiles(tiles):
+    with pytest.raises(S2WrapError, match=f"max_tiles={tiles} is no number of tiles"):
+        Scale(2, max_tiles=tiles)
 
 
 @pytest.mark.parametrize(

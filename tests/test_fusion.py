@@ -6,14 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s2wrap import Features, S2WrapError
-from s2wrap.fusion import TileMerge, check_fusion, fuse_scales
+from s2wrap.fusion import fuse_scales, merge_matrices, merge_tiles
+from s2wrap.options import Options
 from s2wrap.plan import ScalePlan, tile_axis
 from s2wrap.resample import merge_matrix
 
 
 def merge_for(rows, cols, tokens, grid_hw):
     scale = ScalePlan(tile_axis(rows * tokens, tokens), tile_axis(cols * tokens, tokens))
-    return TileMerge(
+    return merge_matrices(
         merge_matrix(scale.rows, tokens=tokens, patch=1, cells=grid_hw[0]),
         merge_matrix(scale.cols, tokens=tokens, patch=1, cells=grid_hw[1]),
         scale.shares,
@@ -30,12 +31,12 @@ def test_streamed_merge_is_stitch_and_pool(rows, cols, tokens, batch, data):
     for index, tile in enumerate(spatial.split(batch)):
         top, left = index // cols * tokens, index % cols * tokens
         stitched[:, :, top : top + tokens, left : left + tokens] = tile
-    merge = merge_for(rows, cols, tokens, (tokens, tokens))
+    matrices = merge_for(rows, cols, tokens, (tokens, tokens))
     total, prefix_total, first = 0, 0, 0
     while first < rows * cols:  # in parts of any size
         count = data.draw(st.integers(1, rows * cols - first))
         now = slice(first * batch, (first + count) * batch)
-        part = merge(spatial[now], prefix[now], first=first, tiles=count)
+        part = merge_tiles(matrices, spatial[now], prefix[now], first=first, tiles=count)
         total, prefix_total, first = total + part.spatial, prefix_total + part.prefix, first + count
     torch.testing.assert_close(total, F.interpolate(stitched, size=(tokens, tokens), mode="area"), atol=1e-6, rtol=0)
     mean = rearrange(prefix, "(n b) p c -> n b p c", b=batch).mean(dim=0)
@@ -48,8 +49,8 @@ def test_merge_to_the_own_grid_undoes_split(rows, cols, tokens, batch):
     """The laws of a pair: cutting a map into tiles and merging them gives the map, exactly."""
     image = torch.randn(batch, 3, rows * tokens, cols * tokens)
     tiles = rearrange(image, "b c (r h) (q w) -> (r q b) c h w", r=rows, q=cols)
-    merge = merge_for(rows, cols, tokens, (rows * tokens, cols * tokens))
-    merged = merge(tiles, tiles.new_zeros(len(tiles), 0, 3), first=0, tiles=rows * cols).spatial
+    matrices = merge_for(rows, cols, tokens, (rows * tokens, cols * tokens))
+    merged = merge_tiles(matrices, tiles, tiles.new_zeros(len(tiles), 0, 3), first=0, tiles=rows * cols).spatial
     torch.testing.assert_close(merged, image, atol=0, rtol=0)
 
 
@@ -95,5 +96,5 @@ def test_a_pyramid_keeps_every_scale_and_asks_which():
 )
 def test_impossible_fusions_say_what_would_work(fuse, weights, words):
     with pytest.raises(S2WrapError) as error:
-        check_fusion(fuse, weights, 2)
+        Options((1, 2), fuse=fuse, weights=weights)
     assert words in str(error.value)

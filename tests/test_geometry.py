@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -88,6 +88,7 @@ def test_every_map_names_its_scale_or_layer():
     assert pyramid == (Geometry((16, 16), (100, 150), scale=0), Geometry((8, 8), (100, 150), scale=1))
 
 
+@settings(deadline=None)
 @given(SIZES, IMAGES, SHARES)
 def test_pixels_and_cells_are_inverses(grid, image_hw, shares):
     geometry = Geometry(grid, image_hw)
@@ -97,6 +98,7 @@ def test_pixels_and_cells_are_inverses(grid, image_hw, shares):
     assert geometry.to_cells(geometry.to_pixels(cell)) == pytest.approx(cell, abs=1e-9, rel=1e-12)
 
 
+@settings(deadline=None)
 @given(SIZES, IMAGES)
 def test_the_cell_of_a_cells_centre_is_itself_and_strides_lead_to_it(grid, image_hw):
     geometry = Geometry(grid, image_hw)

@@ -10,6 +10,7 @@ import s2wrap
 from s2wrap.errors import S2WrapError
 from s2wrap.export import export, load
 from s2wrap.export.build import build_engine
+from s2wrap.export.options import BuildOptions
 from s2wrap.export.session import open_session
 
 pytestmark = pytest.mark.gpu
@@ -24,12 +25,12 @@ def assert_same(found, model, images):
         torch.testing.assert_close(ours.float(), theirs, atol=CLOSE[images.dtype], rtol=0)
 
 
-def build(folder, dtype, **options):
+def build(folder, dtype, *, kind="tensorrt", tf32=False, **options):
     """A small network on the GPU, and its engine for batches from 1 to 4."""
     model = tiny_graphs.net(folder / "net.onnx", dtype).cuda()
-    kind = options.setdefault("kind", "tensorrt")
     path = folder / ("net.plan" if kind == "tensorrt" else "net.rtx")
-    facts = build_engine(folder / "net.onnx", path, batch=(1, 2, 4), name="net", **options)
+    named = {"kind": kind, "batch": (1, 2, 4), "name": "net", "tf32": tf32}
+    facts = build_engine(folder / "net.onnx", path, options=BuildOptions(**options), **named)
     return model, path, facts
 
 

@@ -1,10 +1,10 @@
 import pytest
 import timm
 import torch
+from tiny_graphs import model_graph, tiles_graph
 
 import s2wrap
 from s2wrap import S2WrapError
-from s2wrap.export.graph import ModelGraph, TilesGraph
 
 
 def wrapped(name="test_vit", scales=(1, 2), **options):
@@ -51,7 +51,7 @@ def close(found, expected):
 def test_the_products_compute_what_the_stream_computes(options, image_hw):
     """The stream resizes by PyTorch's own call and merges scale after scale."""
     model = wrapped(**options)
-    graph = ModelGraph(model, image_hw)
+    graph = model_graph(model, image_hw)
     images = torch.randn(3, 3, *image_hw)
     features = model(images)
     found = dict(zip(graph.names, graph(images), strict=True))
@@ -68,13 +68,13 @@ def test_the_products_compute_what_the_stream_computes(options, image_hw):
 def test_maps_in_any_layout(name):
     model = wrapped(name, whole=False)
     images = torch.randn(2, 3, 300, 200)
-    close(ModelGraph(model, (300, 200))(images)[0], model(images).spatial)
+    close(model_graph(model, (300, 200))(images)[0], model(images).spatial)
 
 
 def test_pixels_are_normalised_inside():
     model = wrapped()
     pixels = torch.randint(0, 256, (2, 200, 300, 3), dtype=torch.uint8)
-    graph = ModelGraph(model, (200, 300), pixels="uint8")
+    graph = model_graph(model, (200, 300), pixels="uint8")
     close(graph(pixels)[0], model(pixels.permute(0, 3, 1, 2)).spatial)
 
 
@@ -82,7 +82,7 @@ def test_outputs_are_those_asked_for():
     model = wrapped()
     images = torch.randn(2, 3, 160, 160)
     features = model(images)
-    graph = ModelGraph(model, (160, 160), outputs=("pooled", "prefix", "tokens"))
+    graph = model_graph(model, (160, 160), outputs=("pooled", "prefix", "tokens"))
     assert graph.names == ("pooled", "prefix", "tokens")
     for found, expected in zip(graph(images), (features.pooled, features.prefix, features.tokens), strict=True):
         close(found, expected)
@@ -92,7 +92,7 @@ def test_half_precision_is_the_backbones_alone():
     model = wrapped(scales=(1, 2, 3))
     images = torch.randn(2, 3, 160, 160)
     expected = model(images).spatial
-    graph = ModelGraph(model, (160, 160), precision="bf16", fp32_layers=("blocks.0", "norm"))
+    graph = model_graph(model, (160, 160), precision="bf16", fp32_layers=("blocks.0", "norm"))
     assert next(graph.backbone.model.blocks[0].parameters()).dtype == torch.float32
     assert next(graph.backbone.model.blocks[1].parameters()).dtype == torch.bfloat16
     assert {buffer.dtype for buffer in graph.cuts.buffers()} == {torch.float32}
@@ -105,7 +105,7 @@ def test_half_precision_is_the_backbones_alone():
 @pytest.mark.parametrize("pattern", ["blocks.0", "blocks.0.attn", "blocks.0.*", "blocks.0*"])
 def test_what_stays_float32_is_float32_inside(monkeypatch, pattern):
     """A pattern may name a module and its parts: what passes between them must not be rounded."""
-    graph = ModelGraph(wrapped(), (160, 160), precision="bf16", fp32_layers=(pattern,))
+    graph = model_graph(wrapped(), (160, 160), precision="bf16", fp32_layers=(pattern,))
     seen, attention = [], torch.nn.functional.scaled_dot_product_attention
 
     def spy(query, *arguments, **options):
@@ -127,13 +127,13 @@ def test_float32_modules_take_what_is_given_by_name():
             return self.inner(input=self.patches(images))
 
     model = s2wrap.wrap(Named(), (1,), image_size=64, layout="bchw")
-    found = ModelGraph(model, (64, 64), precision="bf16", fp32_layers=("inner",))(torch.randn(1, 3, 64, 64))
+    found = model_graph(model, (64, 64), precision="bf16", fp32_layers=("inner",))(torch.randn(1, 3, 64, 64))
     assert found[0].dtype == torch.bfloat16
 
 
 def test_the_backbone_alone_sees_tiles():
     model = wrapped(layers=(0, 3))
-    graph = TilesGraph(model)
+    graph = tiles_graph(model)
     tiles = torch.randn(4, 3, 160, 160)
     seen = model.backbone(tiles)
     assert graph.names == ("spatial_0", "spatial_1", "prefix_0", "prefix_1")
@@ -145,7 +145,7 @@ def test_the_backbone_alone_sees_tiles():
     ("options", "message"),
     [
         ({"precision": "int8"}, "precision='int8' is unknown; use one of fp32, fp16, bf16"),
-        ({"pixels": "uint16"}, "pixels='uint16' is unknown"),
+        ({"pixels": "int16"}, "pixels='int16' is unknown; use one of float32, uint8, uint16"),
         ({"outputs": ("spatial", "masks")}, "use some of spatial, tokens, prefix, pooled"),
         ({"outputs": ()}, "use some of"),
         ({"image_hw": (5000, 100)}, "5000×100 pixels are too large for one graph; use at most 4096 a side"),
@@ -156,21 +156,21 @@ def test_the_backbone_alone_sees_tiles():
 )
 def test_what_cannot_be_is_one_clear_error(options, message):
     with pytest.raises(S2WrapError, match=message.replace("(", r"\(")):
-        ModelGraph(wrapped(), **({"image_hw": (160, 160)} | options))
+        model_graph(wrapped(), **({"image_hw": (160, 160)} | options))
 
 
 def test_what_a_model_does_not_have_cannot_be_asked_for():
     pool = s2wrap.wrap(torch.nn.AvgPool2d(16), (1, 2), image_size=64, whole=False)
     with pytest.raises(S2WrapError, match="AvgPool2d gives no prefix tokens here"):
-        ModelGraph(pool, (64, 64), outputs=("prefix",))
+        model_graph(pool, (64, 64), outputs=("prefix",))
     with pytest.raises(S2WrapError, match="needs the mean and std of AvgPool2d"):
-        ModelGraph(pool, (64, 64), pixels="uint8")
+        model_graph(pool, (64, 64), pixels="uint8")
     with pytest.raises(S2WrapError, match="scale 2 runs whole"):
-        TilesGraph(wrapped("test_resnet"))
+        tiles_graph(wrapped("test_resnet"))
 
 
 def test_the_work_around_the_backbone_is_counted():
-    graph = ModelGraph(wrapped(scales=(1, 2, 3)), (480, 480))
+    graph = model_graph(wrapped(scales=(1, 2, 3)), (480, 480))
     by_hand = 3 * (160 + 320) * 480 * 480 + 3 * 480 * (160 * 160 + 320 * 320)  # scale 3 is only cut
     merging = 64 * 10 * 140 * (10 + 30)  # 14 tiles of 10 rows and 10 columns to 3 grids of 10×10
     assert graph.multiply_adds == by_hand + merging

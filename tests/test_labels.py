@@ -33,11 +33,11 @@ def test_labels_cover_no_other_label_and_none_is_cut_off(count, panels):
     assert 0 <= drawn.y0 < drawn.y1 <= height
 
 
-def test_labels_are_placed_in_the_room_apart_from_each_other_and_from_all_points():
+def test_labels_are_placed_within_bounds_apart_from_each_other_and_from_all_points():
     rng = np.random.default_rng(0)
     for count in (1, 5, 20):
         points, sizes = rng.uniform(40, 260, (count, 2)), rng.uniform(5, 30, (count, 2))
-        found = place_labels(points, sizes, room=(0, 0, 300, 300), lines=[], distances=(2, 10, 30, 60))
+        found = place_labels(points, sizes, bounds=(0, 0, 300, 300), lines=[], distances=(2, 10, 30, 60))
         boxes = [
             (*(point + spot[0] - size / 2), *(point + spot[0] + size / 2))
             for point, size, spot in zip(points, sizes, found, strict=True)

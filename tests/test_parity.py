@@ -7,11 +7,12 @@ import pytest
 import timm
 import torch
 from rich.console import Console
+from tiny_graphs import model_graph
 
 import s2wrap
 from s2wrap import S2WrapError
-from s2wrap.export.graph import ModelGraph
-from s2wrap.export.parity import GATES, batch_sizes, compare, parse_gate, sample_images, verify_run
+from s2wrap.export.options import parse_gate
+from s2wrap.export.parity import GATES, batch_sizes, compare, sample_images, verify_run
 
 
 def quiet():
@@ -124,7 +125,7 @@ def test_the_table_says_what_fails():
 def test_samples_are_photographs_and_noise_in_turn(pixels):
     pytest.importorskip("skimage")
     model = s2wrap.wrap(timm.create_model("test_vit", num_classes=0), (1, 2))
-    graph = ModelGraph(model, (120, 170), pixels=pixels)
+    graph = model_graph(model, (120, 170), pixels=pixels)
     samples = sample_images(graph, None)
     assert len(samples) == 6
     assert torch.stack(samples).shape[1:] == graph.example(1).shape[1:]
@@ -143,7 +144,7 @@ def test_samples_are_photographs_and_noise_in_turn(pixels):
 def test_pictures_of_ones_own(tmp_path, monkeypatch):
     from PIL import Image
 
-    graph = ModelGraph(s2wrap.wrap(timm.create_model("test_vit", num_classes=0), (1,)), (160, 160), pixels="uint8")
+    graph = model_graph(s2wrap.wrap(timm.create_model("test_vit", num_classes=0), (1,)), (160, 160), pixels="uint8")
     Image.new("RGB", (50, 40), (10, 200, 30)).save(tmp_path / "green.png")
     samples = sample_images(graph, [tmp_path])
     assert samples[0][80, 80].tolist() == [10, 200, 30]

@@ -16,6 +16,7 @@ from s2wrap.export import VerificationError, export, load, verify
 from s2wrap.export import pipeline as room
 from s2wrap.export import proof as comparing
 from s2wrap.export.build import build_engine
+from s2wrap.export.options import BuildOptions
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -76,7 +77,8 @@ def test_every_kind_of_backbone_becomes_onnx_and_an_engine(tmp_path, name, preci
             np.testing.assert_allclose(found.prefix.float(), expected.prefix, atol=TOLERANCE[precision] * 5)
     pytest.importorskip("tensorrt_rtx")
     targets, draft = ["sm80", "sm89", "sm120"], tmp_path / "draft.rtx"
-    facts = build_engine(path, draft, kind="tensorrt_rtx", batch=(1, 2, 5), name="test", targets=targets)
+    options = BuildOptions(targets=targets)
+    facts = build_engine(path, draft, kind="tensorrt_rtx", batch=(1, 2, 5), name="test", options=options)
     assert facts["targets"] == targets
     weights = sum(parameter.numel() for parameter in model.backbone.parameters()) * (4 if precision == "fp32" else 2)
     assert weights < draft.stat().st_size < 1.1 * path.stat().st_size + 5e6  # weights and matrices once, and 4.6 MB
@@ -302,10 +304,10 @@ def test_wrong_calls_are_one_clear_error_and_leave_nothing(tmp_path, model, name
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["model.onnx", "--batch", "1:x"], "--batch '1:x' is no profile; write MIN:OPT:MAX as 1:8:32"),
-        (["model.onnx", "--image", "big"], "write height and width as 480x640"),
-        (["model.onnx", "--instances", "2"], "are for --triton DIR, which is not given"),
-        (["model.onnx", "--gate", "strict"], "--gate 'strict' are no numbers"),
+        (["model.onnx", "--batch", "1:x"], "batch='1:x' is no profile; use (MIN, OPT, MAX)"),
+        (["model.onnx", "--image", "big"], "image_hw='big' is no image size; use (height, width)"),
+        (["model.onnx", "--instances", "2"], "--instances: for --triton DIR, which is not given"),
+        (["model.onnx", "--gate", "strict"], "gate='strict' is no gate; give the least mean cosine"),
         (["model.plan"], "write .onnx or .rtx, which need no GPU"),
         (["model.onnx", "--precision", "int8"], "use one of fp32, fp16, bf16"),
     ],
@@ -324,7 +326,7 @@ def test_wrong_commands_are_one_line_and_exit_code_2(tmp_path, monkeypatch, caps
 
 def test_what_triton_would_refuse_is_told_before_the_work(tmp_path, monkeypatch, capsys):
     pytest.importorskip("tritonclient")
-    (tmp_path / "models" / "model").mkdir(parents=True)
+    (tmp_path / "models" / "model" / "1").mkdir(parents=True)
     command = ["s2wrap", "export", "timm:test_vit@1,2", str(tmp_path / "model.onnx"), "--random-weights"]
     command += ["--triton", str(tmp_path / "models")]
     for options, message in (

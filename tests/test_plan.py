@@ -2,15 +2,18 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s2wrap import S2WrapError
-from s2wrap.plan import plan_image, scale_size, tile_axis
-from s2wrap.scales import Scale, parse_scale, whole_number
+import s2wrap
+from s2wrap import S2WrapError, scales
+from s2wrap.plan import plan_image, tile_axis
+from s2wrap.scales import ResolvedScale, Scale, parse_scale, whole_number
 
 
-def plan_for(image_hw, *scales, tile_hw=(224, 224), patch_hw=(14, 14), **options):
+def plan_for(image_hw, *sizes, tile_hw=(224, 224), patch_hw=(14, 14), **options):
+    scales = [ResolvedScale(Scale(size), Scale(size).box_hw(tile_hw), "stretch", False, None) for size in sizes]
     return plan_image(image_hw, scales, tile_hw=tile_hw, patch_hw=patch_hw, **options)
 
 
@@ -43,8 +46,7 @@ def test_only_the_last_tile_is_shifted():
 
 
 def test_shares_of_a_scale_sum_to_one():
-    scales = (Scale(1, "stretch", False), Scale(1.6, "stretch", False))
-    plan = plan_for((100, 80), *scales, tile_hw=(20, 30), patch_hw=(5, 5))
+    plan = plan_for((100, 80), 1, 1.6, tile_hw=(20, 30), patch_hw=(5, 5))
     for scale in plan.scales:
         assert sum(scale.shares) == pytest.approx(1)
         assert len(scale.shares) == len(scale.origins)
@@ -56,12 +58,12 @@ def test_shares_of_a_scale_sum_to_one():
     [(1, (224, 320)), (2, (448, 640)), (1.5, (336, 480)), ("2", (448, 640)), (32, (7168, 10240)), ("1.25", (280, 400))],
 )
 def test_multiples_keep_the_aspect_of_the_tile(scale, size):
-    assert scale_size(scale, (224, 320)) == size
+    assert Scale(scale).box_hw((224, 320)) == size
 
 
 def test_sides_in_pixels_are_taken_as_they_are():
-    assert scale_size("500px", (224, 224)) == (500, 500)
-    assert scale_size(" 224px ", (224, 224)) == (224, 224)
+    assert Scale("500px").box_hw((224, 224)) == (500, 500)
+    assert Scale(" 224px ").box_hw((224, 224)) == (224, 224)
 
 
 @pytest.mark.parametrize(
@@ -81,19 +83,19 @@ def test_sides_in_pixels_are_taken_as_they_are():
 )
 def test_impossible_scales_say_what_would_work(scale, words):
     with pytest.raises(S2WrapError) as error:
-        scale_size(scale, (224, 224))
+        Scale(scale).box_hw((224, 224))
     assert words in str(error.value)
 
 
 def test_a_side_in_pixels_needs_a_square_tile():
     with pytest.raises(S2WrapError, match="use a multiple such as 2"):
-        scale_size("448px", (224, 320))
+        Scale("448px").box_hw((224, 320))
 
 
 @pytest.mark.parametrize("image_hw", [(0, 0), (1, 500), (500, 1), (0, 10)])
 def test_images_too_small_to_resize_are_refused(image_hw):
     with pytest.raises(S2WrapError, match=f"{image_hw[0]}×{image_hw[1]} pixels"):
-        plan_for(image_hw, Scale(1, "stretch", False))
+        plan_for(image_hw, 1)
 
 
 @pytest.mark.parametrize("number", [3, np.int64(3), np.uint8(3)])
@@ -119,3 +121,12 @@ def test_words_of_a_scale_that_contradict_each_other_are_refused(text, words):
     with pytest.raises(S2WrapError) as error:
         parse_scale(text)
     assert words in str(error.value)
+
+
+def test_a_scale_is_parsed_once(monkeypatch):
+    """Of a model's three scales each is made, and its size read, one time: by the spec."""
+    read, original = [], scales._read_size
+    monkeypatch.setattr(scales, "_read_size", lambda size: read.append(size) or original(size))
+    model = s2wrap.load("timm:test_vit@1,2,3", pretrained=False)
+    model(torch.zeros(1, 3, 64, 64))
+    assert read == ["1", "2", "3"]

@@ -1,16 +1,16 @@
 import pytest
 import timm
 import torch
+from tiny_graphs import model_graph
 
 import s2wrap
 from s2wrap import S2WrapError
-from s2wrap.export.graph import ModelGraph
 from s2wrap.export.ranges import check_float16, watch
 
 
 @pytest.fixture
 def graph():
-    return ModelGraph(s2wrap.wrap(timm.create_model("test_vit", num_classes=0), (1, 2)), (160, 160))
+    return model_graph(s2wrap.wrap(timm.create_model("test_vit", num_classes=0), (1, 2)), (160, 160))
 
 
 def test_the_largest_values_are_those_that_hooks_see(graph):
@@ -70,8 +70,8 @@ def test_weights_count_and_masks_do_not():
             return scores.softmax(dim=1) * self.scale
 
     model = s2wrap.wrap(Masked(), (1,), image_size=64, layout="bchw")
-    assert check_float16(ModelGraph(model, (64, 64)), torch.randn(1, 3, 64, 64)) < 10
+    assert check_float16(model_graph(model, (64, 64)), torch.randn(1, 3, 64, 64)) < 10
     with torch.no_grad():
         model.backbone.model.scale.fill_(70000.0)
     with pytest.raises(S2WrapError, match=r"the model itself.*use precision bf16$"):
-        check_float16(ModelGraph(model, (64, 64)), torch.randn(1, 3, 64, 64))
+        check_float16(model_graph(model, (64, 64)), torch.randn(1, 3, 64, 64))

@@ -1,5 +1,5 @@
-import io
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from s2wrap.options import Blend
 from s2wrap.plan import Axis, tile_axis
-from s2wrap.resample import BLENDS, Constants, adaptive_matrix, merge_matrix, resize, resize_matrix
+from s2wrap.resample import adaptive_matrix, merge_matrix, resize, resize_matrix
 
 SIDES = st.integers(2, 60)
 
@@ -117,7 +118,7 @@ def pixel_loop(axis: Axis, tokens: int, patch: int, cells: int, blend: str) -> n
 
 @settings(deadline=None, max_examples=150)
 @given(
-    st.sampled_from(BLENDS),
+    st.sampled_from(get_args(Blend)),
     st.integers(2, 5),
     st.integers(2, 6),
     st.integers(0, 4),
@@ -142,13 +143,3 @@ def test_a_cell_of_unseen_pixels_takes_the_token_beside_it():
     )  # one token of 3 pixels a tile: pixels 3, 4, 8 and 9 are unseen
     matrix = merge_matrix(axis, tokens=1, patch=3, cells=10)
     assert matrix[:, :, 0].T.tolist() == [[1, 0]] * 5 + [[0, 1]] * 5
-
-
-def test_constants_follow_the_device_but_keep_their_precision():
-    third = Constants(third=np.array([1 / 3])).half()
-    assert third.third.dtype == torch.float32
-    assert third.double().third.item() == np.float32(1 / 3)
-    assert third.to("meta").third.device.type == "meta"
-    assert not third.state_dict()
-    buffer = io.BytesIO()
-    torch.save(third.state_dict(), buffer)

@@ -194,13 +194,13 @@ def test_what_is_said_of_a_picture_does_not_depend_on_the_others_that_are_tested
 
 def test_no_more_tokens_train_than_are_told_as_many_of_each_picture(monkeypatch):
     monkeypatch.setattr(module, "TOKENS", 80)
-    sizes, fits = [], module._fits
+    sizes, fits = [], module._fit_all
 
     def spied(cells, strengths):
         sizes.append(len(cells.tokens))
         return fits(cells, strengths)
 
-    monkeypatch.setattr(module, "_fits", spied)
+    monkeypatch.setattr(module, "_fit_all", spied)
     maps, masks = pictures()
     one = segment(maps, masks, FOLDS, CONTENTS, classes=3)
     assert max(sizes) == 80

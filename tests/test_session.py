@@ -168,7 +168,7 @@ def test_options_of_another_kind_are_refused(made, kind, option, match):
 
 
 def test_onnx_on_a_gpu_needs_its_cuda_build(made, monkeypatch):
-    monkeypatch.setattr(session, "_with_number", lambda device: torch.device("cuda", 0))
+    monkeypatch.setattr(session, "_indexed_device", lambda device: torch.device("cuda", 0))
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(S2WrapError, match="needs ONNX Runtime with CUDA.*install onnxruntime-gpu"):
         open_session(made[1], kind="onnx", device="cuda")

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import timm
 import torch
+from tiny_graphs import model_graph, tiles_graph
 
 import s2wrap
 from s2wrap import S2WrapError
-from s2wrap.export import trace as room
-from s2wrap.export.graph import ModelGraph, TilesGraph
+from s2wrap.export import trace as trace_module
 from s2wrap.export.trace import is_quantised, save, trace, widen
 
 onnx = pytest.importorskip("onnx")
@@ -25,7 +25,7 @@ def nodes(proto):
 
 @pytest.fixture(scope="module")
 def backbone_nodes():
-    return sum(nodes(trace(TilesGraph(wrapped()), opset=20)).values())
+    return sum(nodes(trace(tiles_graph(wrapped()), opset=20)).values())
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def backbone_nodes():
     ids=str,
 )
 def test_the_wrapper_adds_few_nodes_whatever_the_scales(backbone_nodes, options):
-    proto = trace(ModelGraph(wrapped(**options), (200, 300)), opset=20)
+    proto = trace(model_graph(wrapped(**options), (200, 300)), opset=20)
     onnx.checker.check_model(proto)
     assert sum(nodes(proto).values()) - backbone_nodes < 80
     assert not set(nodes(proto)) & {"Resize", "Upsample", "AveragePool", "GlobalAveragePool", "Loop", "If"}
@@ -49,7 +49,7 @@ def test_the_graph_is_private_portable_and_the_same_each_time(tmp_path):
     model = wrapped((1, 2, 3))
     paths = [tmp_path / name for name in ("a.onnx", "b.onnx")]
     for path in paths:
-        save(trace(ModelGraph(model, (200, 200)), opset=23), path, note="of a test")
+        save(trace(model_graph(model, (200, 200)), opset=23), path, note="of a test")
     content = paths[0].read_bytes()
     assert content == paths[1].read_bytes()
     assert b".py" not in content
@@ -65,7 +65,7 @@ def test_the_graph_is_private_portable_and_the_same_each_time(tmp_path):
 
 @pytest.mark.parametrize(("precision", "lowest"), [("fp32", 20), ("bf16", 22)])
 def test_opsets_that_cannot_be(precision, lowest):
-    graph = ModelGraph(wrapped(), (160, 160), precision=precision)
+    graph = model_graph(wrapped(), (160, 160), precision=precision)
     for opset in (lowest - 1, 24):
         with pytest.raises(S2WrapError, match=rf"opset={opset} .*use {lowest} to 23"):
             trace(graph, opset=opset)
@@ -80,19 +80,19 @@ def test_a_model_that_cannot_be_exported_says_where():
 
     model = s2wrap.wrap(Data(), (1,), image_size=64, layout="bchw")
     with pytest.raises(S2WrapError, match="Data cannot be exported to ONNX: .*data-dependent"):
-        trace(ModelGraph(model, (64, 64)), opset=20)
+        trace(model_graph(model, (64, 64)), opset=20)
 
 
 def test_bfloat16_widened_has_the_same_values(tmp_path):
     model = wrapped()
-    graph = ModelGraph(model, (160, 160), precision="bf16")
+    graph = model_graph(model, (160, 160), precision="bf16")
     path = tmp_path / "model.onnx"
     save(trace(graph, opset=23), path, note="")
     images = torch.randn(2, 3, 160, 160)
     widen(path, tmp_path / "wide.onnx")
     session = runtime.InferenceSession(str(tmp_path / "wide.onnx"), providers=["CPUExecutionProvider"])
     found = session.run(["spatial"], {"images": images.numpy()})[0]
-    rounded = ModelGraph(model, (160, 160))  # weights rounded to bfloat16, values in float32
+    rounded = model_graph(model, (160, 160))  # weights rounded to bfloat16, values in float32
     for parameter in rounded.backbone.parameters():
         parameter.copy_(parameter.bfloat16().float())
     np.testing.assert_allclose(found, rounded(images)[0].numpy(), atol=2e-3)
@@ -100,10 +100,10 @@ def test_bfloat16_widened_has_the_same_values(tmp_path):
 
 
 def test_weights_that_no_file_holds_go_beside_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(room, "LARGEST_FILE", 100_000)
+    monkeypatch.setattr(trace_module, "LARGEST_FILE", 100_000)
     model = wrapped()
     path = tmp_path / "model.onnx"
-    save(trace(ModelGraph(model, (160, 160)), opset=20), path, note="")
+    save(trace(model_graph(model, (160, 160)), opset=20), path, note="")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
     assert path.stat().st_size < 200_000
     images = torch.randn(2, 3, 160, 160)

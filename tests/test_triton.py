@@ -38,8 +38,9 @@ def exported(folder, name="vit.plan", **changes):
     file = folder / name
     file.write_bytes(b"an engine")
     kind = {".onnx": "onnx", ".rtx": "tensorrt_rtx"}.get(file.suffix, "tensorrt")
-    manifest = {"format": 1, "kind": kind, "part": "model", "spec": "timm:test_vit@1,2", "precision": "fp32"}
+    manifest = {"format": 2, "kind": kind, "part": "model", "spec": "timm:test_vit@1,2", "precision": "fp32"}
     manifest |= {"batch": [1, 8, 32], "image_hw": [160, 200], "inputs": [FLOATS], "outputs": [SPATIAL, PREFIX]}
+    manifest |= {"input": {}, "options": {}}
     write_manifest(file, manifest | changes)
     return file
 
@@ -156,7 +157,7 @@ def test_a_model_that_is_there_is_left_as_it_is(tmp_path):
     file, other = exported(tmp_path), exported(tmp_path, "other.plan")
     folder = write_repository(file, tmp_path / "models")
     before = (folder / "config.pbtxt").read_bytes()
-    with pytest.raises(S2WrapError, match="models/vit exists already.*give another name, or remove it first"):
+    with pytest.raises(S2WrapError, match="models/vit exists already.*give another name, or remove it"):
         write_repository(file, tmp_path / "models")
     assert (folder / "config.pbtxt").read_bytes() == before
     write_repository(other, tmp_path / "models")
@@ -289,7 +290,7 @@ def test_a_client_gets_the_models_features(served, serve, demo, photos, tmp_path
 
 
 def normalised(model, pixels):
-    mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (model.backbone.mean, model.backbone.std))
+    mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (model.input.mean, model.input.std))
     return (pixels / 255 - mean) / std
 
 

@@ -83,17 +83,21 @@ def test_scale_1_of_an_image_of_the_own_size_is_the_backbones_own_output(vit):
     torch.testing.assert_close(features.prefix, own[:, :1], atol=0, rtol=0)
 
 
+def sizes_of(model):
+    return [scale.box_hw for scale in model.scales]
+
+
 @pytest.mark.parametrize("scales", [(1, 2), (1, 2, 3), (2, 3, 5), (1.5, 3)])
 def test_a_local_backbone_shows_no_tile_borders(scales):
     """Average of the pixels, exactly: a tile border would leave a trace."""
     images = torch.rand(2, 3, 320, 320)
     model = s2wrap.wrap(Local(16), scales=scales, image_size=64, fuse="pyramid")
-    for level, size in zip(model(images).maps, model.sizes_hw, strict=True):
+    for level, size in zip(model(images).maps, sizes_of(model), strict=True):
         torch.testing.assert_close(level, F.avg_pool2d(resize(images, size), 16), atol=2e-6, rtol=0)
     fused = s2wrap.wrap(Local(16), scales=scales, image_size=64)
     grid = min(fused.grids_hw)
     features = fused(images).spatial.chunk(len(scales), dim=1)
-    for spatial, size, own in zip(features, fused.sizes_hw, fused.grids_hw, strict=True):
+    for spatial, size, own in zip(features, sizes_of(fused), fused.grids_hw, strict=True):
         if own[0] % grid[0] == 0:  # else a cell holds a part of a patch, of which only the mean is known
             mean = F.interpolate(resize(images, size), size=grid, mode="area")
             torch.testing.assert_close(spatial, mean, atol=2e-6, rtol=0)
@@ -268,7 +272,8 @@ def test_half_and_double_backbones_give_their_own_precision(vit):
     reference = s2wrap.wrap(vit, (1, 2))(images).spatial
     for dtype, tolerance in ((torch.bfloat16, 0.15), (torch.float16, 0.03), (torch.float64, 1e-4)):
         model = s2wrap.wrap(copy.deepcopy(vit), (1, 2)).to(dtype)
-        assert all(buffer.dtype == torch.float32 for buffer in model.placements.buffers())
+        matrices = model.placement((160, 160)).scales[0].layers[0].merge
+        assert {matrix.dtype for matrix in matrices} == {torch.float32}
         result = model(images).spatial
         assert result.dtype == dtype
         torch.testing.assert_close(result.float(), reference, atol=tolerance, rtol=0.02)
@@ -306,15 +311,18 @@ def test_the_wrapper_can_be_copied_and_saves_only_the_backbone(model):
 @pytest.mark.parametrize(
     ("images", "words"),
     [
-        ([1, 2], "images are a list; give a tensor"),
+        ([1, 2], "images are a list; for images of any sizes use model.encode(images)"),
         (torch.rand(1, 5, 64, 64), "shape (1, 5, 64, 64); give (batch, 3, height, width)"),
-        (torch.rand(3, 64, 64), "give (batch, 3, height, width)"),
+        (torch.rand(3, 64, 64), "for one image give images[None], (batch, 3, height, width)"),
         (torch.rand(0, 3, 64, 64), "an empty batch"),
         (torch.rand(1, 3, 0, 0), "0×0 pixels"),
         (torch.rand(1, 3, 1, 640), "1×640 pixels"),
         (torch.full((1, 3, 64, 64), torch.nan), "12288 values that are NaN or infinite"),
         (torch.full((1, 3, 64, 64), torch.inf), "NaN or infinite"),
-        (torch.zeros(1, 3, 64, 64, dtype=torch.int64), "torch.int64; give uint8 RGB"),
+        (
+            torch.zeros(1, 3, 64, 64, dtype=torch.int64),
+            "torch.int64; give uint8, uint16, or normalised floating values",
+        ),
         (torch.zeros(1, 3, 64, 64, dtype=torch.bool), "torch.bool"),
     ],
 )
@@ -325,14 +333,14 @@ def test_wrong_images_get_one_clear_error(model, images, words):
 
 
 def test_the_matrices_of_the_size_that_was_longest_unused_are_dropped(vit, monkeypatch):
-    monkeypatch.setattr("s2wrap.wrapper.KEPT_PLACEMENTS", 3)
+    monkeypatch.setattr("s2wrap.placement.KEPT_SIZES", 3)
     model = s2wrap.wrap(vit, (1, 2), fit="pad").prepare((40, 80)).prepare((50, 80))
     model(torch.zeros(1, 3, 40, 80))
     model.prepare((160, 160)).prepare((60, 80))
-    assert sorted(model.placements) == ["160x160", "40x80", "60x80"]
+    assert sorted(model._placements.kept) == ["160x160", "40x80", "60x80"]
     model.grids((160, 160))
     model(torch.zeros(1, 3, 70, 80))
-    assert sorted(model.placements) == ["160x160", "60x80", "70x80"]
+    assert sorted(model._placements.kept) == ["160x160", "60x80", "70x80"]
 
 
 @pytest.mark.parametrize(
@@ -357,7 +365,7 @@ def load(spec="timm:test_vit", **options):
 
 def test_load_takes_what_is_known_of_the_backbone_and_scales_once():
     model = load(scales=(1, 2), mean=(0.1, 0.2, 0.3), layers=(1, 2), prefix="drop")
-    assert (model.backbone.mean, len(model.backbone.layouts), len(model.scales)) == ((0.1, 0.2, 0.3), 2, 2)
+    assert (model.input.mean, len(model.backbone.layouts), len(model.scales)) == ((0.1, 0.2, 0.3), 2, 2)
     with pytest.raises(S2WrapError, match=r"'timm:test_vit@1,2' names scales, and scales=\(1, 3\) too; use one"):
         load("timm:test_vit@1,2", scales=(1, 3))
     with pytest.raises(S2WrapError, match=r"did you mean pretrained"):
@@ -365,7 +373,9 @@ def test_load_takes_what_is_known_of_the_backbone_and_scales_once():
 
 
 def test_large_finite_values_are_not_taken_for_infinite(model):
-    assert model(torch.full((1, 3, 64, 64), 3e38)).spatial.shape == (1, 128, 10, 10)
+    images = torch.full((1, 3, 64, 64), 3e38)
+    images[0, 0, 0, 0] = -3e38
+    assert model(images).spatial.shape == (1, 128, 10, 10)
 
 
 def test_uint8_without_mean_and_std_is_refused():
@@ -384,17 +394,18 @@ def test_uint8_without_mean_and_std_is_refused():
         ({"prefix": "mean"}, "use one of area, base, drop"),
         ({"tile_batch": 0}, "use 1 or more"),
         ({"fuse": "join"}, "use one of concat"),
-        ({"interpolation": "nearest"}, "use 'bicubic' or 'bilinear'"),
+        ({"interpolation": "nearest"}, "use one of bicubic, bilinear"),
         ({"scales": None}, "names no scales"),
         ({"scales": {1, 2}}, "names no scales"),
         ({"fuse": "weighted", "weights": ("a", "b")}, "one finite number a scale"),
         ({"fuse": "weighted", "weights": 0.5}, "one finite number a scale"),
         ({"image_size": 64.5}, "a whole number from 2 to 32768"),
-        ({"mean": 0.5}, "use three numbers"),
-        ({"mean": (0.5, float("nan"), 0.5)}, "use three numbers"),
+        ({"mean": 0.5}, "use one number a channel"),
+        ({"mean": (0.5, float("nan"), 0.5)}, "use one number a channel"),
         ({"image_size": 1}, "from 2 to 32768"),
         ({"image_size": 10**12}, "from 2 to 32768"),
-        ({"std": (0.5, 0.5, 0.0)}, "three numbers above 0"),
+        ({"std": (0.5, 0.5, 0.0)}, "one number a channel above 0"),
+        ({"mean": (0.5, 0.5)}, "for images of 3 channels; give 3 numbers, one a channel"),
     ],
 )
 def test_impossible_options_say_what_would_work(vit, options, words):
@@ -408,3 +419,18 @@ def test_a_pyramid_has_a_level_a_scale(vit):
     assert isinstance(features, Features)
     assert [tuple(level.shape) for level in features.maps] == [(1, 64, 10, 10), (1, 64, 20, 20), (1, 64, 30, 30)]
     assert [tuple(level.shape) for level in features.prefixes] == [(1, 1, 64)] * 3
+
+
+def test_dataparallel_gathers_features(vit, monkeypatch):
+    """Its replicas and its gathering, on the CPU: only the copy between GPUs is replaced."""
+    from torch.nn.parallel import scatter_gather
+
+    monkeypatch.setattr(scatter_gather.Gather, "apply", lambda device, dim, *tensors: torch.cat(tensors, dim))
+    model, images = s2wrap.wrap(vit, (1, 2), fuse="pyramid"), torch.randn(3, 3, 160, 160)
+    replica = model._replicate_for_data_parallel()
+    gathered = scatter_gather.gather([replica(images[:2]), replica(images[2:])], "cpu")
+    assert isinstance(gathered, Features)
+    expected = model(images)
+    pairs = zip((*gathered.maps, *gathered.prefixes), (*expected.maps, *expected.prefixes), strict=True)
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs, atol=5e-5, rtol=0)

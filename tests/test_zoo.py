@@ -122,7 +122,7 @@ SAMPLE = [
 def test_features_are_the_librarys_own(library, name):
     if library == "transformers":
         pytest.importorskip("transformers")
-    row = zoo.look(library, name, reduce_above=0)
+    row = zoo.check_model(library, name, reduce_above=0)
     assert row.result == "equal", row
 
 
@@ -156,14 +156,14 @@ def test_models_for_other_channels_than_three_are_the_librarys_own_too(library, 
 )
 def test_what_has_no_map_of_an_image_is_refused_with_the_reason(name, reason):
     pytest.importorskip("transformers")
-    row = zoo.look("transformers", name, reduce_above=0)
+    row = zoo.check_model("transformers", name, reduce_above=0)
     assert row.result == "refused"
     assert reason in row.reason
 
 
 def test_a_wrong_answer_would_be_seen(monkeypatch):
-    monkeypatch.setitem(zoo.OWN, "timm", lambda *given: (zoo.timm_features(*given)[0].flip(3), None))
-    assert zoo.look("timm", "test_vit", reduce_above=60).result == "wrong"
+    monkeypatch.setitem(zoo.LIBRARY_FEATURES, "timm", lambda *given: (zoo.timm_features(*given)[0].flip(3), None))
+    assert zoo.check_model("timm", "test_vit", reduce_above=60).result == "wrong"
 
 
 def test_tokens_that_leave_a_rest_of_the_tile_unseen_are_compared_on_even_cells():
@@ -171,7 +171,7 @@ def test_tokens_that_leave_a_rest_of_the_tile_unseen_are_compared_on_even_cells(
     config = transformers.SiglipVisionConfig(
         hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=64, patch_size=14
     )  # 4 patches of 14 pixels
-    found = zoo.compare("transformers", transformers.SiglipVisionModel(config).eval())
+    found = zoo.compare_with_library("transformers", transformers.SiglipVisionModel(config).eval())
     assert (found["result"], found["grid_hw"]) == ("equal", "4x4")
     assert "unseen" in found["reason"]
 

@@ -1,7 +1,18 @@
-"""Small ONNX files for the tests of engines and sessions: they are made in milliseconds and build in less than one."""
+"""Graphs of wrapped models; and small ONNX files, which are made in milliseconds and build in less than a second."""
 
 import numpy as np
 import torch
+
+from s2wrap.export.graph import ModelGraph, TilesGraph
+from s2wrap.export.options import GraphOptions
+
+
+def model_graph(model, image_hw, **options):
+    return ModelGraph(model, GraphOptions(image_hw=image_hw, **options))
+
+
+def tiles_graph(model, **options):
+    return TilesGraph(model, GraphOptions(tiles=True, **options))
 
 
 def save(path, nodes, inputs, outputs, constants=(), opset=20):

@@ -12,6 +12,7 @@ from s2wrap.backbones.probe import Layout
 from s2wrap.errors import S2WrapError
 from s2wrap.features import Features
 from s2wrap.inputs import ModelInput
+from s2wrap.options import BackboneOptions
 from s2wrap.policies import Pair
 
 
@@ -22,7 +23,12 @@ class Backbone(nn.Module, ABC):
         name: for messages and manifests.
         input: what it takes; every tile has `input.image_hw` pixels.
         layouts: how its features lie, one a layer.
+        layers: the blocks whose features are asked for; None for the last features.
+        options: what the caller said of it.
     """
+
+    layers: tuple[int, ...] | None = None
+    options = BackboneOptions()
 
     def __init__(self, name: str, model_input: ModelInput, layouts: tuple[Layout, ...]):
         super().__init__()

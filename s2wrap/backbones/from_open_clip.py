@@ -5,16 +5,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from s2wrap.backbones.base import Backbone
 from s2wrap.backbones.checkpoint import exact_loading, from_hub, load_exactly
-from s2wrap.backbones.family import Family, check_rgb, made_by
+from s2wrap.backbones.family import Family, check_rgb, made_by, structure
 from s2wrap.backbones.from_timm import TimmBackbone
 from s2wrap.backbones.probed import NO_OPTIONS, ProbedBackbone
 from s2wrap.errors import S2WrapError
 from s2wrap.features import Features
-from s2wrap.options import BackboneOptions
+from s2wrap.options import BackboneOptions, as_tuples
+
+NOTED = ("image_mean", "image_std", "preprocess_cfg")
+"""What open_clip notes of the preprocessing of a tower."""
 
 
 class _Tower(ProbedBackbone):
@@ -149,4 +153,52 @@ def _is_transformer(visual: Any) -> bool:
     return hasattr(visual, "transformer")
 
 
-FAMILY = Family("open_clip", adapt, lambda model: made_by(model, "open_clip"), names, load)
+def describe(backbone: Backbone) -> dict[str, Any] | None:
+    """The configuration of open_clip whose vision tower has the same modules and shapes; None if there is none."""
+    if type(backbone) not in (OpenClipBackbone, OpenClipTimmBackbone):
+        return None
+    import open_clip
+
+    visual: Any = backbone.tower  # pyright: ignore[reportAttributeAccessIssue] (both classes have one)
+    wanted, trunk = structure(visual), getattr(visual, "trunk", None)
+    for name in open_clip.list_models():
+        config: Any = open_clip.get_model_config(name)
+        vision, width = config["vision_cfg"], config["embed_dim"]
+        if trunk is None:
+            transformer = isinstance(vision.get("layers"), int) and "timm_model_name" not in vision
+            if transformer != _is_transformer(visual) or width != visual.output_dim:
+                continue
+        if trunk is not None and trunk.pretrained_cfg.get("architecture") != _architecture(vision):
+            continue
+        vision = vision | {"image_size": visual.image_size, "timm_model_pretrained": False}
+        tower = {"embed_dim": width, "vision_cfg": vision, "quick_gelu": config.get("quick_gelu", False)}
+        with torch.device("meta"):
+            outline = rebuild(tower)
+        if structure(outline) == wanted:
+            noted = {key: getattr(visual, key, None) for key in NOTED}
+            return tower | {"noted": noted}
+    return None
+
+
+def rebuild(description: dict[str, Any]) -> Any:
+    """The vision tower that `describe` described, with random weights: no text tower is made."""
+    from open_clip.model import _build_vision_tower
+
+    vision = as_tuples(description["vision_cfg"]) | {"timm_model_pretrained": False}
+    if ":" in vision.get("timm_model_name", ""):
+        raise S2WrapError(f"timm_model_name={vision['timm_model_name']!r} names a hub or a folder")
+    visual: Any = _build_vision_tower(description["embed_dim"], vision, description["quick_gelu"])
+    for key, value in as_tuples(description.get("noted", {})).items():
+        if key in NOTED:
+            setattr(visual, key, value)
+    return visual
+
+
+def _architecture(vision: dict[str, Any]) -> str | None:
+    """The timm architecture of a configuration, without the tag of weights."""
+    return (vision.get("timm_model_name") or "").partition(".")[0] or None
+
+
+FAMILY = Family(
+    "open_clip", adapt, lambda model: made_by(model, "open_clip"), names, load, describe=describe, rebuild=rebuild
+)

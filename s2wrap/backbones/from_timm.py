@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from s2wrap.backbones.base import Backbone
 from s2wrap.backbones.checkpoint import exact_loading, read_tensors
-from s2wrap.backbones.family import Family
+from s2wrap.backbones.family import Family, allowed
 from s2wrap.backbones.probed import NO_OPTIONS, ProbedBackbone
 from s2wrap.errors import S2WrapError
 from s2wrap.features import Features
@@ -240,4 +241,38 @@ def _hub_file(name: str) -> str:
         ) from error
 
 
-FAMILY = Family("timm", TimmBackbone, is_timm, names, load, resamples_patches=True)
+def describe(backbone: Backbone) -> dict[str, Any] | None:
+    """The architecture and tag of a model, and the arguments of its construction that it shows."""
+    if type(backbone) is not TimmBackbone or not backbone.model.pretrained_cfg.get("architecture"):
+        return None
+    model, cfg = backbone.model, backbone.model.pretrained_cfg
+    taken = _arguments(type(model))
+    arguments = {"num_classes": model.num_classes, "in_chans": backbone.input.channels}
+    pool = getattr(model, "global_pool", None)
+    arguments |= {"global_pool": pool} if isinstance(pool, str) and "global_pool" in taken else {}
+    for name in ("img_size", "patch_size"):
+        size = getattr(getattr(model, "patch_embed", None), name, None)
+        arguments |= {name: size} if size is not None and name in taken else {}
+    return {"name": ".".join(filter(None, (cfg["architecture"], cfg.get("tag")))), "arguments": arguments}
+
+
+def rebuild(description: dict[str, Any]) -> Any:
+    """The model that `describe` described, with random weights."""
+    import timm
+
+    if ":" in description["name"]:
+        raise S2WrapError(f"timm:{description['name']} names a hub or a folder, and not an architecture")
+    arguments = allowed(description, "num_classes", "in_chans", "global_pool", "img_size", "patch_size")
+    return timm.create_model(description["name"], **arguments)
+
+
+FAMILY = Family(
+    "timm",
+    TimmBackbone,
+    is_timm,
+    names,
+    load,
+    describe=describe,
+    rebuild=rebuild,
+    resamples_patches=True,
+)

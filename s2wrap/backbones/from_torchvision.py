@@ -2,14 +2,15 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from s2wrap.backbones.base import Backbone
 from s2wrap.backbones.checkpoint import from_hub, load_exactly
-from s2wrap.backbones.family import IMAGENET_MEAN, IMAGENET_STD, Family, check_rgb
+from s2wrap.backbones.family import IMAGENET_MEAN, IMAGENET_STD, Family, allowed, check_rgb, structure
 from s2wrap.backbones.probed import NO_OPTIONS, ProbedBackbone
 from s2wrap.errors import S2WrapError
 from s2wrap.options import BackboneOptions
@@ -105,4 +106,35 @@ def _one_side(image_size: Any, name: str) -> int:
     return height
 
 
-FAMILY = Family("torchvision", TorchvisionBackbone, matches, names, load)
+def describe(backbone: Backbone) -> dict[str, Any] | None:
+    """The name and arguments of the builder whose model has the same modules and shapes; None if there is none."""
+    if type(backbone) is not TorchvisionBackbone:
+        return None
+    from torchvision import models
+
+    model = backbone.model
+    widths = [part.out_features for part in model.modules() if isinstance(part, nn.Linear)]
+    arguments = {"num_classes": vars(model).get("num_classes") or (widths[-1] if widths else 1000)}
+    arguments |= {name: vars(model)[name] for name in ("image_size", "transform_input") if name in vars(model)}
+    if type(model).__name__ in ("GoogLeNet", "Inception3"):
+        arguments |= {"aux_logits": model.aux_logits, "init_weights": False}
+    wanted = structure(model)
+    for name in names():
+        builder = models.get_model_builder(name)
+        if get_type_hints(builder)["return"] is type(model):
+            with torch.device("meta"):
+                outline = builder(weights=None, **arguments)
+            if structure(outline) == wanted:
+                return {"name": name, "arguments": arguments}
+    return None
+
+
+def rebuild(description: dict[str, Any]) -> Any:
+    """The model that `describe` described, with random weights."""
+    from torchvision import models
+
+    arguments = allowed(description, "num_classes", "image_size", "transform_input", "aux_logits", "init_weights")
+    return models.get_model(description["name"], weights=None, **arguments)
+
+
+FAMILY = Family("torchvision", TorchvisionBackbone, matches, names, load, describe=describe, rebuild=rebuild)

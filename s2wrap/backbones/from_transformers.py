@@ -1,6 +1,7 @@
 """transformers models: the vision tower's `last_hidden_state`, or its feature map."""
 
 import inspect
+import json
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from s2wrap.backbones.base import Backbone
 from s2wrap.backbones.checkpoint import from_hub, load_exactly, misfit
-from s2wrap.backbones.family import Family, made_by
+from s2wrap.backbones.family import Family, allowed, made_by
 from s2wrap.backbones.from_timm import TimmBackbone
 from s2wrap.backbones.probed import NO_OPTIONS, ProbedBackbone
 from s2wrap.backbones.processors import processor_options
@@ -45,6 +46,10 @@ BGR = (
 """Kinds whose image processor gives them blue first."""
 POOLER = "pooler"
 """In the keys of the part that makes one vector of an image: it is not asked for features, and may be random."""
+OPTIONAL_PARTS = {"add_pooling_layer": "pooler", "use_mask_token": "mask_token"}
+"""Arguments of some classes, and the word in the keys of the part that they add."""
+OWN_MODULES = "transformers.models."
+"""Where the classes of transformers itself lie; the code of repositories lies elsewhere."""
 OTHER_INPUT = {
     "depth_pro": "looks at patches of an image at several scales itself",
     "efficientloftr": "takes pairs of images",
@@ -350,6 +355,34 @@ def _library() -> Any:
     return transformers
 
 
+def describe(backbone: Backbone) -> dict[str, Any] | None:
+    """The class of a vision tower, and its configuration; None for classes that are not transformers' own."""
+    if type(backbone) is not TransformersBackbone or not type(backbone.model).__module__.startswith(OWN_MODULES):
+        return None
+    kind, config = type(backbone.model), backbone.model.config
+    words = {word for key in backbone.model.state_dict() for word in key.split(".")}
+    taken = inspect.signature(kind).parameters
+    return {
+        "module": kind.__module__,
+        "class": kind.__name__,
+        "config": json.loads(config.to_json_string(use_diff=False)),
+        "attention": config._attn_implementation,
+        "arguments": {name: part in words for name, part in OPTIONAL_PARTS.items() if name in taken},
+    }
+
+
+def rebuild(description: dict[str, Any]) -> Any:
+    """The vision tower that `describe` described, with random weights."""
+    transformers, module = _library(), description["module"]
+    kind = getattr(import_module(module), description["class"], None) if module.startswith(OWN_MODULES) else None
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+        raise S2WrapError(f"{module}.{description['class']} is no model of transformers {transformers.__version__}")
+    config: Any = kind.config_class
+    arguments = allowed(description, *OPTIONAL_PARTS)
+    attention = description["attention"] if description["attention"] in ("eager", "sdpa") else None
+    return kind(config.from_dict(description["config"], attn_implementation=attention), **arguments)
+
+
 def adapt(model: Any, options: BackboneOptions = NO_OPTIONS) -> Backbone:
     """A backbone of a vision model; of a wrapper around a timm model (`TimmWrapperModel`, …), that of timm's."""
     inner = getattr(model, "timm_model", None)
@@ -365,4 +398,13 @@ def matches(model: Any) -> bool:
     return made_by(model, "transformers") and hasattr(model, "config")
 
 
-FAMILY = Family("transformers", adapt, matches, names, load, open_ended=True)
+FAMILY = Family(
+    "transformers",
+    adapt,
+    matches,
+    names,
+    load,
+    open_ended=True,
+    describe=describe,
+    rebuild=rebuild,
+)

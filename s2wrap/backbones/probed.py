@@ -52,12 +52,12 @@ class ProbedBackbone(Backbone):
         known = options.over(facts)
         name = known.name or getattr(model, "__name__", None) or type(model).__name__
         super().__init__(name, _model_input(model, name, options, facts, origins or {}), ())
-        self.model = model
+        self.model, self.options = model, options
         owner = getattr(model, "__self__", None)
         self.owner = owner if isinstance(owner, nn.Module) else None  # registered, so that it moves and freezes too
         self.output: Any = known.output
         self._refusal: str | None = None
-        self.layers: tuple[int, ...] | None = None if known.layers is None else tuple(known.layers)
+        self.layers = None if known.layers is None else tuple(known.layers)
         with self.evaluating():
             try:
                 last = self._probe(known)

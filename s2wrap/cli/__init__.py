@@ -1,30 +1,65 @@
-"""The command line: one file a command, plain typed functions that typer turns into commands."""
+"""The command line: one module a command, plain typed functions that typer turns into commands when they are run."""
 
 import signal
 import sys
+from importlib import import_module
 from io import TextIOWrapper
+from typing import Any
 
-import torch
 import typer
+from typer.core import TyperGroup
 
-from s2wrap.cli import bench, compare, export, features, inspect, models
 from s2wrap.errors import S2WrapError, printable
+
+COMMANDS = {
+    "compare": ("compare:compare_models", "Compare models: what an image costs, what they know; say which wins."),
+    "features": ("features:extract", "Write the features of pictures, as many as there are."),
+    "inspect": ("inspect:describe", "Show what is known of a model and what an image costs; nothing is downloaded."),
+    "export": ("export:export_model", "Compile a wrapped model for serving, and prove that it computes the same."),
+    "verify": (
+        "export:verify_file",
+        "Compare an exported file with PyTorch once more.",
+    ),
+    "bench": ("bench:bench", "Time models in PyTorch and exported files, one beside the other."),
+    "models": (
+        "models:list_models",
+        "List what can be wrapped by name.",
+    ),
+}
+"""The module and function of every command, and what `s2wrap --help` says of it."""
+
+
+class LazyGroup(TyperGroup):
+    """Commands whose modules, and torch with them, are imported when they are run, or asked for their own help."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The name of the command that is called, the command, and its arguments."""
+        from s2wrap.images import silence_decoders
+
+        name, _, rest = super().resolve_command(ctx, args)
+        silence_decoders()
+        return name, _command(name or ""), rest
+
+
+def _command(name: str) -> Any:
+    """The command of a name, from its module."""
+    module, function = COMMANDS[name][0].split(":")
+    app = typer.Typer(rich_markup_mode="markdown", add_completion=False, pretty_exceptions_enable=False)
+    app.command(name)(getattr(import_module(f"s2wrap.cli.{module}"), function))
+    return typer.main.get_command(app)
+
 
 app = typer.Typer(
     name="s2wrap",
+    cls=LazyGroup,
     help="Multi-scale features from any frozen vision backbone (Scaling on Scales).",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command("compare")(compare.compare_models)
-app.command("features")(features.extract)
-app.command("inspect")(inspect.describe)
-app.command("export")(export.export_model)
-app.command("verify")(export.verify_file)
-app.command("bench")(bench.bench)
-app.command("models")(models.list_models)
+for _name, (_, _help) in COMMANDS.items():
+    app.command(_name, help=_help)(lambda: None)
 
 
 def main() -> None:
@@ -41,10 +76,17 @@ def main() -> None:
         print(f"s2wrap: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+        if not _out_of_memory(error):
             raise
         print(
-            "s2wrap: out of memory; try fewer or smaller scales, fewer --workers or a smaller --tile-batch (features)",
+            "s2wrap: out of memory; try fewer or smaller scales, fewer --workers or a smaller --tile-batch",
             file=sys.stderr,
         )
         sys.exit(2)
+
+
+def _out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    """Whether memory is what lacks, on the CPU or a GPU: torch raises a RuntimeError there."""
+    import torch
+
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)

@@ -15,9 +15,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 from torch import Tensor
 
-from s2wrap.cli import model as options
+from s2wrap.cli import model as flags
 from s2wrap.errors import S2WrapError
-from s2wrap.wrapper import load
+from s2wrap.factory import load
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 RUNTIMES = {"onnx": "ONNX Runtime", "tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
@@ -44,8 +44,9 @@ class Way:
     make: Callable[[], Callable[[], object]]
 
 
+@flags.model_options(pretrained=False)
 def bench(
-    what: Annotated[list[str], typer.Argument(help=f"Models and exported files. {options.SPEC_HELP}")],
+    what: Annotated[list[str], typer.Argument(help=f"Models and exported files. {flags.SPEC_HELP}")],
     *,
     batch: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 1,
     image: Annotated[
@@ -58,25 +59,26 @@ def bench(
     ] = "eager,compile,cuda-graph",
     seconds: Annotated[float, typer.Option(help="Time each for so long, and ten runs at least.")] = 3.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    options: dict[str, Any],
 ) -> None:
     """Time models in PyTorch and exported files, one beside the other.
 
     Each warms up for 200 ms, then runs for --seconds and ten times at least, in ten rounds by turns. Milliseconds a
     batch: on a GPU its own time, else the clock's; images a second by the clock, counting pictures, not tiles. ÷ first:
     the median over the rounds of its time over the first row's. The images are random and on the device already.
-    Weights are random: nothing is downloaded.
+    Weights are random unless a checkpoint is given. Options of a model do not count for exported files.
     """
     from s2wrap.timing import describe_device, time_calls, when_first_called
 
-    place = options.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    asked_hw = options.image_hw(image) if image else None
+    place = flags.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    asked_hw = flags.image_hw(image) if image else None
     ways = [
         way
         for each in what
         for way in (
             _file_ways(Path(each), place, batch, asked_hw, backend.split(","))
-            if each.endswith(options.FILE_ENDINGS)
-            else _model_ways(each, place, batch, asked_hw, precision, backend.split(","))
+            if each.endswith(flags.FILE_ENDINGS)
+            else _model_ways(each, options, place, batch, asked_hw, precision, backend.split(","))
         )
     ]
     calls = {str(number): when_first_called(way.make) for number, way in enumerate(ways)}
@@ -98,7 +100,13 @@ def bench(
 
 
 def _model_ways(
-    spec: str, device: torch.device, batch: int, asked_hw: tuple[int, int] | None, precision: str, backends: list[str]
+    spec: str,
+    options: dict[str, Any],
+    device: torch.device,
+    batch: int,
+    asked_hw: tuple[int, int] | None,
+    precision: str,
+    backends: list[str],
 ) -> list[Way]:
     """A wrapped model in PyTorch, in each of the ways asked for."""
     from s2wrap.timing import BACKENDS, torch_call
@@ -108,9 +116,9 @@ def _model_ways(
     for backend in backends:
         if backend not in BACKENDS:
             raise S2WrapError(f"--backend {backend!r} is unknown; use some of {', '.join(BACKENDS)}")
-    model = load(spec, pretrained=False).to(device, DTYPES[precision])
+    model = load(spec, **options).to(device, DTYPES[precision])
     image_hw = asked_hw or model.backbone.image_hw
-    images = torch.randn(batch, 3, *image_hw, device=device)
+    images = torch.randn(batch, model.input.channels, *image_hw, device=device)
     if device.type == "cuda":
         model, images = model.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
     return [Way(spec, each, precision, images, partial(torch_call, each, model, images)) for each in backends]
@@ -142,9 +150,15 @@ def _file_ways(
 
 def _images_for(manifest: dict[str, Any], batch: int, image_hw: tuple[int, int], device: torch.device) -> Tensor:
     """Random images as the file takes them."""
-    if manifest["pixels"] == "uint8":
-        return torch.randint(256, (batch, *image_hw, 3), dtype=torch.uint8, device=device)
-    return torch.randn(batch, 3, *image_hw, device=device)
+    channels, value_range = manifest["input"]["channels"], manifest["input"]["value_range"]
+    if manifest["pixels"] != "float32":
+        pixels = torch.randint(256, (batch, *image_hw, channels), dtype=torch.uint8, device=device)
+        return pixels.to(getattr(torch, manifest["pixels"]))
+    images = torch.randn(batch, channels, *image_hw, device=device)
+    if value_range is None:
+        return images
+    low, high = value_range
+    return images.sigmoid() * (high - low) + low
 
 
 def _copying(way: Way, call: Callable[[], object], timing: Any) -> list[str]:
@@ -162,7 +176,7 @@ def _copying(way: Way, call: Callable[[], object], timing: Any) -> list[str]:
 
 def _row(way: Way, timing: Any, first: Any) -> dict[str, Any]:
     """What is known of one way: the settings and the figures, or the reason why there are none."""
-    image_hw = way.images.shape[1:3] if way.images.dtype == torch.uint8 else way.images.shape[2:]
+    image_hw = way.images.shape[2:] if way.images.is_floating_point() else way.images.shape[1:3]
     row: dict[str, Any] = {"model": way.model, "way": way.way, "precision": way.precision, "image_hw": list(image_hw)}
     if timing.reason is not None:
         return {**row, "reason": timing.reason, "warnings": []}

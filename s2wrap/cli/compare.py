@@ -1,13 +1,14 @@
 """`s2wrap compare`: a larger model, a larger image, smaller patches or several scales?"""
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import track
 
-from s2wrap.cli import model as options
+from s2wrap.cli import model as flags
 from s2wrap.errors import S2WrapError
 
 SPEC_HELP = (
@@ -16,6 +17,7 @@ SPEC_HELP = (
 )
 
 
+@flags.model_options()
 def compare_models(
     specs: Annotated[list[str], typer.Argument(help=SPEC_HELP)],
     *,
@@ -48,19 +50,16 @@ def compare_models(
     ] = "eager",
     seconds: Annotated[float, typer.Option(help="Time each for so long, and ten runs at least.")] = 2.0,
     batch: Annotated[int, typer.Option(min=1, help="Images in a call that is timed.")] = 1,
-    image: options.Image = None,
-    fuse: options.Fuse = None,
-    fit: options.Fit = None,
-    norm: options.Norm = None,
-    device: options.Device = "cpu",
+    image: flags.Image = None,
+    device: flags.Device = "cpu",
     cache: Annotated[
         Path | None, typer.Option(help="Where features are kept (default: the user's cache folder).")
     ] = None,
-    random_weights: options.RandomWeights = False,
     skip_errors: Annotated[bool, typer.Option("--skip-errors", help="Leave out pictures that cannot be read.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    options: dict[str, Any],
 ) -> None:
-    """Compare models: what an image costs, and with --data what they know of your pictures; say which wins.
+    """Compare models: what an image costs, what they know; say which wins.
 
     With classes: accuracy of logistic regression, k-NN and few shots. With masks: mIoU of linear segmentation.
     Without labels, or with --target: how much of the largest model's features a linear map recovers. Without --data:
@@ -75,10 +74,10 @@ def compare_models(
         check_ending(path)
         if not path.absolute().parent.is_dir():
             raise S2WrapError(f"cannot write {path}: there is no such folder")
-    place = options.device(device)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise PyTorch's profiler writes to stderr for every model
+    place = flags.device(device)
     backends = () if backend == "none" else tuple(part.strip() for part in backend.split(","))
-    of_models = options.given(fuse=fuse, fit=fit, norm=norm)
-    console, image_hw = Console(stderr=True), options.image_hw(image) if image else None
+    console, image_hw = Console(stderr=True), flags.image_hw(image) if image else None
     if budget is not None:
         found = propose(
             specs,
@@ -87,14 +86,12 @@ def compare_models(
             image_hw=image_hw,
             device=place,
             progress=lambda names: track(names, "proposing", console=console),
-            **of_models,
+            **options,
         )
         dropped = {str(parse_spec(spec)) for spec in specs} - {candidate.spec for candidate in found}
         for spec in sorted(dropped):
             console.print(f"above the budget: {spec}", style="yellow", markup=False, highlight=False)
         specs = [candidate.spec for candidate in found]
-    if random_weights:
-        of_models["pretrained"] = False
     found = compare(
         specs,
         data=data,
@@ -109,7 +106,7 @@ def compare_models(
         skip_errors=skip_errors,
         console=console,
         cache=True if cache is None else cache,
-        **of_models,
+        **options,
     )
     if as_json:
         print(to_json(found))

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,18 +13,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from s2wrap.allocator import keep_freed_memory
-from s2wrap.cli import model as options
+from s2wrap.backbones import parse_spec
+from s2wrap.cli import model as flags
 from s2wrap.errors import S2WrapError, printable
-from s2wrap.extraction.fleet import Cluster
+from s2wrap.extraction.fleet import Cluster, quiet_ray
 from s2wrap.extraction.picture import Failure
 from s2wrap.extraction.run import Outcome, State, extract_features
-from s2wrap.wrapper import MultiScale, load
+from s2wrap.factory import load
+from s2wrap.options import LoadOptions, Options, make_options, option_types
+from s2wrap.wrapper import MultiScale
 
-WRAPPING = ("fit", "whole", "overlap", "blend", "norm", "target_grid", "fuse", "weights", "prefix")
+NOT_KEPT = ("scales", "tile_batch", "frozen", "name", "pretrained", "checkpoint")
+"""Options that a store does not keep: those that change no feature, and what its spec and hash of weights say."""
 SHOWN = 20
 """Pictures that could not be read of which a line is printed; the list has all."""
 
 
+@flags.model_options()
 def extract(
     photos: Annotated[
         list[str],
@@ -35,23 +39,10 @@ def extract(
         ),
     ],
     *,
-    model: Annotated[str, typer.Option(help=f"{options.SPEC_HELP} Or an exported file: .onnx, .plan, .engine, .rtx.")],
+    model: Annotated[str, typer.Option(help=f"{flags.SPEC_HELP} Or an exported file: .onnx, .plan, .engine, .rtx.")],
     output: Annotated[
         Path, typer.Option(help=".parquet: pooled vectors; .zarr, .safetensors or .npz: maps and prefix tokens.")
     ],
-    fit: options.Fit = None,
-    whole: options.Whole = None,
-    overlap: options.Overlap = None,
-    blend: options.Blend = None,
-    norm: options.Norm = None,
-    target_grid: options.TargetGrid = None,
-    fuse: options.Fuse = None,
-    weights: options.Weights = None,
-    prefix: options.Prefix = None,
-    tile_batch: options.TileBatch = None,
-    image_size: options.ImageSize = None,
-    checkpoint: options.Checkpoint = None,
-    random_weights: options.RandomWeights = False,
     device: Annotated[
         str | None,
         typer.Option(help="Where to run: cpu, cuda, cuda:1, mps (default: cpu; CUDA for a TensorRT file)."),
@@ -91,6 +82,7 @@ def extract(
             "takes 5 seconds.",
         ),
     ] = False,
+    options: dict[str, Any],
 ) -> None:
     """Write the features of pictures, as many as there are.
 
@@ -110,35 +102,23 @@ def extract(
     the pictures and weights at the same addresses. `--device cuda` gives each of the `--actors` a GPU; every free CPU
     decodes.
     """
-    wrapping = options.given(
-        fit=fit,
-        whole=whole,
-        overlap=overlap,
-        blend=blend,
-        norm=norm,
-        target_grid=options.target_grid(target_grid),
-        fuse=fuse,
-        weights=options.weights(weights),
-        prefix=prefix,
-    )
-    building = options.given(image_size=image_size, checkpoint=checkpoint, random_weights=random_weights or None)
-    running = wrapping | options.given(tile_batch=tile_batch)
-    exported = model.endswith(options.FILE_ENDINGS)
+    exported = model.endswith(flags.FILE_ENDINGS)
     usual = "cuda" if exported and not model.endswith(".onnx") else "cpu"
     cluster = _cluster(ray, ray_address, actors, device or usual)
     if exported:
-        make = partial(_open_file, model, None if device is None else options.device(device))
+        make = partial(_open_file, model, None if device is None else flags.device(device), options)
     else:  # actors move the model themselves: this machine may have no GPU
-        make = partial(_load_model, model, torch.device("cpu") if cluster else options.device(device or "cpu"))
+        place = torch.device("cpu") if cluster else flags.device(device or "cpu")
+        make = partial(_load_model, model, place, options)
     keep_freed_memory()
     console = Console(stderr=True)
     with _Bar(console) as bar, _last_words(bar, console):
         outcome = extract_features(
             photos,
             output,
-            load=partial(make, running, building),
+            load=make,
             spec=model,
-            options=({} if exported else _defaults()) | wrapping | options.given(image_size=image_size),
+            options=options if exported else _kept(model, options),
             dtype=dtype,
             shard=shard,
             workers=workers,
@@ -152,30 +132,27 @@ def extract(
         raise typer.Exit(3)
 
 
-def _load_model(spec: str, device: torch.device, wrapping: dict[str, Any], building: dict[str, Any]) -> MultiScale:
-    building = dict(building)
-    if building.pop("random_weights", False):
+def _load_model(spec: str, device: torch.device, options: dict[str, Any]) -> MultiScale:
+    if not options.get("pretrained", True):
         torch.manual_seed(0)  # so that a run that goes on, and every actor, draws them again
-        building["pretrained"] = False
-    return load(spec, **wrapping, **building).to(device)
+    return load(spec, **options).to(device)
 
 
-def _open_file(path: str, device: torch.device | None, wrapping: dict[str, Any], building: dict[str, Any]) -> Any:
+def _open_file(path: str, device: torch.device | None, options: dict[str, Any]) -> Any:
     """An exported file; S2WrapError where it has no say in what is asked, or where pictures do not fit it."""
-    if building:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in building)
-        raise S2WrapError(f"{names}: {path} is exported, with its weights and its size; export the model again")
+    if fixed := [flags.flag_name(name) for name in options if name not in option_types(Options)]:
+        raise S2WrapError(f"{', '.join(fixed)}: {path} is exported, with its weights and its input; export it again")
     from s2wrap.export import load as open_file
 
-    engine = open_file(path, device=device, **wrapping)
+    engine = open_file(path, device=device, **options)
     engine.encode([])  # refuses a graph that pictures cannot be stretched for
     return engine
 
 
-def _defaults() -> dict[str, Any]:
-    """The options of `MultiScale` as they are where none is given."""
-    parameters = signature(MultiScale.__init__).parameters
-    return {name: parameters[name].default for name in WRAPPING}
+def _kept(spec: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Every option of a model that changes its features, for the store: it refuses to go on with others."""
+    chosen = make_options(LoadOptions, "s2wrap features", {"scales": parse_spec(spec).scales, **options})
+    return {name: value for name, value in chosen.to_json().items() if name not in NOT_KEPT}
 
 
 @contextmanager
@@ -191,6 +168,7 @@ def _last_words(bar: "_Bar", console: Console) -> Iterator[None]:
 def _cluster(ray: bool, address: str | None, actors: int | None, device: str) -> Cluster | None:
     """The Ray that is asked for."""
     if ray or address is not None:
+        quiet_ray()
         return Cluster(address, actors, device)
     if actors is not None:
         raise S2WrapError(f"--actors {actors} are processes of Ray; add --ray or --ray-address")

@@ -32,10 +32,10 @@ def list_models(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """List what can be wrapped by name, with input size, layout, grid, prefix tokens and channels.
+    """List what can be wrapped by name.
 
-    The figures are those of the versions that s2wrap was checked with (benchmarks/zoo.py); models that are new since
-    are listed without.
+    Input size, layout, grid, prefix tokens and channels are those of the versions that s2wrap was checked with
+    (benchmarks/zoo.py); models that are new since are listed without.
     """
     known = {f"{row['library']}:{row['model']}": row for row in checked()}
     found = [spec for spec in specs() if matches(spec, pattern)]

@@ -1,4 +1,4 @@
-"""Which should I scale? Models beside each other: what they cost, what they know, and which difference is noise."""
+"""Compare models: their cost, their quality on pictures, and whether a difference is more than noise."""
 
 from s2wrap.compare.budget import propose
 from s2wrap.compare.comparison import Comparison, Row

@@ -1,4 +1,4 @@
-"""Quality on labelled pictures: how often simple classifiers on frozen vectors are right."""
+"""Quality on labelled pictures: the accuracy of simple classifiers on frozen feature vectors."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from s2wrap.compare.score import Score, mean_score
 from s2wrap.errors import S2WrapError
 
 STRENGTHS = tuple(10.0 ** np.arange(-3, 5))
-"""What C times the squared length of a vector is tried at: from guessing by frequency to where nothing changes more."""
+"""Candidate values of C times the mean squared length of a vector, from a constant guess to hardly any penalty."""
 FEW_SHOT_STRENGTH = 1.0
-"""The same, where there are too few pictures to choose by."""
+"""The same for few-shot classifiers, which have too few pictures to choose by."""
 NEIGHBOURS = (1, 3, 5, 10, 20)
-"""What k of k-NN is tried at, as far as there are pictures."""
+"""Candidate values of k for k-NN, as far as there are pictures."""
 DRAWS = 10
-"""Times that the pictures of a few-shot classifier are drawn."""
+"""How often the training pictures of a few-shot classifier are drawn."""
 
 
 def classify(
@@ -29,21 +29,22 @@ def classify(
     shots: tuple[int, ...] = (1, 5),
     progress: Callable[[list[Any]], Iterable[Any]] = iter,
 ) -> dict[str, Score]:
-    """The share of tested pictures that each classifier is right about, by its name.
+    """Return the accuracy of each classifier on the test pictures, by the classifier's name.
 
-    "accuracy" is a linear probe (logistic regression with an L2 penalty), "k-NN" a vote of the nearest by cosine, and
-    "1-shot" is the linear probe on one picture a class. What they need to know beyond that (C, k) is chosen among the
-    training pictures of a fold. Channels are standardised by the pictures that a classifier is fitted to, and C is
-    relative to the vectors' squared length, so that channels told twice change nothing: models of different widths
-    are regularised alike.
+    "accuracy" is a linear probe (logistic regression with an L2 penalty), "k-NN" a vote of the nearest neighbours by
+    cosine, and "1-shot" the linear probe trained on one picture a class. C and k are chosen by cross-validation among
+    the training pictures of a fold. Channels are standardised by the pictures that a classifier is fitted to, and C is
+    relative to the vectors' squared length, so that repeated channels change nothing: models of different widths are
+    regularised alike.
 
     Args:
         vectors: (n, d), one a picture; any finite numbers.
         labels: (n,) class numbers.
         folds: which pictures train and which test; each is tested at most once.
         contents: (n) a hash of each picture; copies have the same.
-        shots: pictures a class of the few-shot classifiers; those that the rarest class cannot give are left out. Each
-            is fitted to ten draws, the same for every model; of a picture counts the share of draws that were right.
+        shots: training pictures a class of the few-shot classifiers; those with more than the rarest class has are
+            left out. Each is fitted to ten draws, the same for every model, and a picture's score is the share of
+            draws that classify it correctly.
         progress: wraps the list of folds.
 
     Raises:
@@ -55,59 +56,60 @@ def classify(
     if min(shots, default=1) < 1:
         raise S2WrapError(f"shots={shots} asks for classifiers that saw nothing; use numbers from 1, such as (1, 5)")
     rarest = min(np.unique(labels[fold.train], return_counts=True)[1].min() for fold in folds)
-    names = ["accuracy", "k-NN", *(f"{shot}-shot" for shot in shots if shot <= rarest)]
-    right = {name: np.zeros(len(labels)) for name in names}
+    shots = tuple(shot for shot in shots if shot <= rarest)
+    names = ["accuracy", "k-NN", *(f"{shot}-shot" for shot in shots)]
+    correct = {name: np.zeros(len(labels)) for name in names}
     for number, fold in enumerate(progress(list(folds))):
-        task = _task(vectors, labels, fold)
-        inner = [_task(vectors[fold.train], labels[fold.train], part) for part in inner_folds(fold, labels, contents)]
-        counts = [count for count in NEIGHBOURS if count <= min(len(part.answers) for part in inner)]
-        right["accuracy"][fold.test] = _right(_logistic, _best(_logistic, STRENGTHS, inner), task)
-        right["k-NN"][fold.test] = _right(_nearest, _best(_nearest, counts, inner), task)
+        task = _make_task(vectors, labels, fold)
+        train = vectors[fold.train], labels[fold.train]
+        inner = [_make_task(*train, part) for part in inner_folds(fold, labels, contents)]
+        counts = [count for count in NEIGHBOURS if count <= min(len(part.train_labels) for part in inner)]
+        correct["accuracy"][fold.test] = _is_correct(_fit_logistic, _best_option(_fit_logistic, STRENGTHS, inner), task)
+        correct["k-NN"][fold.test] = _is_correct(_fit_nearest, _best_option(_fit_nearest, counts, inner), task)
         for shot in shots:
-            if shot <= rarest:
-                right[f"{shot}-shot"][fold.test] = _few_shot(vectors, labels, fold, number, shot)
+            correct[f"{shot}-shot"][fold.test] = _few_shot_accuracy(vectors, labels, fold, number, shot)
     tested = np.sort(np.concatenate([fold.test for fold in folds]))
-    return {name: mean_score(values[tested]) for name, values in right.items()}
+    return {name: mean_score(values[tested]) for name, values in correct.items()}
 
 
 def draw(labels: np.ndarray, fold: Fold, shot: int, seed: tuple[int, int]) -> np.ndarray:
-    """Training pictures of a fold, `shot` of each class, class by class; whatever the model.
+    """Return indices of training pictures of a fold, `shot` of each class, class by class, the same for every model.
 
     Args:
         labels: (n,) class numbers of all pictures.
-        fold: whose `train` is drawn from.
+        fold: pictures are drawn from its `train`.
         shot: pictures a class.
-        seed: numbers of the fold and of the draw.
+        seed: number of the fold and number of the draw.
 
     >>> draw(np.array([0, 0, 0, 1, 1, 1]), Fold(np.arange(6), np.arange(0)), 2, (0, 0)).shape
     (4,)
     """
     rng = np.random.default_rng(seed)
-    known = labels[fold.train]
-    drawn = [rng.choice(fold.train[known == label], shot, replace=False) for label in np.unique(known)]
+    of_train = labels[fold.train]
+    drawn = [rng.choice(fold.train[of_train == label], shot, replace=False) for label in np.unique(of_train)]
     return np.concatenate(drawn)
 
 
 @dataclass(frozen=True)
 class _Task:
-    """What trains (n, d) and what is tested (m, d), standardised, with their classes."""
+    """Standardised vectors to train on (n, d) and to test on (m, d), with their labels (n,) and (m,)."""
 
     train: np.ndarray
-    answers: np.ndarray
+    train_labels: np.ndarray
     test: np.ndarray
-    truth: np.ndarray
+    test_labels: np.ndarray
 
 
-def _task(vectors: np.ndarray, labels: np.ndarray, fold: Fold) -> _Task:
-    train, test = _standardised(vectors[fold.train], vectors[fold.test])
+def _make_task(vectors: np.ndarray, labels: np.ndarray, fold: Fold) -> _Task:
+    train, test = _standardise(vectors[fold.train], vectors[fold.test])
     return _Task(train, labels[fold.train], test, labels[fold.test])
 
 
-def _standardised(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both by the mean and deviation of what trains, in as few dimensions as that spans.
+def _standardise(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Standardise both by the mean and deviation of the training vectors, and project them onto the span of those.
 
-    Exact: a linear classifier with an L2 penalty and the order of cosines are the same in any rotation, and what lies
-    outside the span of the training vectors has no weight and no part in an inner product with them.
+    The projection is exact: a linear classifier with an L2 penalty and the order of cosines are the same in any
+    rotation, and components outside the span of the training vectors have no weight and no part in inner products.
     """
     from sklearn.preprocessing import StandardScaler
 
@@ -119,37 +121,38 @@ def _standardised(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.n
     return train @ span, test @ span
 
 
-def _right(fit: Callable[..., Any], option: float, task: _Task) -> np.ndarray:
-    """Whether a classifier is right about each tested picture: (m,)."""
-    return fit(option, task).predict(task.test) == task.truth
+def _is_correct(fit: Callable[..., Any], option: float, task: _Task) -> np.ndarray:
+    """Return for each test picture whether the fitted classifier is correct: (m,)."""
+    return fit(option, task).predict(task.test) == task.test_labels
 
 
-def _best(fit: Callable[..., Any], options: Sequence[float], tasks: Sequence[_Task]) -> float:
-    """The option that is right most often; of several, the first."""
-    return max(options, key=lambda option: sum(_right(fit, option, task).sum() for task in tasks))
+def _best_option(fit: Callable[..., Any], options: Sequence[float], tasks: Sequence[_Task]) -> float:
+    """Return the option with the most correct predictions over all tasks; of equals, the first."""
+    return max(options, key=lambda option: sum(_is_correct(fit, option, task).sum() for task in tasks))
 
 
-def _few_shot(vectors: np.ndarray, labels: np.ndarray, fold: Fold, number: int, shot: int) -> np.ndarray:
-    """The share of draws that were right about each picture that the fold tests."""
-    parts = [Fold(draw(labels, fold, shot, (number, time)), fold.test) for time in range(DRAWS)]
-    return np.mean([_right(_logistic, FEW_SHOT_STRENGTH, _task(vectors, labels, part)) for part in parts], axis=0)
+def _few_shot_accuracy(vectors: np.ndarray, labels: np.ndarray, fold: Fold, number: int, shot: int) -> np.ndarray:
+    """Return for each test picture of the fold the share of draws whose classifier is correct."""
+    draws = [Fold(draw(labels, fold, shot, (number, time)), fold.test) for time in range(DRAWS)]
+    tasks = [_make_task(vectors, labels, each) for each in draws]
+    return np.mean([_is_correct(_fit_logistic, FEW_SHOT_STRENGTH, task) for task in tasks], axis=0)
 
 
-def _logistic(strength: float, task: _Task) -> Any:
+def _fit_logistic(strength: float, task: _Task) -> Any:
     from sklearn.linear_model import LogisticRegression
 
     squared_length = np.square(task.train).sum(axis=1).mean() or 1.0
-    return LogisticRegression(C=strength / squared_length, tol=1e-5, max_iter=10_000).fit(task.train, task.answers)
+    return LogisticRegression(C=strength / squared_length, tol=1e-5, max_iter=10_000).fit(task.train, task.train_labels)
 
 
-def _nearest(count: int, task: _Task) -> Any:
+def _fit_nearest(count: int, task: _Task) -> Any:
     from sklearn.neighbors import KNeighborsClassifier
 
-    return KNeighborsClassifier(count, metric="cosine").fit(task.train, task.answers)
+    return KNeighborsClassifier(count, metric="cosine").fit(task.train, task.train_labels)
 
 
 def _check(vectors: np.ndarray, labels: np.ndarray, folds: Sequence[Fold], contents: Sequence[str]) -> None:
-    """Raise S2WrapError where nothing can be learnt, or what is learnt would not count."""
+    """Raise S2WrapError for vectors, labels or folds that no classifier can be fitted to or fairly tested on."""
     if vectors.ndim != 2 or not len(vectors) == len(labels) == len(contents):
         raise S2WrapError(
             f"vectors {vectors.shape} with {len(labels)} labels and {len(contents)} contents; give one row (n, d), one "

@@ -1,4 +1,4 @@
-"""A folder of pictures, with classes, with masks, or with neither; dealt into training and test."""
+"""Read a folder of pictures, with classes, with masks or with neither, and split it into training and test."""
 
 import hashlib
 from collections.abc import Callable, Iterable
@@ -14,25 +14,25 @@ from s2wrap.errors import S2WrapError
 from s2wrap.images import SUFFIXES, find_images, load_image
 
 TEST_NAMES = ("val", "valid", "validation", "test")
-"""What the folder beside `train` may be called."""
+"""Accepted names of the folder of test pictures beside `train`."""
 FEWEST = 4
-"""Different pictures that a class must have, to be dealt into training and test, and training dealt again."""
+"""Fewest different pictures of a class: enough to split into training and test, and training again."""
 IGNORED = 255
 """Value of mask pixels that do not count."""
 
 
 @dataclass
 class Pictures:
-    """Pictures, and what is known of each.
+    """Pictures with their folds, and with labels or masks if there are any.
 
     Attributes:
-        paths: of the files.
-        contents: a hash of each one's pixels: copies have the same.
-        folds: which train, which test.
+        paths: the files.
+        contents: a hash of each picture's pixels; copies have the same.
+        folds: which pictures train and which test.
         classes: names of the classes; empty without labels.
-        labels: (n,) index of each one's class; None without labels.
-        masks: files of class numbers, one a picture; None without.
-        skipped: what could not be read, with the reason.
+        labels: (n,) class index of each picture; None without labels.
+        masks: files of class numbers, one a picture; None without masks.
+        skipped: messages about the files that could not be read.
     """
 
     paths: list[Path]
@@ -45,88 +45,88 @@ class Pictures:
 
     @property
     def kind(self) -> str:
-        """What is known: "labelled", "masked" or "plain"."""
+        """What comes with the pictures: "labelled", "masked" or "plain"."""
         return "labelled" if self.labels is not None else "plain" if self.masks is None else "masked"
 
 
 @dataclass(frozen=True)
-class _Found:
-    """A file of a folder."""
+class _File:
+    """A picture's file, with its class or mask."""
 
     path: Path
     label: str | None = None
     mask: Path | None = None
-    tests: bool = False
+    is_test: bool = False
 
 
 def read_folder(
     folder: str | Path, *, skip_errors: bool = False, progress: Callable[[list[Any]], Iterable[Any]] = iter
 ) -> Pictures:
-    """The pictures of a folder, all looked at once.
+    """Return the pictures of a folder, after reading every file once to check and hash it.
 
     Args:
         folder: `CLASS/…` (a folder a class); `images/` and `masks/` (a PNG of class numbers of the same name and size
-            for each picture; 255 does not count); or just pictures. Any of them may stand in `train/` and `val/` (or
-            `test/`), and is then not dealt into folds.
+            for each picture; 255 does not count); or just pictures. Each layout may be divided into `train/` and
+            `val/` (or `test/`), which then make the only fold.
         skip_errors: leave out pictures and masks that cannot be read.
         progress: wraps the list of files that are read.
 
     Raises:
-        S2WrapError: no pictures, one class, a class of less than four, a picture under two classes, or in training and
-            test; masks that are missing, of another size or no class numbers; files that cannot be read, all of them
-            named, unless they are skipped.
+        S2WrapError: no pictures, one class, a class of less than four pictures, a picture in two classes or in both
+            training and test; masks that are missing, of another size or without class numbers; files that cannot be
+            read, unless they are skipped.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise S2WrapError(f"{folder}: there is no such folder")
-    found = _find(folder)
-    kept, contents, skipped = [], [], []
-    for file in progress(found):
+    files = _list_files(folder)
+    readable, contents, skipped = [], [], []
+    for file in progress(files):
         try:
-            contents.append(_read(file))
-            kept.append(file)
+            contents.append(_hash_file(file))
+            readable.append(file)
         except S2WrapError as error:
             skipped.append(str(error))
     if skipped and not skip_errors:
         raise S2WrapError(
-            f"{len(skipped)} of {len(found)} pictures cannot be used: {'; '.join(skipped[:5])}"
+            f"{len(skipped)} of {len(files)} pictures cannot be used: {'; '.join(skipped[:5])}"
             f"{'; …' * (len(skipped) > 5)}; leave them out with --skip-errors (skip_errors=True)"
         )
-    pair = any(file.tests for file in found)
-    pictures = Pictures([file.path for file in kept], contents, [], skipped=skipped)
-    if found[0].mask is not None:
-        pictures.masks = [file.mask for file in kept if file.mask is not None]
-    if found[0].label is not None:
-        pictures.classes = tuple(sorted({file.label or "" for file in kept}))
-        pictures.labels = np.array([pictures.classes.index(file.label or "") for file in kept])
-    tests = np.array([file.tests for file in kept], dtype=bool)
-    _check_enough(folder, pictures, tests, pair)
-    if pair:
-        pictures.folds = [Fold(np.flatnonzero(~tests), np.flatnonzero(tests))]
-        _check_copies(pictures, tests)
+    divided = any(file.is_test for file in files)
+    pictures = Pictures([file.path for file in readable], contents, [], skipped=skipped)
+    if files[0].mask is not None:
+        pictures.masks = [file.mask for file in readable if file.mask is not None]
+    if files[0].label is not None:
+        pictures.classes = tuple(sorted({file.label or "" for file in readable}))
+        pictures.labels = np.array([pictures.classes.index(file.label or "") for file in readable])
+    is_test = np.array([file.is_test for file in readable], dtype=bool)
+    _check_counts(folder, pictures, is_test, divided)
+    if divided:
+        pictures.folds = [Fold(np.flatnonzero(~is_test), np.flatnonzero(is_test))]
+        _check_copies(pictures, is_test)
     else:
         pictures.folds = deal(pictures.labels, contents)
     check_folds(pictures.folds, contents)
     return pictures
 
 
-def _find(folder: Path) -> list[_Found]:
-    """The files of a folder, in training and test or in one."""
+def _list_files(folder: Path) -> list[_File]:
+    """Return the pictures' files, of training and then of test where the folder is divided."""
     if not (folder / "train").is_dir():
-        return _find_part(folder)
+        return _list_part(folder)
     others = [name for name in TEST_NAMES if (folder / name).is_dir()]
     if len(others) != 1:
         raise S2WrapError(
             f"{folder} has train/ and {', '.join(f'{name}/' for name in others) or 'nothing to test'}; have just "
             f"one of {', '.join(f'{name}/' for name in TEST_NAMES)}"
         )
-    train, test = _find_part(folder / "train"), _find_part(folder / others[0])
+    train, test = _list_part(folder / "train"), _list_part(folder / others[0])
     if (train[0].label is None, train[0].mask is None) != (test[0].label is None, test[0].mask is None):
         raise S2WrapError(f"{folder}: train/ and {others[0]}/ are laid out differently; both need classes, or masks")
-    return train + [_Found(file.path, file.label, file.mask, tests=True) for file in test]
+    return train + [_File(file.path, file.label, file.mask, is_test=True) for file in test]
 
 
-def _find_part(folder: Path) -> list[_Found]:
+def _list_part(folder: Path) -> list[_File]:
     if (folder / "images").is_dir() and (folder / "masks").is_dir():
         images = find_images([folder / "images"])
         masks = [folder / "masks" / path.relative_to(folder / "images").with_suffix(".png") for path in images]
@@ -134,22 +134,22 @@ def _find_part(folder: Path) -> list[_Found]:
             raise S2WrapError(f"{len(missing)} of {len(images)} pictures have no mask: there is no {missing[0]}")
         if len(set(masks)) < len(masks):
             raise S2WrapError(f"{folder / 'images'}: two pictures differ in their endings only, and share a mask")
-        return [_Found(path, mask=mask) for path, mask in zip(images, masks, strict=True)]
-    entries = [entry for entry in sorted(folder.iterdir()) if entry.name[0] != "."]  # an editor's own folders
-    beside = [entry for entry in entries if entry.suffix.lower() in SUFFIXES and entry.is_file()]
+        return [_File(path, mask=mask) for path, mask in zip(images, masks, strict=True)]
+    entries = [entry for entry in sorted(folder.iterdir()) if entry.name[0] != "."]  # hidden folders are no classes
+    loose = [entry for entry in entries if entry.suffix.lower() in SUFFIXES and entry.is_file()]
     classes = [entry for entry in entries if entry.is_dir()]
-    if beside and classes:
+    if loose and classes:
         raise S2WrapError(
-            f"{folder} has pictures beside folders, such as {beside[0].name} and {classes[0].name}/; put each picture "
+            f"{folder} has pictures beside folders, such as {loose[0].name} and {classes[0].name}/; put each picture "
             f"into the folder of its class, or all into one"
         )
     if not classes:
-        return [_Found(path) for path in beside or find_images([folder])]  # which tells that there is none
-    return [_Found(path, label=each.name) for each in classes for path in find_images([each])]
+        return [_File(path) for path in loose or find_images([folder])]  # find_images raises where there is none
+    return [_File(path, label=folder.name) for folder in classes for path in find_images([folder])]
 
 
-def _read(file: _Found) -> str:
-    """The hash of a picture's pixels. Raises S2WrapError if it, or its mask, cannot be used."""
+def _hash_file(file: _File) -> str:
+    """Return the hash of a picture's pixels. Raises S2WrapError if the picture or its mask cannot be used."""
     image = load_image(file.path)
     if file.mask is not None:
         mask = load_mask(file.mask)
@@ -164,7 +164,7 @@ def _read(file: _Found) -> str:
 
 
 def load_mask(path: Path) -> np.ndarray:
-    """The class numbers (height, width) of a mask, uint8; of a palette, its indices."""
+    """Return the class numbers (height, width) of a mask, uint8; for palette images their indices."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
             if image.mode not in ("L", "P", "1"):
@@ -172,21 +172,21 @@ def load_mask(path: Path) -> np.ndarray:
             return np.array(image, dtype=np.uint8)
     except S2WrapError:
         raise
-    except Exception as error:  # PIL's decoders raise many kinds for damaged files
+    except Exception as error:  # PIL's decoders raise many kinds of errors for damaged files
         raise S2WrapError(f"{path}: the mask cannot be read ({type(error).__name__})") from error
 
 
-def _check_enough(folder: Path, pictures: Pictures, tests: np.ndarray, pair: bool) -> None:
-    """Raise S2WrapError where there is nothing to tell apart, or too little of it."""
+def _check_counts(folder: Path, pictures: Pictures, is_test: np.ndarray, divided: bool) -> None:
+    """Raise S2WrapError for a single class, a class of too few different pictures, or a picture in two classes."""
     if len(pictures.classes) == 1:
         raise S2WrapError(
             f"{folder} has one class, {pictures.classes[0]!r}: there is nothing to tell apart; give a folder for each "
             f"of two classes or more, or put pictures without classes beside each other in one folder"
         )
-    groups = pictures.labels if pictures.labels is not None else np.zeros(len(tests), dtype=int)
+    groups = pictures.labels if pictures.labels is not None else np.zeros(len(is_test), dtype=int)
     for label in range(max(1, len(pictures.classes))):
-        for side, wanted in (("training", FEWEST), ("test", 1)) if pair else (("all", FEWEST),):
-            members = (groups == label) & (True if side == "all" else tests == (side == "test"))
+        for side, wanted in (("training", FEWEST), ("test", 1)) if divided else (("all", FEWEST),):
+            members = (groups == label) & (True if side == "all" else is_test == (side == "test"))
             different = len({pictures.contents[i] for i in np.flatnonzero(members)})
             if different < wanted:
                 what = f"class {pictures.classes[label]!r}" if pictures.classes else "the folder"
@@ -196,21 +196,21 @@ def _check_enough(folder: Path, pictures: Pictures, tests: np.ndarray, pair: boo
                     f"{wanted} or more: add some, or take it out"
                 )
     if pictures.labels is not None:
-        owners: dict[str, int] = {}
+        firsts: dict[str, int] = {}
         for index, (content, label) in enumerate(zip(pictures.contents, pictures.labels, strict=True)):
-            first = owners.setdefault(content, index)
+            first = firsts.setdefault(content, index)
             if pictures.labels[first] != label:
                 raise S2WrapError(
                     f"{pictures.paths[first]} and {pictures.paths[index]} are the same picture under two classes"
                 )
 
 
-def _check_copies(pictures: Pictures, tests: np.ndarray) -> None:
-    """Raise S2WrapError for a picture that stands in training and in test."""
-    trained = {pictures.contents[i]: i for i in np.flatnonzero(~tests)}
-    copies = [i for i in np.flatnonzero(tests) if pictures.contents[i] in trained]
+def _check_copies(pictures: Pictures, is_test: np.ndarray) -> None:
+    """Raise S2WrapError for a picture that is in training and in test."""
+    train = {pictures.contents[i]: i for i in np.flatnonzero(~is_test)}
+    copies = [i for i in np.flatnonzero(is_test) if pictures.contents[i] in train]
     if copies:
-        twin = trained[pictures.contents[copies[0]]]
+        twin = train[pictures.contents[copies[0]]]
         raise S2WrapError(
             f"{len(copies)} pictures of the test stand in training too, such as {pictures.paths[copies[0]]} = "
             f"{pictures.paths[twin]}; a score on them would be a memory, not a skill: take them out of one"

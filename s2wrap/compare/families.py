@@ -1,4 +1,4 @@
-"""Sizes of a family, as names tell them, and which specs make a series."""
+"""Recognise from their names which models are sizes of one family, and which specs make a series."""
 
 import itertools
 import re
@@ -16,33 +16,33 @@ _SIZE = re.compile(
     r"(?P<patch>[-_]?(?:patch)?(?:8|14|16|32))?(?![a-z\d])",
     re.IGNORECASE,
 )
-"""A word or letter for a size (tiny, B, s18, so400m, 7b), with the side of patches if it follows (patch16, -32)."""
+"""Matches a word or letter for a size (tiny, B, s18, so400m, 7b), with the patch size if it follows (patch16, -32)."""
 _NUMBER = re.compile(r"(?<![v\d])\d+(?:x\d+)?")
-"""The number of resnet50, lite0 or regnety_016; not that of a version, v2."""
-_TRAINED = re.compile(r"_s[\d.]+b_b\d+k")
-"""How long OpenCLIP's models were trained, which differs among the sizes of a family."""
+"""Matches the number of resnet50, lite0 or regnety_016, but not a version such as v2."""
+_TRAINING_LENGTH = re.compile(r"_s[\d.]+b_b\d+k")
+"""Matches how long an OpenCLIP model was trained, which differs between the sizes of a family."""
 
 
 @dataclass(frozen=True)
 class _Member:
-    """A spec of a possible series: its index; of its name what is around the sizes, the sizes, and their patches."""
+    """A possible member of a series: the spec's index, and its name split into sizes, patches and the text between."""
 
     index: int
-    around: tuple[str, ...]
+    between: tuple[str, ...]
     sizes: tuple[str, ...]
     patches: tuple[str, ...]
 
 
 def series(specs: Sequence[str]) -> dict[str, list[int]]:
-    """Which specs make a series of three or more, by a readable name: their indices.
+    """Return the series of three or more specs, as lists of indices by a readable name.
 
-    Sizes of a family at the same scales: names alike but for words, letters or numbers for sizes (`vit_tiny_…`,
-    `ViT-L-14`, `resnet50`, `lite0`). Their patches may differ, as those of the paper's ViT-B/16, L/16 and H/14 do,
-    unless a size comes with several. And one backbone at its own size and at several lists of scales, of which all say
-    the same after colons. Options such as `:patch=7` make another backbone of a name.
+    One kind of series is the sizes of a family at the same scales: names that differ only in words, letters or numbers
+    for sizes (`vit_tiny_…`, `ViT-L-14`, `resnet50`, `lite0`). Their patches may differ, as in the paper's ViT-B/16,
+    L/16 and H/14, unless a size comes with several. The other kind is one backbone at its own size and at several
+    lists of scales with the same suffixes after colons. Options such as `:patch=7` make another backbone of a name.
 
     Args:
-        specs: `FAMILY:NAME[.TAG][:OPTION=VALUE…]@SCALES`; of two that are the same the first counts.
+        specs: `FAMILY:NAME[.TAG][:OPTION=VALUE…]@SCALES`; of duplicates the first counts.
 
     >>> series(["timm:resnet18@1", "timm:resnet34@1", "timm:resnet50@1", "timm:resnet50@1,2"])
     {'resnet* at 1': [0, 1, 2]}
@@ -60,67 +60,67 @@ def series(specs: Sequence[str]) -> dict[str, list[int]]:
         if scales not in models[family, name + options]:
             models[family, name + options][scales] = index
             member, tag = _member(index, family, name)
-            families[family, member.around, tag, options, scales].append(member)
-    found: dict[str, list[int]] = {}
+            families[family, member.between, tag, options, scales].append(member)
+    result: dict[str, list[int]] = {}
     for (family, *_, tag, options, scales), members in families.items():
-        for some in _sizes_once(members):
-            title = f"{_title(some)}{tag}{options} at {','.join(scales)}"
-            found[f"{family}:{title}" if title in found else title] = [member.index for member in some]
+        for sizes in _distinct_sizes(members):
+            title = f"{_title(sizes)}{tag}{options} at {','.join(scales)}"
+            result[f"{family}:{title}" if title in result else title] = [member.index for member in sizes]
     for (family, name), indices in models.items():
-        for way, some in _more_scales(indices).items():
-            title = f"{name} at more scales{way}"
-            found[f"{family}:{title}" if title in found else title] = some
-    return found
+        for suffix, same_suffix in _more_scales(indices).items():
+            title = f"{name} at more scales{suffix}"
+            result[f"{family}:{title}" if title in result else title] = same_suffix
+    return result
 
 
 def _more_scales(indices: dict[Any, int]) -> dict[str, list[int]]:
-    """One backbone at its own size and at three or more lists of scales in all, by what those say after colons."""
+    """Return one backbone's series over lists of scales (three or more with its own size), by the scales' suffixes."""
     several: dict[str, list[int]] = defaultdict(list)
     for scales, index in indices.items():
         if len(scales) > 1:
-            ways = sorted({word for scale in scales for word in scale.split(":")[1:]})
-            several[f" ({', '.join(ways)})" if ways else ""].append(index)
+            words = sorted({word for scale in scales for word in scale.split(":")[1:]})
+            several[f" ({', '.join(words)})" if words else ""].append(index)
     plain = [index for scales, index in indices.items() if scales == ("1",)]
-    return {way: sorted(plain + some) for way, some in several.items() if len(plain + some) >= 3}
+    return {suffix: sorted(plain + some) for suffix, some in several.items() if len(plain + some) >= 3}
 
 
 def _member(index: int, family: str, name: str) -> tuple[_Member, str]:
-    """The parts of a name, and its tag: what weights these are, without how long they were trained."""
+    """Return the parts of a name, and its tag for the weights, without how long they were trained."""
     head = re.split("/" if family == "open_clip" else r"\.(?=\D)", name, maxsplit=1)[0]
-    places = list(_SIZE.finditer(head)) or list(itertools.islice(_NUMBER.finditer(head), 1))
-    edges = [0, *(edge for place in places for edge in place.span()), len(head)]
-    around = tuple(head[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True))
-    parts = [place.groupdict() or {"size": place[0], "patch": None} for place in places]
+    matches = list(_SIZE.finditer(head)) or list(itertools.islice(_NUMBER.finditer(head), 1))
+    edges = [0, *(edge for match in matches for edge in match.span()), len(head)]
+    between = tuple(head[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True))
+    parts = [match.groupdict() or {"size": match[0], "patch": None} for match in matches]
     sizes, patches = (tuple(part[key] or "" for part in parts) for key in ("size", "patch"))
-    return _Member(index, around, sizes, patches), _TRAINED.sub("", name[len(head) :])
+    return _Member(index, between, sizes, patches), _TRAINING_LENGTH.sub("", name[len(head) :])
 
 
-def _sizes_once(members: list[_Member]) -> list[list[_Member]]:
-    """Lists of three or more in which no size comes twice: where one has several patches, a list for each patch."""
+def _distinct_sizes(members: list[_Member]) -> list[list[_Member]]:
+    """Return lists of three or more members of distinct sizes: one, or one a patch where a size has several patches."""
     lists = [members]
     if len({member.sizes for member in members}) < len(members):
         by_patch = defaultdict(list)
         for member in members:
             by_patch[member.patches].append(member)
         lists = list(by_patch.values())
-    once = [list({member.sizes: member for member in reversed(some)}.values())[::-1] for some in lists]
-    return [some for some in once if len(some) >= 3]
+    distinct = [list({member.sizes: member for member in reversed(some)}.values())[::-1] for some in lists]
+    return [some for some in distinct if len(some) >= 3]
 
 
 def _title(members: list[_Member]) -> str:
-    """Their name, with a star for sizes that differ; patches that differ are left out."""
-    title = members[0].around[0]
-    for place, rest in enumerate(members[0].around[1:]):
-        sizes, patches = ({getattr(member, key)[place] for member in members} for key in ("sizes", "patches"))
-        title += ("*" if len(sizes) > 1 else min(sizes)) + (min(patches) if len(patches) == 1 else "") + rest
+    """Return their common name, with a star for sizes that differ and without patches that differ."""
+    title = members[0].between[0]
+    for position, text in enumerate(members[0].between[1:]):
+        sizes, patches = ({getattr(member, key)[position] for member in members} for key in ("sizes", "patches"))
+        title += ("*" if len(sizes) > 1 else min(sizes)) + (min(patches) if len(patches) == 1 else "") + text
     return title
 
 
 def family_of(family: str, name: str) -> Any:
-    """What the names of a family of sizes share, to be compared; patches are told apart.
+    """Return a value that is equal for names that differ in size only; other patches make another family.
 
     >>> family_of("timm", "resnet18.a1_in1k") == family_of("timm", "resnet50.a1_in1k")
     True
     """
     member, tag = _member(0, family, name)
-    return member.around, member.patches, tag
+    return member.between, member.patches, tag

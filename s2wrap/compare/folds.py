@@ -1,4 +1,4 @@
-"""Which pictures train and which test; no picture does both."""
+"""Split pictures into training and test folds; no picture is in both."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,26 +9,26 @@ import numpy as np
 from s2wrap.errors import S2WrapError
 
 FOLDS = 5
-"""Parts that pictures are dealt into, each tested once; fewer where a class has fewer."""
+"""Number of folds; fewer where a class has fewer different pictures."""
 INNER_FOLDS = 3
-"""Parts of the pictures that train, among which regularisation is chosen."""
+"""Number of folds of the training pictures, by which regularisation is chosen."""
 
 
 @dataclass(frozen=True)
 class Fold:
-    """Indices of pictures: those that train, those that test."""
+    """Indices of the training pictures and of the test pictures."""
 
     train: np.ndarray
     test: np.ndarray
 
 
 def deal(labels: Any, contents: Sequence[str], count: int = FOLDS) -> list[Fold]:
-    """The pictures dealt into folds, always the same; each is tested once, and copies of a picture stay together.
+    """Return folds that test each picture once, with copies of a picture kept together; the same on every call.
 
     Args:
         labels: (n,) class numbers, spread evenly over the folds; None for pictures without labels.
-        contents: (n) what is the same for the same picture, such as a hash.
-        count: of folds; no more than the rarest class has different pictures.
+        contents: (n) a hash of each picture; copies have the same.
+        count: number of folds; at most as many as the rarest class has different pictures.
 
     >>> [len(fold.test) for fold in deal([0, 0, 1, 1], "abcd")]
     [2, 2]
@@ -51,13 +51,13 @@ def deal(labels: Any, contents: Sequence[str], count: int = FOLDS) -> list[Fold]
 
 
 def inner_folds(fold: Fold, labels: Any, contents: Sequence[str]) -> list[Fold]:
-    """The training pictures of a fold dealt again, to choose regularisation: indices into `fold.train`."""
-    known = None if labels is None else np.asarray(labels)[fold.train]
-    return deal(known, [contents[int(index)] for index in fold.train], INNER_FOLDS)
+    """Return folds of a fold's training pictures, to choose regularisation by: indices into `fold.train`."""
+    of_train = None if labels is None else np.asarray(labels)[fold.train]
+    return deal(of_train, [contents[int(index)] for index in fold.train], INNER_FOLDS)
 
 
 def check_folds(folds: Sequence[Fold], contents: Sequence[str]) -> None:
-    """Raise S2WrapError where a picture both trains and is tested, by index or by content, or is tested twice."""
+    """Raise S2WrapError for a picture, or a copy of it, in training and test of a fold, or tested in two folds."""
     tested: set[int] = set()
     for number, fold in enumerate(folds):
         shared = {contents[i] for i in fold.train} & {contents[i] for i in fold.test}

@@ -1,4 +1,4 @@
-"""How long models take on each backend, all interleaved, so that what disturbs the machine hits all alike."""
+"""Time models on several backends in turns, so that disturbances of the machine hit all of them alike."""
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -15,12 +15,12 @@ from s2wrap.timing import time_calls, torch_call, when_first_called
 from s2wrap.wrapper import MultiScale
 
 ENDINGS = {"onnx": ".onnx", "tensorrt": ".plan", "tensorrt-rtx": ".rtx"}
-"""What is exported for a backend that runs files."""
+"""File suffixes of the backends that run exported files."""
 BACKENDS = (*timing.BACKENDS, *ENDINGS)
 
 
 def check_backends(backends: Sequence[str]) -> None:
-    """Raise S2WrapError for a backend that does not exist. One that is not installed becomes a reason later."""
+    """Raise S2WrapError for unknown or repeated names. Backends that are not installed get a reason when timed."""
     if len(set(backends)) < len(backends):
         raise S2WrapError(f"backends {', '.join(backends)} name one twice; name each once")
     for backend in backends:
@@ -37,37 +37,37 @@ def time_models(
     seconds: float,
     progress: Callable[[float], object],
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """The figures of `Timing.figures` by model and backend; where it cannot run, {"reason": why}.
+    """Return `Timing.figures` by model and backend, or {"reason": why} where a model cannot run.
 
     Args:
         models: by name, all on one device.
-        backends: some of `BACKENDS`. For those that run files the model is exported (in float32, and proved) to a
+        backends: some of `BACKENDS`. For those that run files the model is exported (in float32, and verified) to a
             temporary folder before it is timed.
         image_hw: height and width of the images of each model.
-        batch: images in a call.
-        seconds: for each call, and ten runs at least.
-        progress: told the share that is done, 0…1.
+        batch: batch size.
+        seconds: how long each call is timed, with ten runs at least.
+        progress: called with the share that is done, 0…1.
     """
     device = next(iter(models.values())).backbone.device
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         calls: dict[str, Callable[[], object]] = {}
         for number, (name, model) in enumerate(models.items()):
-            images = torch.randn(batch, 3, *image_hw[name], device=device)
+            images = torch.randn(batch, model.input.channels, *image_hw[name], device=device)
             for backend in backends:
-                make = partial(_call, backend, model, images, Path(folder) / str(number))
+                make = partial(_make_call, backend, model, images, Path(folder) / str(number))
                 calls[f"{number} {backend}"] = when_first_called(make)
-        timings = {timed.name: timed for timed in time_calls(calls, seconds=seconds, device=device, progress=progress)}
-        found: dict[str, dict[str, dict[str, Any]]] = {}
-        for number, name in enumerate(models):
+        timings = iter(time_calls(calls, seconds=seconds, device=device, progress=progress))  # in the order of calls
+        figures: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in models}
+        for name in models:
             for backend in backends:
-                timed = timings[f"{number} {backend}"]
-                figures = {"reason": timed.reason} if timed.reason is not None else timed.figures(batch)
-                found.setdefault(name, {})[backend] = figures
-    return found
+                timing = next(timings)
+                reason = timing.reason
+                figures[name][backend] = timing.figures(batch) if reason is None else {"reason": reason}
+    return figures
 
 
-def _call(backend: str, model: MultiScale, images: Tensor, stem: Path) -> Callable[[], object]:
-    """A call of the model on these images by a backend."""
+def _make_call(backend: str, model: MultiScale, images: Tensor, stem: Path) -> Callable[[], object]:
+    """Return a function that runs the model on these images by a backend."""
     if backend not in ENDINGS:
         return torch_call(backend, model, images)
     from s2wrap.export import export, load

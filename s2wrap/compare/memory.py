@@ -1,6 +1,5 @@
-"""The most memory that a call needs at once."""
+"""Measure the peak memory of a call."""
 
-import os
 from collections.abc import Callable
 
 import torch
@@ -8,10 +7,10 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int | None:
-    """The most bytes that were allocated at once while it ran, beyond what was there before.
+    """Return the peak of the bytes that are allocated during a call, beyond those allocated before it.
 
-    On a CPU those that PyTorch allocates (its profiler's memory events), on CUDA those of its caching allocator; None
-    on other devices, which tell nothing.
+    On a CPU PyTorch's allocations are counted (its profiler's memory events), on CUDA those of its caching allocator.
+    Other devices give None.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -22,15 +21,14 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int | None:
         return torch.cuda.max_memory_allocated(device) - before
     if device.type != "cpu":
         return None
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's library tells on stderr that it starts and stops
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
-    recorded = profiler.profiler
-    if recorded is None or recorded.kineto_results is None:
+    record = profiler.profiler
+    if record is None or record.kineto_results is None:
         raise RuntimeError("the profiler recorded nothing")
     changes = [
         (event.start_ns(), event.nbytes())  # pyright: ignore[reportAttributeAccessIssue] (the stub lacks it)
-        for event in recorded.kineto_results.events()
+        for event in record.kineto_results.events()
         if event.name() == "[memory]"
     ]
     total = peak = 0

@@ -1,4 +1,4 @@
-"""A comparison as one page of HTML that needs nothing else."""
+"""Write a comparison as one self-contained HTML page."""
 
 import xml.etree.ElementTree as ElementTree
 from importlib.resources import files
@@ -13,7 +13,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def to_html(comparison: Comparison) -> str:
-    """One page that needs nothing else: verdict, plots, a table that can be sorted, and how it was measured."""
+    """Return one self-contained HTML page: verdict, plots, a table that can be sorted, and how it was measured."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
@@ -26,25 +26,25 @@ def to_html(comparison: Comparison) -> str:
     )
     template = environment.from_string((files("s2wrap") / "compare" / "report.html").read_text("utf-8"))
     rows, measures = comparison.rows, comparison.measures or (None,)
-    drawn = {each or "costs": [_inline(comparison, each, panel) for panel in ("cost", "time")] for each in measures}
+    svgs = {name or "costs": [_inline_svg(comparison, name, panel) for panel in ("cost", "time")] for name in measures}
     details = {name: [cell(row.details.get(name)) for row in rows] for name in keys(row.details for row in rows)}
     groups = [*column_groups(comparison), details]
     return template.render(
         comparison=comparison,
         title=f"{len(rows)} {'model' if len(rows) == 1 else 'models'} compared",
         under=facts_line(comparison),
-        plots={name: [Markup(text) for text in texts if text] for name, texts in drawn.items()},
+        plots={name: [Markup(text) for text in texts if text] for name, texts in svgs.items()},
         columns={heading: cells for group in groups for heading, cells in group.items()},
         front=any(row.on_front for row in rows),
-        timed=any("median_ms" in told for row in rows for told in row.timings.values()),
+        timed=any("median_ms" in figures for row in rows for figures in row.timings.values()),
         missing=not_timed(rows),
         level=f"{100 * LEVEL:g} %",
         resamples=f"{RESAMPLES:,}",
     )
 
 
-def _inline(comparison: Comparison, measure: str | None, panel: str) -> str:
-    """A panel as SVG to stand in a page: its own ids, the page's colours; nothing where the panel has no figures."""
+def _inline_svg(comparison: Comparison, measure: str | None, panel: str) -> str:
+    """Return a panel as SVG for a page, with unique ids and the page's colours; "" where the panel has no figures."""
     figure = plot(comparison, measure, (panel,))
     if not figure.axes:
         return ""
@@ -54,19 +54,18 @@ def _inline(comparison: Comparison, measure: str | None, panel: str) -> str:
         root.remove(metadata)
     for element in root.iter():
         element.tag = element.tag.removeprefix(SVG)
-        told = {name.rpartition("}")[2]: text for name, text in element.attrib.items()}
-        for name, text in told.items():
+        attributes = {name.rpartition("}")[2]: text for name, text in element.attrib.items()}
+        for name, text in attributes.items():
             if name == "id":
-                told[name] = prefix + text
+                attributes[name] = prefix + text
             elif name == "href":
-                told[name] = f"#{prefix}{text[1:]}"
+                attributes[name] = f"#{prefix}{text[1:]}"
             elif name in ("style", "clip-path"):
-                told[name] = (
-                    text.replace("url(#", f"url(#{prefix}").replace(INK, "currentColor").replace(PAPER, "var(--paper)")
-                )
+                text = text.replace("url(#", f"url(#{prefix}")
+                attributes[name] = text.replace(INK, "currentColor").replace(PAPER, "var(--paper)")
         element.attrib.clear()
-        element.attrib.update(told)
-    words = f"{measure or 'costs'}: {figure.axes[0].get_xlabel()}"
+        element.attrib.update(attributes)
+    title = f"{measure or 'costs'}: {figure.axes[0].get_xlabel()}"
     size = {name: root.attrib.pop(name) for name in ("width", "height")}
-    root.attrib |= {"role": "img", "aria-label": words, "style": f"max-width: {size['width']}"}
+    root.attrib |= {"role": "img", "aria-label": title, "style": f"max-width: {size['width']}"}
     return ElementTree.tostring(root, encoding="unicode")

@@ -1,4 +1,4 @@
-"""How much of a larger model's features a linear map recovers from another's (the S² paper, section 4, Table 2)."""
+"""Measure how well a linear map recovers a larger model's features from another's (S² paper, section 4, Table 2)."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,10 +14,10 @@ from s2wrap.compare.score import Score, score
 from s2wrap.errors import S2WrapError
 
 TOKENS = 50_000
-"""Training tokens of a fold at most, or one of each picture."""
+"""Most training tokens of a fold, though at least one of each picture."""
 PENALTIES = 10.0 ** np.arange(-8, 4)
-"""What regularisation is chosen from: added to the variance, 1, of every source channel."""
-AT_ONCE = 32
+"""Candidate penalties, which are added to the variance, 1, of every source channel."""
+BATCH = 32
 """Pictures whose tokens are multiplied at a time."""
 
 
@@ -30,17 +30,17 @@ class Reconstruction:
 
     Attributes:
         loss_train: l on the training tokens.
-        loss_test: l on all tokens of the pictures that were tested.
+        loss_test: l on all tokens of the test pictures.
         constant_train: l0 on the training tokens.
-        constant_test: l0 on the tokens that were tested, of the vector that is best for the training tokens. The paper
-            does not say of which pictures; the map's own constant comes from these, so that a map that found nothing
-            has information 0, and a constant fitted to the test would have seen it.
-        information: on held-out pictures, with its noise; below 0 if the map is worse than the constant.
-        information_train: on the training tokens.
-        regularisation: the penalty that was chosen, a fold.
-        tokens: that trained, a fold.
-        ratio_train: I / I*, to the information that the reference recovers there; None without a reference, or if it
-            recovers none.
+        constant_test: l0 on the test tokens, of the constant that is best for the training tokens. The paper does not
+            say which pictures it is fitted to. The map's own constant is fitted to these, so that a map that learnt
+            nothing has information 0; a constant fitted to the test pictures would have seen them.
+        information: information on held-out pictures, with its noise; below 0 if the map is worse than the constant.
+        information_train: information on the training tokens.
+        regularisation: the chosen penalty of each fold.
+        tokens: number of training tokens of each fold.
+        ratio_train: I / I* in training, with I* the information of the reference; None without a reference, or if
+            that recovers nothing.
         ratio_test: the same on held-out pictures.
     """
 
@@ -57,8 +57,8 @@ class Reconstruction:
 
 
 @dataclass(frozen=True)
-class _Part:
-    """What a fold gave: sums (pictures, 3) of squared errors, of those of the constant, and how many they are."""
+class _FoldResult:
+    """Losses of one fold: for each picture the summed squared errors of map and constant, and their count (n, 3)."""
 
     train: np.ndarray
     test: np.ndarray
@@ -75,77 +75,77 @@ def reconstruct(
     reference: str | None = None,
     progress: Callable[[list[Any]], Iterable[Any]] = iter,
 ) -> dict[str, Reconstruction]:
-    """What ridge regression from each source's tokens recovers of the target's, token by token.
+    """Return how well ridge regression recovers the target's tokens from each source's, by source name.
 
-    Every fold takes the same number of tokens of each training picture, `TOKENS` together at most, drawn once for all
-    sources. Source channels get variance 1 over them. The penalty is the one of `PENALTIES` with the least error on
-    training pictures that were left out in turn, whole pictures at a time; with it the map is fitted to all training
-    tokens. It is tested on all tokens of the test pictures. Everything is computed in float64.
+    Every fold trains on the same number of tokens of each training picture, `TOKENS` in all at most, drawn once for
+    all sources. Source channels are scaled to variance 1 over them. The penalty is the one of `PENALTIES` with the
+    least error in cross-validation over whole training pictures; with it the map is fitted to all training tokens,
+    and tested on all tokens of the test pictures. Everything is computed in float64.
 
-    The penalty is that of a mean: scikit-learn's `Ridge(alpha=penalty * tokens)` on standardised channels. The least
-    error is exact, by one eigendecomposition for all penalties, and needs (channels)² numbers of memory, not tokens.
+    The penalty is relative to a mean: scikit-learn's `Ridge(alpha=penalty * tokens)` on standardised channels. The
+    solution is exact, from one eigendecomposition for all penalties; memory grows with channels², not with tokens.
 
     Args:
-        target: (c, h, w) a picture, features that are to be recovered.
-        sources: by name, (c', h, w) a picture, on the grid of the target.
-        folds: which pictures train and which test; a given pair is one fold.
-        contents: a hash of each picture, the same for copies.
-        reference: which source's information is I*: that of a model larger than the target.
+        target: (c, h, w) of each picture, the features to recover.
+        sources: by name, (c', h, w) of each picture, on the grid of the target.
+        folds: which pictures train and which test.
+        contents: a hash of each picture; copies have the same.
+        reference: the source whose information is I*: a model larger than the target.
         progress: wraps the list of fits, one a source and fold.
 
     Raises:
-        S2WrapError: pictures or grids that do not belong together, values that are not finite, a target that is the
-            same everywhere, a reference that is no source, or pictures that train and are tested.
+        S2WrapError: different numbers of pictures or different grids, values that are not finite, a constant target, a
+            reference that is not a source, or pictures in both training and test.
     """
     _check(target, sources, contents, reference)
     check_folds(folds, contents)
     chosen = [_choose_tokens(target, fold) for fold in folds]
-    parts: dict[str, list[_Part]] = {name: [] for name in sources}
+    results: dict[str, list[_FoldResult]] = {name: [] for name in sources}
     for name, number in progress([(name, number) for name in sources for number in range(len(folds))]):
-        parts[name].append(_recover(target, sources[name], folds[number], contents, chosen[number]))
+        results[name].append(_recover(target, sources[name], folds[number], contents, chosen[number]))
     order = np.argsort(np.concatenate([fold.test for fold in folds]))
-    found = {name: _summary(parts[name], order) for name in sources}
+    summaries = {name: _summarise(results[name], order) for name in sources}
     if reference is None:
-        return found
-    best = found[reference]
+        return summaries
+    best = summaries[reference]
     return {
         name: replace(
-            each,
-            ratio_train=_ratio(each.information_train, best.information_train),
-            ratio_test=_ratio(each.information.value, best.information.value),
+            summary,
+            ratio_train=_ratio(summary.information_train, best.information_train),
+            ratio_test=_ratio(summary.information.value, best.information.value),
         )
-        for name, each in found.items()
+        for name, summary in summaries.items()
     }
 
 
 def _check(target: Any, sources: Any, contents: Any, reference: str | None) -> None:
-    """Raise S2WrapError where features are missing, lie on different grids, or are no numbers."""
+    """Raise S2WrapError for missing features, different grids, or values that are not finite."""
     if reference is not None and reference not in sources:
         raise S2WrapError(f"reference={reference!r} is no source; use one of {', '.join(sources)}")
     for name, maps in {"the target": target, **sources}.items():
         if len(maps) != len(contents):
             raise S2WrapError(f"{name} has features of {len(maps)} pictures, but there are {len(contents)}")
-        for number, (spatial, wanted) in enumerate(zip(maps, target, strict=True)):
-            grid, aim = ("×".join(map(str, each.shape[1:])) for each in (spatial, wanted))
-            if grid != aim:
+        for number, (spatial, target_map) in enumerate(zip(maps, target, strict=True)):
+            grid, target_grid = ("×".join(map(str, each.shape[1:])) for each in (spatial, target_map))
+            if grid != target_grid:
                 raise S2WrapError(
-                    f"{name} has a grid of {grid} tokens for picture {number}, the target one of {aim}; a linear map "
-                    f"goes from token to token: resize one to the grid of the other"
+                    f"{name} has a grid of {grid} tokens for picture {number}, the target one of {target_grid}; a "
+                    f"linear map goes from token to token: resize one to the grid of the other"
                 )
-            if not spatial.sum(dtype=torch.float64).isfinite():  # far quicker than to look at each
+            if not spatial.sum(dtype=torch.float64).isfinite():  # far quicker than to test every value
                 raise S2WrapError(
                     f"{name} has features of picture {number} that are infinite or no numbers; compute them in float32"
                 )
 
 
 def _choose_tokens(target: Sequence[Tensor], fold: Fold) -> dict[int, np.ndarray]:
-    """Which tokens of each training picture train: the same number of each, where it has as many."""
+    """Return indices of the training tokens of each training picture: equally many of each, where it has enough."""
     rng, count = np.random.default_rng(0), max(1, TOKENS // len(fold.train))
     return {int(index): rng.permutation(target[index][0].numel())[:count] for index in fold.train}
 
 
 def _tokens(maps: Sequence[Tensor], index: int, chosen: dict[int, np.ndarray]) -> np.ndarray:
-    """The chosen tokens of a picture, or all: (tokens, c), float64."""
+    """Return the chosen tokens of a picture, or all if none are chosen: (tokens, c), float64."""
     tokens = rearrange(maps[index].numpy(), "c h w -> (h w) c")
     return np.asarray(tokens[chosen[index]] if index in chosen else tokens, dtype=np.float64)
 
@@ -156,11 +156,11 @@ def _recover(
     fold: Fold,
     contents: Sequence[str],
     chosen: dict[int, np.ndarray],
-) -> _Part:
-    """The losses of one fold."""
+) -> _FoldResult:
+    """Return the result of one fold, whose penalty is chosen by cross-validation."""
     width = source[0].shape[0]
-    left_out = [fold.train[inner.test] for inner in inner_folds(fold, None, contents)]
-    grams = [_gram(target, source, pictures, chosen) for pictures in left_out]
+    held_out = [fold.train[inner.test] for inner in inner_folds(fold, None, contents)]
+    grams = [_gram(target, source, pictures, chosen) for pictures in held_out]
     total = np.sum(grams, axis=0)
     errors = np.sum([_Ridge(total - gram, width).errors(gram) for gram in grams], axis=0)
     penalty = float(PENALTIES[np.argmin(errors)])
@@ -168,77 +168,80 @@ def _recover(
     weight = ridge.weight(penalty)
 
     def losses(pictures: np.ndarray) -> np.ndarray:
-        found = []
+        sums = []
         for index in map(int, pictures):
             centred = _tokens(target, index, chosen) - ridge.mean[width:]
-            missed = centred - (_tokens(source, index, chosen) - ridge.mean[:width]) @ weight
-            found.append((np.square(missed).sum(), np.square(centred).sum(), centred.size))
-        return np.array(found)
+            residual = centred - (_tokens(source, index, chosen) - ridge.mean[:width]) @ weight
+            sums.append((np.square(residual).sum(), np.square(centred).sum(), centred.size))
+        return np.array(sums)
 
-    return _Part(losses(fold.train), losses(fold.test), penalty, tokens=int(total[-1, -1]))
+    return _FoldResult(losses(fold.train), losses(fold.test), penalty, tokens=int(total[-1, -1]))
 
 
 def _gram(
     target: Sequence[Tensor], source: Sequence[Tensor], pictures: np.ndarray, chosen: dict[int, np.ndarray]
 ) -> np.ndarray:
-    """Sums over tokens of the products of all source channels, target channels and 1 with each other."""
+    """Return the sum over tokens of the outer product of (source channels, target channels, 1) with itself."""
     gram: Any = 0.0
-    for start in range(0, len(pictures), AT_ONCE):
-        some = [int(index) for index in pictures[start : start + AT_ONCE]]
-        given, wanted = (np.concatenate([_tokens(maps, i, chosen) for i in some]) for maps in (source, target))
-        joined = np.concatenate([given, wanted, np.ones((len(given), 1))], axis=1)
+    for start in range(0, len(pictures), BATCH):
+        batch = [int(index) for index in pictures[start : start + BATCH]]
+        inputs, outputs = (np.concatenate([_tokens(maps, i, chosen) for i in batch]) for maps in (source, target))
+        joined = np.concatenate([inputs, outputs, np.ones((len(inputs), 1))], axis=1)
         gram = gram + joined.T @ joined
     return gram
 
 
-def _about(gram: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """The sums of products of channels less `mean`, from those of channels and 1."""
+def _centred_products(gram: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Return the sums of products of channels minus `mean`, from a `_gram`."""
     sums, count = gram[:-1, -1], gram[-1, -1]
     return gram[:-1, :-1] - np.outer(sums, mean) - np.outer(mean, sums - count * mean)
 
 
 class _Ridge:
-    """Ridge regression for every penalty at once, from sums of products.
+    """Ridge regression for all penalties at once, from sums of products.
 
-    With the covariance V diag(λ) Vᵀ of standardised source channels, and their covariance C with the target's, the
-    weight of penalty p is V diag(1 / (λ + p)) Vᵀ C.
+    With V diag(λ) Vᵀ the covariance of standardised source channels, and C their covariance with the target's, the
+    weight for penalty p is V diag(1 / (λ + p)) Vᵀ C.
     """
 
     def __init__(self, gram: np.ndarray, width: int):
-        """The regression on the first `width` channels of those that a `_gram` is of."""
+        """Fit the channels of a `_gram` from its first `width` channels, those of the source."""
         count = gram[-1, -1]
         self.width = width
         self.mean = gram[:-1, -1] / count
-        covariance = _about(gram, self.mean) / count
+        covariance = _centred_products(gram, self.mean) / count
         if np.trace(covariance[width:, width:]) <= 1e-12 * np.trace(gram[width:-1, width:-1]) / count:
             raise S2WrapError("the target's features are the same everywhere in training: there is nothing to recover")
-        # a channel that never changes has a variance of rounding only, which must not be blown up to 1
-        variance, power = np.diag(covariance)[:width], np.diag(gram)[:width] / count
-        scale = np.sqrt(np.where(variance > 1e-12 * power, variance, 1.0))
-        self.values, vectors = np.linalg.eigh(covariance[:width, :width] / np.outer(scale, scale))
-        self.values = self.values.clip(0)
-        self.basis = vectors / scale[:, None]
-        self.along = self.basis.T @ covariance[:width, width:]
+        # the variance of a constant channel is rounding error, which must not be scaled up to 1
+        variance, mean_square = np.diag(covariance)[:width], np.diag(gram)[:width] / count
+        deviation = np.sqrt(np.where(variance > 1e-12 * mean_square, variance, 1.0))
+        eigenvalues, eigenvectors = np.linalg.eigh(covariance[:width, :width] / np.outer(deviation, deviation))
+        self.eigenvalues = eigenvalues.clip(0)
+        self.basis = eigenvectors / deviation[:, None]
+        self.projected = self.basis.T @ covariance[:width, width:]
 
     def weight(self, penalty: float) -> np.ndarray:
-        """The weight (source channels, target channels) of centred, but not standardised, channels."""
-        return self.basis @ (self.along / (self.values + penalty)[:, None])
+        """Return the weight (source channels, target channels) for channels that are centred, not standardised."""
+        return self.basis @ (self.projected / (self.eigenvalues + penalty)[:, None])
 
     def errors(self, gram: np.ndarray) -> np.ndarray:
-        """The sum of squared errors of each penalty on other tokens, |Y|² − 2 Y·XW + |XW|², from their sums."""
-        products = _about(gram, self.mean)
-        given, wanted = products[: self.width, : self.width], products[: self.width, self.width :]
-        agreement = (self.along * (self.basis.T @ wanted)).sum(axis=1)
-        power = (self.basis.T @ given @ self.basis) * (self.along @ self.along.T)
-        shares = 1 / (self.values + PENALTIES[:, None])
-        energy = np.trace(products[self.width :, self.width :])
-        return energy - 2 * shares @ agreement + ((shares @ power) * shares).sum(axis=1)
+        """Return the sum of squared errors |Y|² − 2 Y·XW + |XW|² of each penalty, on the tokens of another `_gram`."""
+        products = _centred_products(gram, self.mean)
+        xx, xy = products[: self.width, : self.width], products[: self.width, self.width :]
+        yy = np.trace(products[self.width :, self.width :])
+        linear = (self.projected * (self.basis.T @ xy)).sum(axis=1)
+        quadratic = (self.basis.T @ xx @ self.basis) * (self.projected @ self.projected.T)
+        inverses = 1 / (self.eigenvalues + PENALTIES[:, None])
+        return yy - 2 * inverses @ linear + ((inverses @ quadratic) * inverses).sum(axis=1)
 
 
-def _summary(parts: list[_Part], order: np.ndarray) -> Reconstruction:
-    """Of all folds, without ratios; `order` sorts what was tested, so that draws belong to pictures, not to folds."""
-    train = np.concatenate([part.train for part in parts]).sum(axis=0)
-    pictures = np.concatenate([part.test for part in parts])[order]
+def _summarise(folds: list[_FoldResult], order: np.ndarray) -> Reconstruction:
+    """Return the result over all folds, without ratios.
+
+    `order` sorts the test pictures by index, so that all models' scores are resampled by the same pictures.
+    """
+    train = np.concatenate([fold.train for fold in folds]).sum(axis=0)
+    pictures = np.concatenate([fold.test for fold in folds])[order]
     test = pictures.sum(axis=0)
     return Reconstruction(
         loss_train=float(train[0] / train[2]),
@@ -247,13 +250,13 @@ def _summary(parts: list[_Part], order: np.ndarray) -> Reconstruction:
         constant_test=float(test[1] / test[2]),
         information=score(pictures, _information),
         information_train=float(_information(train[None])[0]),
-        regularisation=tuple(part.penalty for part in parts),
-        tokens=tuple(part.tokens for part in parts),
+        regularisation=tuple(fold.penalty for fold in folds),
+        tokens=tuple(fold.tokens for fold in folds),
     )
 
 
 def _information(sums: np.ndarray) -> np.ndarray:
-    """−log(l / l0) from sums (r, 3)."""
+    """Return −log(l / l0) (r,) from sums (r, 3)."""
     return -np.log(sums[:, 0] / sums[:, 1])
 
 

@@ -1,4 +1,4 @@
-"""A comparison as data, and as a file of any kind."""
+"""Convert a comparison to a data frame, CSV or JSON, and write it to files."""
 
 import json
 import math
@@ -21,17 +21,17 @@ NEEDED = {
     ".png": ("matplotlib",),
     ".svg": ("matplotlib",),
 }
-"""The endings that can be written, and the libraries that they take."""
+"""The suffixes that can be written, and the libraries that each needs."""
 TIMES = {"p50_ms": "median_ms", "p90_ms": "p90_ms", "p99_ms": "p99_ms", "images_per_second": "images_per_second"}
-"""What is told of a timing, and its name in `Timing.figures`."""
+"""The figures of a timing that are reported, and their names in `Timing.figures`."""
 
 
 def check_ending(path: str | Path) -> str:
-    """The ending of a report's file, once it is one that can be written here: to be asked before the work.
+    """Return the suffix of a report's file, after checking, before any work, that it can be written.
 
     Raises:
-        S2WrapError: another ending.
-        MissingExtraError: a library that it takes is not installed.
+        S2WrapError: another suffix.
+        MissingExtraError: a library that it needs is not installed.
     """
     ending = Path(path).suffix.lower()
     if ending not in NEEDED:
@@ -43,18 +43,18 @@ def check_ending(path: str | Path) -> str:
 
 
 def write_report(comparison: Comparison, path: str | Path) -> None:
-    """Write the comparison as its ending says: .html, .csv, .json, .png or .svg; whole or not at all.
+    """Write the comparison as .html, .csv, .json, .png or .svg, by the path's suffix; whole or not at all.
 
     Raises:
-        S2WrapError: another ending, or a file that cannot be written.
-        MissingExtraError: a library that the ending takes is not installed.
+        S2WrapError: another suffix, or a file that cannot be written.
+        MissingExtraError: a library that the suffix needs is not installed.
     """
     writers: dict[str, Callable[[Comparison], str | bytes]] = {
         ".html": to_html,
         ".csv": to_csv,
         ".json": to_json,
-        ".png": lambda found: image(plot(found), format="png", dpi=160),
-        ".svg": lambda found: image(plot(found), format="svg", metadata={"Date": None}),
+        ".png": lambda comparison: image(plot(comparison), format="png", dpi=160),
+        ".svg": lambda comparison: image(plot(comparison), format="svg", metadata={"Date": None}),
     }
     write = writers[check_ending(path)]
     with whole_file(path) as draft:
@@ -64,10 +64,10 @@ def write_report(comparison: Comparison, path: str | Path) -> None:
 
 
 def to_frame(comparison: Comparison) -> Any:
-    """A pandas DataFrame, one row a model, in order; what is not known is missing.
+    """Return a pandas DataFrame with one row a model, in order; unknown values are missing.
 
-    Columns: model; what an image costs; of every measure its value and the ends of its 95 % interval (`accuracy`,
-    `accuracy_low`, `accuracy_high`; shares are 0…1); details; of every backend `eager_p50_ms`, `eager_p90_ms`,
+    Columns: model; costs of one image; for every measure its value and the ends of its 95 % interval (`accuracy`,
+    `accuracy_low`, `accuracy_high`; shares are 0…1); details; for every backend `eager_p50_ms`, `eager_p90_ms`,
     `eager_p99_ms`, `eager_images_per_second` and `eager_reason`; pareto_front.
     """
     import pandas
@@ -77,24 +77,24 @@ def to_frame(comparison: Comparison) -> Any:
     columns |= {name: [cost(row) for row in rows] for name, cost in COSTS.items()}
     for measure in comparison.measures:
         figures = [score_figures(row, measure) for row in rows]
-        columns |= {measure: [each.get("value") for each in figures]}
-        columns |= {f"{measure}_{end}": [each.get(end) for each in figures] for end in ("low", "high")}
+        columns |= {measure: [figure.get("value") for figure in figures]}
+        columns |= {f"{measure}_{end}": [figure.get(end) for figure in figures] for end in ("low", "high")}
     columns |= {name: [row.details.get(name) for row in rows] for name in keys(row.details for row in rows)}
     for backend in keys(row.timings for row in rows):
         timings = [row.timings.get(backend, {}) for row in rows]
-        columns |= {f"{backend}_{name}": [each.get(key) for each in timings] for name, key in TIMES.items()}
-        columns[f"{backend}_reason"] = [each.get("reason") for each in timings]
+        columns |= {f"{backend}_{name}": [timing.get(key) for timing in timings] for name, key in TIMES.items()}
+        columns[f"{backend}_reason"] = [timing.get("reason") for timing in timings]
     columns["pareto_front"] = [row.on_front for row in rows]
     return pandas.DataFrame(columns).astype({"memory_bytes": "Int64"})
 
 
 def to_csv(comparison: Comparison) -> str:
-    """`to_frame` as comma-separated values, with all digits."""
+    """Return `to_frame` as comma-separated values, with all digits."""
     return to_frame(comparison).to_csv(index=False)
 
 
 def to_json(comparison: Comparison) -> str:
-    """All that is known, as standard JSON: what is not finite is null."""
+    """Return the whole comparison as standard JSON, with null for numbers that are not finite."""
     rows = [
         {"model": row.spec}
         | {name: cost(row) for name, cost in COSTS.items()}
@@ -106,16 +106,16 @@ def to_json(comparison: Comparison) -> str:
         name: {key: getattr(curve, key) for key in ("floor", "a", "b", "low", "high")}
         for name, curve in comparison.curves.items()
     }
-    told = {"facts": comparison.facts, "measures": comparison.measures, "rows": rows, "curves": curves}
-    told |= {"verdict": comparison.verdict, "pairs": comparison.pairs, "skipped": comparison.skipped}
-    return json.dumps(_standard(told), indent=2, allow_nan=False)
+    data = {"facts": comparison.facts, "measures": comparison.measures, "rows": rows, "curves": curves}
+    data |= {"verdict": comparison.verdict, "pairs": comparison.pairs, "skipped": comparison.skipped}
+    return json.dumps(_to_standard_json(data), indent=2, allow_nan=False)
 
 
-def _standard(value: Any) -> Any:
-    """As JSON knows it: plain containers, numbers of Python, null for what is not finite."""
+def _to_standard_json(value: Any) -> Any:
+    """Return a value of plain containers and Python numbers, with None for numbers that are not finite."""
     if isinstance(value, Mapping):
-        return {str(key): _standard(each) for key, each in value.items()}
+        return {str(key): _to_standard_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_standard(each) for each in value]
+        return [_to_standard_json(item) for item in value]
     value = value.item() if hasattr(value, "item") else value
     return None if isinstance(value, float) and not math.isfinite(value) else value

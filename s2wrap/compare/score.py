@@ -1,4 +1,4 @@
-"""`Score`: a measure with its noise, from the same resampled pictures for every model."""
+"""`Score`, a measure with its sampling noise, from the same resampled pictures for every model."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,20 +9,20 @@ from typing import Any
 import numpy as np
 
 RESAMPLES = 2000
-"""Times that the pictures are drawn again."""
+"""Number of bootstrap resamples of the pictures."""
 LEVEL = 0.95
-"""Of all intervals, unless another is asked for."""
+"""Default level of confidence intervals."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """A measure of one model, and what it would have been on other pictures like these.
+    """A measure of one model, with bootstrap samples of it.
 
     Attributes:
-        value: on the pictures that were tested.
-        samples: (resamples,) on pictures drawn from them again, with repetition (Efron's bootstrap). The same draws
-            for every model, so that the noise that two models share is not in their difference.
-        pictures: how many were tested.
+        value: the measure on the test pictures.
+        samples: (resamples,) the measure on pictures drawn from them with replacement (Efron's bootstrap). The draws
+            are the same for every model, so that noise that two models share cancels in their difference.
+        pictures: number of test pictures.
     """
 
     value: float
@@ -30,24 +30,24 @@ class Score:
     pictures: int
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
-        """Between what the middle `level` of the samples lies."""
+        """Return the ends of the interval that holds the middle `level` of the samples."""
         low, high = np.quantile(self.samples, ((1 - level) / 2, (1 + level) / 2))
         return float(low), float(high)
 
     def difference(self, other: "Score", level: float = LEVEL) -> tuple[float, float, float]:
-        """How much larger it is than another's, and between what that lies.
+        """Return how much larger this score is than another, and the ends of that difference's interval.
 
-        From the deviation of the paired samples, as if they were normal: levels near 1, for many models at once, lie
-        farther out than so many samples reach.
+        The interval is that of a normal distribution with the deviation of the paired samples, since levels near 1,
+        for many models at once, need quantiles that so few samples do not have.
         """
-        value, reach = self.value - other.value, NormalDist().inv_cdf((1 + level) / 2)
-        deviation = float((self.samples - other.samples).std())
-        return value, value - reach * deviation, value + reach * deviation
+        value, quantile = self.value - other.value, NormalDist().inv_cdf((1 + level) / 2)
+        margin = quantile * float((self.samples - other.samples).std())
+        return value, value - margin, value + margin
 
 
 @cache
 def resampled(count: int, seed: int = 0) -> np.ndarray:
-    """How often each of `count` pictures is drawn: (resamples, count), rows that sum to `count`.
+    """Return how often each resample draws each of `count` pictures: (resamples, count), rows that sum to `count`.
 
     >>> resampled(5).shape
     (2000, 5)
@@ -57,11 +57,11 @@ def resampled(count: int, seed: int = 0) -> np.ndarray:
 
 
 def score(parts: Any, measure: Callable[[np.ndarray], np.ndarray]) -> Score:
-    """The score of a measure of totals over pictures, such as the share that is right, or the mean IoU.
+    """Return the score of a measure of sums over pictures, such as accuracy or mean IoU.
 
     Args:
-        parts: (n, …) of each picture: what is added up.
-        measure: from totals (r, …), each over n pictures drawn, to values (r,).
+        parts: (n, …) each picture's contribution to the sums.
+        measure: maps sums (r, …), each over n drawn pictures, to values (r,).
     """
     parts = np.asarray(parts, dtype=np.float64)
     flat = parts.reshape(len(parts), -1)
@@ -70,7 +70,7 @@ def score(parts: Any, measure: Callable[[np.ndarray], np.ndarray]) -> Score:
 
 
 def mean_score(parts: Any) -> Score:
-    """The score of an average over pictures: of what is right of each, 0…1, for example.
+    """Return the score of an average over pictures, such as accuracy from 0 or 1 for each.
 
     >>> mean_score([0, 1, 1, 1]).value
     0.75

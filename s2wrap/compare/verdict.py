@@ -1,4 +1,4 @@
-"""What the figures say, in words: who is better, by more than the noise, and at what cost."""
+"""State in sentences which models are better, by more than the noise, and at what cost."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -9,30 +9,30 @@ from s2wrap.compare.score import LEVEL
 from s2wrap.compare.ways import LARGER, PATCH, PLAIN, SCALES, short_names, way_of, weights_of
 
 FEWEST = 20
-"""Tested pictures below which resamples are too much alike to tell noise."""
+"""Fewest test pictures for a verdict; resamples of fewer are too much alike to show the noise."""
 CHEAPER = 0.95
-"""Costs within five percent of each other are called the same."""
+"""Costs within five percent of each other count as equal."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What is to be said: of all models, and of each pair."""
+    """Sentences on all models, and on each pair of a model at several scales and a rival."""
 
     verdict: list[str]
     pairs: list[str]
 
 
 def judge(rows: Sequence[Row], measure: str, pictures: str, crossings: Sequence[str] = ()) -> Judgement:
-    """What the scores in this measure say.
+    """Return sentences on which models are better in a measure.
 
-    Every difference is judged by its interval over resampled pictures, at 95 % for all pairs of models together (which
-    of them is best is found on the same pictures): for m pairs each interval is one of 1 − 0.05 / m (Bonferroni).
+    Every difference is judged by its interval over resampled pictures. The intervals of all m pairs hold together with
+    95 %, since the best model is chosen on the same pictures: each has the level 1 − 0.05 / m (Bonferroni).
 
     Args:
-        rows: models that have such a score.
-        measure: the score that decides.
-        pictures: what was tested, in words.
-        crossings: what is to be said of curves.
+        rows: models with a score in the measure.
+        measure: name of the score that decides.
+        pictures: description of the test pictures.
+        crossings: sentences on curves.
     """
     if len(rows) < 2:
         return Judgement([f"Only {row.spec} has such a score: there is nothing to judge it by." for row in rows], [])
@@ -45,8 +45,8 @@ def judge(rows: Sequence[Row], measure: str, pictures: str, crossings: Sequence[
     level = 1 - (1 - LEVEL) / count
     pairs = [_Pair(*rival, measure, level, names) for rival in rivals]
     verdict = [
-        _about_best(best, [row for row in rows if row is not best], measure, level, names),
-        *_summary(pairs),
+        _describe_best(best, [row for row in rows if row is not best], measure, level, names),
+        *_summarise_pairs(pairs),
         *crossings,
         f"Judged on {pictures}. Intervals are over resampled pictures, and so wide that those of all {count} pairs of "
         f"models hold together with {100 * LEVEL:.0f} %. What other training pictures would change is not in them.",
@@ -55,9 +55,9 @@ def judge(rows: Sequence[Row], measure: str, pictures: str, crossings: Sequence[
 
 
 def scaled_pairs(rows: Sequence[Row]) -> list[tuple[Row, Row, str]]:
-    """Every model at several scales beside what the same compute could be spent on, and what that is.
+    """Return every model at several scales with each rival for the same compute, and the kind of rival.
 
-    A larger input or a smaller patch is one only if it costs more than the same weights at one scale.
+    A larger input or a smaller patch is a rival only if it costs more than the same weights at one scale.
     """
     pairs: list[tuple[Row, Row, str]] = []
     plain = {weights_of(row.spec): row.cost.multiply_adds for row in rows if way_of(row.spec) == PLAIN}
@@ -76,7 +76,7 @@ def scaled_pairs(rows: Sequence[Row]) -> list[tuple[Row, Row, str]]:
 
 
 def pareto_front(rows: Sequence[Row], measure: str, cost: Callable[[Row], float]) -> list[Row]:
-    """The models of which none that costs no more scores as much or more; cheapest first."""
+    """Return the models that no other beats or equals in score at no more cost, the cheapest first."""
     front: list[Row] = []
     for row in sorted(rows, key=lambda row: (cost(row), -row.scores[measure].value)):
         if not front or row.scores[measure].value > front[-1].scores[measure].value:
@@ -86,18 +86,18 @@ def pareto_front(rows: Sequence[Row], measure: str, cost: Callable[[Row], float]
 
 @dataclass(frozen=True)
 class _Pair:
-    """A model at several scales, and what the same compute could be spent on."""
+    """A model at several scales, and a rival that spends the same compute in another way."""
 
     one: Row
     other: Row
-    what: str
+    rival: str
     measure: str
     level: float
     names: Mapping[str, str]
 
     @property
     def difference(self) -> tuple[float, float, float]:
-        """How much better several scales are, and between what that lies."""
+        """How much better several scales are, and the ends of that difference's interval."""
         return self.one.scores[self.measure].difference(self.other.scores[self.measure], self.level)
 
     @property
@@ -107,48 +107,41 @@ class _Pair:
         return "better" if low > 0 else "worse" if high < 0 else "no difference"
 
     def sentence(self) -> str:
-        """The figures, and what follows from them."""
+        """Return a sentence with the figures and the conclusion."""
         share = self.one.cost.multiply_adds / self.other.cost.multiply_adds
         difference, low, high = (_signed(self.measure, value) for value in self.difference)
         unit = "" if self.measure == INFORMATION else " points"
         return (
-            f"{self.names[self.one.spec]} against {self.what}, {self.names[self.other.spec]}: {difference}{unit} "
-            f"({low} to {high}) at {_times(share)} the multiply-adds{_as_long(self.one, self.other)}. "
-            f"{self._follows(share)}."
+            f"{self.names[self.one.spec]} against {self.rival}, {self.names[self.other.spec]}: {difference}{unit} "
+            f"({low} to {high}) at {_times(share)} the multiply-adds{_time_ratio(self.one, self.other)}. "
+            f"{self._conclusion(share)}."
         )
 
-    def _follows(self, share: float) -> str:
+    def _conclusion(self, share: float) -> str:
         cheaper, dearer = share <= CHEAPER, share >= 1 / CHEAPER
         if self.result == "better":
             return "Several scales are better" + (", and cheaper" if cheaper else ", and cost more" if dearer else "")
         if self.result == "worse":
-            wins = (
-                ", and costs more"
-                if cheaper
-                else ", and simply wins: it costs less"
-                if dearer
-                else ", at the same cost"
-            )
-            return f"{self.what[0].upper()}{self.what[1:]} is better{wins}"
+            costs = "and costs more" if cheaper else "and simply wins: it costs less" if dearer else "at the same cost"
+            return f"{self.rival[0].upper()}{self.rival[1:]} is better, {costs}"
         if dearer:
-            return f"No difference beyond the noise: several scales buy nothing that {self.what} does not have for less"
+            no_gain = f"several scales buy nothing that {self.rival} does not have for less"
+            return f"No difference beyond the noise: {no_gain}"
         return "No difference beyond the noise, " + ("and several scales cost less" if cheaper else "at the same cost")
 
 
-def _summary(pairs: Sequence[_Pair]) -> list[str]:
-    """How often several scales are better or worse than each kind of rival."""
-    said = []
-    for what in dict.fromkeys(pair.what for pair in pairs):
-        counts = Counter(pair.result for pair in pairs if pair.what == what)
-        said.append(
-            f"against {what} better in {counts['better']}, worse in {counts['worse']}, no difference in "
-            f"{counts['no difference']}"
-        )
-    return [f"Several scales, beyond the noise: {'; '.join(said)}."] if said else []
+def _summarise_pairs(pairs: Sequence[_Pair]) -> list[str]:
+    """Return a sentence on how often several scales are better or worse than each kind of rival; [] without rivals."""
+    texts = []
+    for rival in dict.fromkeys(pair.rival for pair in pairs):
+        counts = Counter(pair.result for pair in pairs if pair.rival == rival)
+        better, worse, equal = (counts[result] for result in ("better", "worse", "no difference"))
+        texts.append(f"against {rival} better in {better}, worse in {worse}, no difference in {equal}")
+    return [f"Several scales, beyond the noise: {'; '.join(texts)}."] if texts else []
 
 
-def _about_best(best: Row, others: list[Row], measure: str, level: float, names: Mapping[str, str]) -> str:
-    text = f"Best {measure}: {names[best.spec]}, {_value(best, measure)} at {_work(best)} multiply-adds."
+def _describe_best(best: Row, others: list[Row], measure: str, level: float, names: Mapping[str, str]) -> str:
+    text = f"Best {measure}: {names[best.spec]}, {_value(best, measure)} at {_giga(best)} multiply-adds."
     tied = [row for row in others if best.scores[measure].difference(row.scores[measure], level)[1] <= 0]
     if not tied:
         return f"{text} Its lead over every other is larger than the noise."
@@ -158,17 +151,17 @@ def _about_best(best: Row, others: list[Row], measure: str, level: float, names:
         return f"{text} It is the cheapest of these."
     share = cheapest.cost.multiply_adds / best.cost.multiply_adds
     return (
-        f"{text} The cheapest of these is {names[cheapest.spec]}: {_value(cheapest, measure)} at {_work(cheapest)}, "
+        f"{text} The cheapest of these is {names[cheapest.spec]}: {_value(cheapest, measure)} at {_giga(cheapest)}, "
         f"{_times(share)} the multiply-adds of the best."
     )
 
 
-def _as_long(one: Row, other: Row) -> str:
-    """How many times as long it takes on the first backend that timed both."""
+def _time_ratio(one: Row, other: Row) -> str:
+    """Return the ratio of their times on the first backend that timed both, in words; "" if none did."""
     for backend, figures in one.timings.items():
-        theirs = other.timings.get(backend, {})
-        if "median_ms" in figures and "median_ms" in theirs:
-            return f" and {_times(figures['median_ms'] / theirs['median_ms'])} the time ({backend})"
+        other_figures = other.timings.get(backend, {})
+        if "median_ms" in figures and "median_ms" in other_figures:
+            return f" and {_times(figures['median_ms'] / other_figures['median_ms'])} the time ({backend})"
     return ""
 
 
@@ -186,5 +179,5 @@ def _times(share: float) -> str:
     return f"{float(f'{share:.2g}'):g} times"
 
 
-def _work(row: Row) -> str:
+def _giga(row: Row) -> str:
     return f"{float(f'{row.cost.multiply_adds / 1e9:.3g}'):g} G"

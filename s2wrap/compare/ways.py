@@ -1,4 +1,4 @@
-"""The four ways to spend compute on a backbone, as a spec tells them."""
+"""Recognise from a spec how a model spends its compute: on scales, a larger input or a smaller patch."""
 
 from collections.abc import Sequence
 
@@ -9,9 +9,9 @@ LARGER, SMALLER = "a larger input", "a smaller input"
 
 
 def way_of(spec: str) -> str:
-    """How a model of this spec looks at an image: `PLAIN`, `SCALES`, `LARGER`, `SMALLER` or `PATCH`.
+    """Return how a model of this spec spends its compute: `PLAIN`, `SCALES`, `LARGER`, `SMALLER` or `PATCH`.
 
-    A size in pixels (`448px`, `:size=448`) and any other patch are taken for a larger input and a smaller patch.
+    A size in pixels (`448px`, `:size=448`) counts as a larger input, and any other patch as a smaller one.
 
     >>> way_of("sample:dinov2_s14@1,2"), way_of("sample:dinov2_s14@2:whole")
     ('several scales', 'a larger input')
@@ -22,20 +22,19 @@ def way_of(spec: str) -> str:
         return SCALES
     if parsed.patch is not None:
         return PATCH
-    size = first.partition(":")[0]
-    if size.endswith("px") or parsed.size is not None:
+    if first.in_pixels or parsed.size is not None:
         return LARGER
-    return PLAIN if float(size) == 1 else LARGER if float(size) > 1 else SMALLER
+    return PLAIN if first.number == 1 else LARGER if first.number > 1 else SMALLER
 
 
 def weights_of(spec: str) -> str:
-    """The trained weights that a spec names: what stays the same whatever the way."""
+    """Return the name of a spec's trained weights, `FAMILY:NAME`, without options and scales."""
     parsed = parse_spec(spec)
     return f"{parsed.family}:{parsed.name}"
 
 
 def short_names(specs: Sequence[str]) -> list[str]:
-    """The specs, without their family where all are of one.
+    """Return the specs, without the family if all have the same.
 
     >>> short_names(["timm:a@1", "timm:b@1,2"])
     ['a@1', 'b@1,2']

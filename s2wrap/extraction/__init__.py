@@ -1,4 +1,4 @@
-"""Features of many pictures: from folders, lists, tars and object stores into a store that survives a killed run."""
+"""Feature extraction for many pictures: from folders, lists, tars and object stores into resumable stores."""
 
 from s2wrap.extraction.fleet import Cluster
 from s2wrap.extraction.run import Outcome, extract_features

@@ -1,9 +1,9 @@
-"""The work of a run done by a Ray cluster, while the process that began it stays the only one that writes.
+"""Extraction on a Ray cluster; the process that started the run is the only one that writes.
 
-Ray Data runs four steps: one task lists the pictures, tasks read tars (of files, only the names travel), tasks decode,
-and actors that hold the model encode. What passes between them is a pickle of some pictures, one a block. Blocks arrive
-here in the order of the pictures, so that a store is what a run without Ray makes, and is gone on with likewise. What
-dies with its node is done again by Ray; an error of a step travels on in place of its pictures.
+Ray Data runs four steps: one task lists the pictures, tasks read tars (for files, only names are sent), tasks decode,
+and actors that hold the model encode. A block is one row: a pickle of some pictures. Blocks arrive in the order of the
+pictures, so the store is the same as without Ray, and can be resumed with or without it. Ray repeats work that is lost
+with a node; if a step raises an error, that is sent on in place of its pictures.
 """
 
 import os
@@ -22,29 +22,29 @@ from s2wrap.errors import S2WrapError, first_line
 from s2wrap.extraction.addresses import is_remote
 from s2wrap.extraction.decode import Decoded, decode_all
 from s2wrap.extraction.encode import Encoder, Keep, encode_all, weights_of
-from s2wrap.extraction.fleet import Fleet
+from s2wrap.extraction.fleet import Fleet, silent_logs
 from s2wrap.extraction.picture import Failure, Mark, Picture, Row
 from s2wrap.extraction.sources import Piece, Section, pieces_after
 from s2wrap.extraction.workers import grouped, portable
 from s2wrap.wrapper import MultiScale
 
 FILES = 64
-"""Pictures of a block, at most: enough to outweigh Ray's work on one (milliseconds), few enough to do again."""
+"""The most pictures in a block: enough to outweigh Ray's overhead (milliseconds), few enough to repeat."""
 BYTES = 64 << 20
-"""Bytes of a block, about: a larger picture is a block of its own."""
+"""The most bytes in a block; a larger picture is a block of its own."""
 RETRIES = 10
-"""Times that a block is tried again whose node or process died; a block that kills them all ends the run."""
+"""Retries of a block whose node or process died; the run ends if all of them die."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """What the actors need; all of it travels to them.
+class EncodingOptions:
+    """How to decode and encode; pickled and sent to the nodes.
 
     Attributes:
-        load: gives the model, on the CPU, or the exported file.
-        keep: what of a picture's features.
-        dtype: of what is kept.
-        weights: what `weights_of` the model must be.
+        load: loads the model, on the CPU, or opens the exported file.
+        keep: picks the arrays to store from the features of one picture.
+        dtype: the dtype of the stored arrays.
+        weights: the expected `weights_of` the model.
         reject_attacks: as for `decode_all`.
     """
 
@@ -55,51 +55,59 @@ class Job:
     reject_attacks: bool
 
 
-def encode_on(fleet: Fleet, job: Job, sections: list[Section], mark: Mark) -> Generator[Row | Failure]:
-    """What `encode_all` gives for the pictures after a mark, in their order, computed by a cluster.
+def encode_on(fleet: Fleet, options: EncodingOptions, sections: list[Section], mark: Mark) -> Generator[Row | Failure]:
+    """The results of `encode_all` for the pictures after a mark, in order, computed by a cluster.
 
     Raises:
-        S2WrapError: a source or server that gives no answer, a node that sees other files, weights or another version
-            than this machine, or a block whose processes die again and again.
+        S2WrapError: a source or server does not answer, a node has other files, weights or another version of s2wrap
+            than this machine, or the processes that work on a block die every time.
     """
     from ray.exceptions import RayError
 
     try:
-        for batch in _pipeline(fleet, job, sections, mark).iter_batches(batch_size=None, batch_format="pyarrow"):
-            for given in _unpacked(batch):
-                if isinstance(given, Exception):
-                    raise given
-                for item in given:
-                    _check_seen(item)
-                    yield item
+        with silent_logs():
+            dataset = _pipeline(fleet, options, sections, mark)
+            for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+                for items in _unpack(block):
+                    if isinstance(items, Exception):
+                        raise items
+                    for item in items:
+                        _check_reachable(item)
+                        yield item
     except RayError as error:
         raise S2WrapError(f"Ray gave up: {first_line(error)}; the same command again goes on from here") from error
 
 
-def _pipeline(fleet: Fleet, job: Job, sections: list[Section], mark: Mark) -> Any:
-    """The steps as a dataset of Ray Data, which computes a block when it is asked for, and some ahead.
+def _pipeline(fleet: Fleet, options: EncodingOptions, sections: list[Section], mark: Mark) -> Any:
+    """The steps as a Ray Data dataset, which computes blocks lazily, some ahead of the consumer.
 
-    Steps that wait hold no CPU, so that the two that compute always find one.
+    Steps that mostly wait reserve no CPU, so that decoding and encoding always get one.
     """
     import ray.data
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     tars = sum(section.tar for section in sections)
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)  # lists may be here only
+    here = NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=True
+    )  # lists may exist only on this machine
     step = partial(partial, _step, os.getcwd())
     with fleet.settings():
-        rows: Any = ray.data.from_items([{"block": _packed(mark)}], override_num_blocks=1)
+        rows: Any = ray.data.from_items([{"block": _pack(mark)}], override_num_blocks=1)
         whole = {"batch_size": None, "batch_format": "pyarrow"}
-        listed = step(partial(_pieces if tars else _files, sections))
-        rows = rows.map_batches(listed, **whole, num_cpus=0, compute=TaskPoolStrategy(1), scheduling_strategy=here)
+        list_pictures = step(partial(pieces_after if tars else _files, sections, files=FILES))
+        rows = rows.map_batches(
+            list_pictures, **whole, num_cpus=0, compute=TaskPoolStrategy(1), scheduling_strategy=here
+        )
         if tars:
             readers = TaskPoolStrategy(min(tars, fleet.actors + 1))
             rows = rows.map_batches(step(_read), **whole, num_cpus=0, compute=readers, max_retries=RETRIES)
-        rows = rows.map_batches(step(partial(_decode, job.reject_attacks)), **whole, num_cpus=1, max_retries=RETRIES)
+        rows = rows.map_batches(
+            step(partial(_decode, options.reject_attacks)), **whole, num_cpus=1, max_retries=RETRIES
+        )
         return rows.map_batches(
             _Encoder,
-            fn_constructor_args=(job, fleet.device, version("s2wrap"), os.getcwd()),
+            fn_constructor_args=(options, fleet.device, version("s2wrap"), os.getcwd()),
             **whole,
             **fleet.needs(),
             compute=ActorPoolStrategy(size=fleet.actors),
@@ -108,13 +116,9 @@ def _pipeline(fleet: Fleet, job: Job, sections: list[Section], mark: Mark) -> An
         )
 
 
-def _pieces(sections: list[Section], mark: Mark) -> Iterator[Piece]:
-    return pieces_after(sections, mark, files=FILES)
-
-
-def _files(sections: list[Section], mark: Mark) -> Iterator[list[Picture]]:
-    for read in pieces_after(sections, mark, files=FILES):
-        yield list(read())
+def _files(sections: list[Section], mark: Mark, *, files: int) -> Iterator[list[Picture]]:
+    for read_piece in pieces_after(sections, mark, files=files):
+        yield list(read_piece())
 
 
 def _read(piece: Piece) -> Iterator[list[Picture]]:
@@ -122,87 +126,86 @@ def _read(piece: Piece) -> Iterator[list[Picture]]:
 
 
 def _decode(reject_attacks: bool, pictures: list[Picture]) -> Iterator[list[Decoded]]:
-    # a process beside this one decodes: Ray would try a picture that crashes its own again and again
+    # in a process of its own, as Ray would retry a picture that crashes a Ray process again and again
     decoded = decode_all(pictures, workers=1, reject_attacks=reject_attacks)
-    return grouped(
-        decoded, lambda picture: 0 if picture.image is None else picture.image.nbytes, count=FILES, most=BYTES
-    )
+    return grouped(decoded, _tensor_bytes, count=FILES, most=BYTES)
+
+
+def _tensor_bytes(item: Decoded | Row | Failure) -> int:
+    if isinstance(item, Row):
+        return sum(array.nbytes for array in item.arrays.values())
+    return item.image.nbytes if isinstance(item, Decoded) and item.image is not None else 0
 
 
 class _Encoder:
-    """An actor: it loads the model once."""
+    """A Ray actor that loads the model once and encodes blocks of decoded pictures."""
 
-    def __init__(self, job: Job, device: str, s2wrap: str, home: str):
-        self.job, self.home, self.problem = job, home, None
+    def __init__(self, options: EncodingOptions, device: str, s2wrap: str, folder: str):
+        self.options, self.folder, self.error = options, folder, None
         keep_freed_memory()
         try:
-            _go_to(home)
+            _change_folder(folder)
             if version("s2wrap") != s2wrap:
                 raise S2WrapError(f"a node has s2wrap {version('s2wrap')}, and this machine {s2wrap}; install the same")
-            model = job.load()
-            if weights_of(model) != job.weights:
+            model = options.load()
+            if weights_of(model) != options.weights:
                 raise S2WrapError(
                     "a node loads other weights than this machine; give all the same ones, as by --checkpoint"
                 )
             self.model = model.to(device) if isinstance(model, MultiScale) else model
-        except Exception as error:  # Ray would start the actor again
-            self.problem = error
+        except Exception as error:  # reported with the first block, as Ray would restart the actor
+            self.error = error
 
-    def __call__(self, batch: Any) -> Iterator[Any]:
-        """Blocks of rows from one of decoded pictures."""
-        return _step(self.home, self._encode, batch)
+    def __call__(self, block: Any) -> Iterator[Any]:
+        """Blocks of rows and failures, from a block of decoded pictures."""
+        return _step(self.folder, self._encode, block)
 
     def _encode(self, pictures: list[Decoded]) -> Iterator[list[Row | Failure]]:
-        if self.problem is not None:
-            raise self.problem
-        items = encode_all(self.model, pictures, self.job.keep, dtype=self.job.dtype)
-        return grouped(
-            items,
-            lambda item: sum(array.nbytes for array in getattr(item, "arrays", {}).values()),
-            count=FILES,
-            most=BYTES,
-        )
+        if self.error is not None:
+            raise self.error
+        items = encode_all(self.model, pictures, self.options.keep, dtype=self.options.dtype)
+        return grouped(items, _tensor_bytes, count=FILES, most=BYTES)
 
 
-def _step(home: str, work: Callable[[Any], Iterator[Any]], batch: Any) -> Iterator[Any]:
-    """What Ray calls with a block: does the work on what it holds, and gives a block for each thing that comes out."""
-    _go_to(home)
-    for given in _unpacked(batch):
-        if isinstance(given, Exception):
-            yield _table(given)
+def _step(folder: str, work: Callable[[Any], Iterator[Any]], block: Any) -> Iterator[Any]:
+    """A block for each result of `work` on the content of a block; called by Ray."""
+    _change_folder(folder)
+    for content in _unpack(block):
+        if isinstance(content, Exception):
+            yield _table(content)
             return
         try:
-            for made in work(given):
-                yield _table(made)
+            for result in work(content):
+                yield _table(result)
         except Exception as error:
             yield _table(portable(error))
 
 
-def _packed(content: Any) -> bytes:
+def _pack(content: Any) -> bytes:
     return pickle.dumps(content, protocol=pickle.HIGHEST_PROTOCOL)
 
 
 def _table(content: Any) -> Any:
-    """Anything as a block of one row, which Ray does not divide."""
+    """A block of one row, which Ray does not split."""
     import pyarrow as pa
 
-    return pa.table({"block": pa.array([_packed(content)], pa.large_binary())})
+    return pa.table({"block": pa.array([_pack(content)], pa.large_binary())})
 
 
-def _unpacked(batch: Any) -> Iterator[Any]:
-    """What is in a block; a step that gave nothing makes one without columns."""
-    for packed in batch["block"] if batch.num_rows else ():
+def _unpack(block: Any) -> Iterator[Any]:
+    """The content of a block; one without rows, from a step that gave nothing, has no columns either."""
+    for packed in block["block"] if block.num_rows else ():
         yield pickle.loads(packed.as_buffer())
 
 
-def _go_to(home: str) -> None:
-    """Let paths mean what they mean where the run was begun."""
+def _change_folder(folder: str) -> None:
+    """Make the folder where the run was started the current one, for relative paths."""
     with suppress(OSError):  # a node without that folder can still read servers and absolute paths
-        os.chdir(home)
+        os.chdir(folder)
 
 
-def _check_seen(item: Row | Failure) -> None:
-    """Refuse a failure that is one of the cluster, not of the picture."""
+def _check_reachable(item: Row | Failure) -> None:
+    """Raise S2WrapError if a picture failed because its node does not see a file that is on this machine."""
     missing = isinstance(item, Failure) and item.reason.endswith("there is no such file")
     if missing and not is_remote(item.name) and os.path.isfile(item.name):
         raise S2WrapError(

@@ -1,4 +1,4 @@
-"""Pictures read and decoded, in worker processes that stay a little ahead."""
+"""Reading and decoding of pictures, in worker processes that work a few pictures ahead."""
 
 import errno
 import os
@@ -16,20 +16,20 @@ from s2wrap.extraction.workers import by_workers
 from s2wrap.images import decode_image, load_image
 
 AHEAD = 4
-"""Pictures that each worker holds ready, at most."""
+"""The most pictures that each worker decodes ahead."""
 TRIES = 4
-"""Times that a server is asked for a picture; between them one second, then two, then four."""
+"""Attempts to fetch a picture from a server, with pauses of one, two and four seconds in between."""
 PASSING = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
-"""What the system says of itself, not of a file."""
+"""Error numbers that blame the system rather than the file, so that a later run may succeed."""
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A picture in memory, (3, height, width) in 0…255; or why there is none.
+    """A decoded picture, (3, height, width) in 0…255, or the problem that prevented it.
 
     Attributes:
-        gone: whether nothing is there, or may be read: so may it be for all pictures, once their disk is gone.
-        lost: whether the server, the disk or the memory failed: the picture may be fine, and the run is to stop.
+        gone: whether the file is missing or access is denied; if all are, their disk or server is probably offline.
+        lost: whether the server, the disk or the memory failed: the picture may be fine, so the run must stop.
     """
 
     name: str
@@ -40,95 +40,96 @@ class Decoded:
     mark: Mark = START
 
     def pin_memory(self) -> "Decoded":
-        """The same in memory that a GPU reads by itself; a DataLoader calls this."""
+        """The same picture in page-locked memory; called by the DataLoader."""
         return self if self.image is None else replace(self, image=self.image.pin_memory())
 
 
 def decode(picture: Picture, *, reject_attacks: bool = False) -> Decoded:
-    """A picture in memory, or why there is none: every damage is told, none raised.
+    """The decoded picture, or its problem: errors of reading and decoding are returned, not raised.
 
     Args:
-        picture: to be read.
-        reject_attacks: whether to refuse what looks like an attack on image scaling, see `s2wrap.scaling_attacks`.
+        picture: the picture to read.
+        reject_attacks: whether to reject images that look like image-scaling attacks, see `s2wrap.scaling_attacks`.
     """
-    known = Decoded(picture.name, mark=picture.mark)
+    result = Decoded(picture.name, mark=picture.mark)
     if picture.problem is not None:
-        return replace(known, problem=picture.problem)
+        return replace(result, problem=picture.problem)
     try:
-        image = _image(picture)
+        image = _load(picture)
         if reject_attacks:
-            _refuse_attack(image, picture.name)
-        return replace(known, image=image)
+            _check_attack(image, picture.name)
+        return replace(result, image=image)
     except MissingExtraError as error:
-        return replace(known, problem=str(error), lost=True)
+        return replace(result, problem=str(error), lost=True)
     except S2WrapError as error:
         cause = error.__cause__
         lost = isinstance(cause, MemoryError) or getattr(cause, "errno", None) in PASSING
-        return replace(known, problem=str(error), gone=_is_gone(picture, cause), lost=lost)
+        return replace(result, problem=str(error), gone=_is_gone(picture, cause), lost=lost)
     except ConnectionError as error:
-        return replace(known, problem=str(error), lost=True)
+        return replace(result, problem=str(error), lost=True)
 
 
-def _image(picture: Picture) -> Tensor:
-    if picture.content is not None:
-        return decode_image(picture.content, picture.name)
-    return decode_image(_fetch(picture.name), picture.name) if is_remote(picture.name) else load_image(picture.name)
+def _load(picture: Picture) -> Tensor:
+    if picture.content is None and not is_remote(picture.name):
+        return load_image(picture.name)
+    return decode_image(_fetch(picture.name) if picture.content is None else picture.content, picture.name)
 
 
 def _is_gone(picture: Picture, cause: BaseException | None) -> bool:
     if picture.content is not None:
         return False
-    absent = not is_remote(picture.name) and not os.path.exists(picture.name)
-    return absent or isinstance(cause, FileNotFoundError | PermissionError)
+    missing = not is_remote(picture.name) and not os.path.exists(picture.name)
+    return missing or isinstance(cause, FileNotFoundError | PermissionError)
 
 
-def _refuse_attack(image: Tensor, name: str) -> None:
+def _check_attack(image: Tensor, name: str) -> None:
+    """Raise S2WrapError if an image looks like an image-scaling attack."""
     from s2wrap.scaling_attacks import find_scaling_attack
 
-    found = find_scaling_attack(image)
-    if found.is_attack:
-        height, width = found.image_hw
+    verdict = find_scaling_attack(image)
+    if verdict.is_attack:
+        height, width = verdict.image_hw
         raise S2WrapError(
-            f"{name}: may hide another picture, which a {found.kernel} downscale to {height}×{width} shows (score "
-            f"{found.round_trip:.1f}; regular patterns score as much)"
+            f"{name}: may hide another picture, which a {verdict.kernel} downscale to {height}×{width} shows (score "
+            f"{verdict.round_trip:.1f}; regular patterns score as much)"
         )
 
 
 def decode_all(
     pictures: Iterable[Picture], *, workers: int, pin: bool = False, reject_attacks: bool = False
 ) -> Iterator[Decoded]:
-    """The pictures decoded, in their order.
+    """The decoded pictures, in order.
 
     Args:
-        pictures: asked for one after the other, a few ahead of what is taken here.
-        workers: processes that decode; 0: this one does.
-        pin: whether the pixels go to a GPU.
+        pictures: read lazily, a few pictures ahead of the output.
+        workers: number of decoding processes; 0 decodes in this process.
+        pin: whether to put the pixels in page-locked memory, for a GPU.
         reject_attacks: as for `decode`.
 
     Raises:
-        S2WrapError: a server that gives no answer.
+        S2WrapError: a server, the disk or the memory failed; see `Decoded.lost`.
     """
-    read = partial(decode, reject_attacks=reject_attacks)
+    decode_one = partial(decode, reject_attacks=reject_attacks)
     if workers == 0:
-        found = map(read, pictures)
+        results = map(decode_one, pictures)
     else:
-        work = partial(_hand_over, read)
-        found = by_workers(iter(pictures), work, _crashed, workers=workers, ahead=AHEAD, pin=pin)
-    for decoded in found:
+        work = partial(_decode_to_shared_memory, decode_one)
+        results = by_workers(iter(pictures), work, _crashed, workers=workers, ahead=AHEAD, pin=pin)
+    for decoded in results:
         if decoded.lost:
             raise S2WrapError(f"{decoded.problem}; the same command again goes on from here")
         yield decoded
 
 
-def _hand_over(read: Callable[[Picture], Decoded], picture: Picture) -> Decoded:
-    """A picture decoded, in memory that the process which asked for it sees too."""
-    decoded = read(picture)
+def _decode_to_shared_memory(decode_one: Callable[[Picture], Decoded], picture: Picture) -> Decoded:
+    """The decoded picture, with its pixels in shared memory."""
+    decoded = decode_one(picture)
     try:
         if decoded.image is not None:
-            decoded.image.share_memory_()  # as the loader does out of sight, where an error is a wait without end
+            decoded.image.share_memory_()  # the DataLoader would do this too, but hang if it fails
     except RuntimeError as error:
-        full = f"{picture.name}: no shared memory to hand it over ({first_line(error)}); use fewer --workers, or 0"
-        return replace(decoded, image=None, problem=full, lost=True)
+        problem = f"{picture.name}: no shared memory to hand it over ({first_line(error)}); use fewer --workers, or 0"
+        return replace(decoded, image=None, problem=problem, lost=True)
     return decoded
 
 
@@ -138,26 +139,25 @@ def _crashed(picture: Picture) -> Decoded:
 
 
 def _fetch(address: str) -> bytes:
-    """The bytes at an address of a server, asked again where it gives no answer; ConnectionError if it never does."""
-    for wait in [2**number for number in range(TRIES - 1)]:
+    """The content of a remote file; after `TRIES` attempts without an answer, ConnectionError is raised."""
+    attempt = 1
+    while True:
         try:
             return _read(address)
         except S2WrapError:
             raise
-        except Exception:  # every file system of fsspec has errors of its own
-            time.sleep(wait)
-    try:
-        return _read(address)
-    except S2WrapError:
-        raise
-    except Exception as error:
-        raise ConnectionError(f"{address}: no answer, {TRIES} times: {first_line(error)}") from error
+        except Exception as error:  # every fsspec file system raises error types of its own
+            if attempt == TRIES:
+                raise ConnectionError(f"{address}: no answer, {TRIES} times: {first_line(error)}") from error
+        time.sleep(2 ** (attempt - 1))
+        attempt += 1
 
 
 def _read(address: str) -> bytes:
+    """The content of a remote file; S2WrapError if another attempt would fail as well."""
     try:
         return fetch(address)
     except FileNotFoundError as error:
         raise S2WrapError(f"{address}: there is no such file") from error
-    except (PermissionError, IsADirectoryError, ValueError) as error:  # ValueError: no such protocol, no such address
+    except (PermissionError, IsADirectoryError, ValueError) as error:  # ValueError: invalid protocol or address
         raise S2WrapError(f"{address}: cannot be opened: {first_line(error)}") from error

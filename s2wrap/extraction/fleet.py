@@ -1,4 +1,4 @@
-"""A connection to Ray: one that is there, or one of this machine for as long as a run lasts."""
+"""Connections to Ray: to a running cluster, or to one started on this machine for the run."""
 
 import logging
 import os
@@ -13,19 +13,19 @@ from typing import Any
 from s2wrap.errors import MissingExtraError, S2WrapError, first_line
 
 ANSWER_SECONDS = 5.0
-"""How long a cluster may take to answer; Ray itself would wait for 80 seconds."""
+"""Seconds that a cluster may take to answer; Ray itself would wait for 80."""
 HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-"""How a client of HTTP/2, which Ray's head speaks, begins: the preface, and a frame of settings without any."""
+"""The start of an HTTP/2 connection, as spoken by Ray's head: the preface and an empty SETTINGS frame."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Which Ray a run is to use.
+    """Which Ray cluster a run uses.
 
     Attributes:
-        address: HOST:PORT of its head; None: what the environment's RAY_ADDRESS names, or else one of this machine.
-        actors: processes that hold the model; None: as many as the cluster has GPUs, or CPUs less one for decoding.
-        device: "cpu" or "cuda", of the model.
+        address: HOST:PORT of its head. None: RAY_ADDRESS of the environment, or else a cluster on this machine alone.
+        actors: number of processes that hold the model. None: one per GPU, or per CPU less one for decoding.
+        device: the device of the model, "cpu" or "cuda".
     """
 
     address: str | None = None
@@ -33,7 +33,7 @@ class Cluster:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        """Refuse what no cluster could do."""
+        """Raise S2WrapError for another device, or fewer than one actor."""
         if self.device not in ("cpu", "cuda"):
             raise S2WrapError(f"--device {self.device} with Ray, which gives every actor a GPU itself; use cpu or cuda")
         if self.actors is not None and self.actors < 1:
@@ -42,12 +42,12 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Fleet:
-    """A Ray that is connected.
+    """A connected Ray cluster.
 
     Attributes:
-        actors: processes that hold the model.
-        device: "cpu" or "cuda".
-        cpus: of all its nodes.
+        actors: number of processes that hold the model.
+        device: the device of the model, "cpu" or "cuda".
+        cpus: number of CPUs on all nodes.
     """
 
     actors: int
@@ -55,33 +55,50 @@ class Fleet:
     cpus: int
 
     def needs(self) -> dict[str, int]:
-        """What Ray is to set aside for an actor. Of a single CPU it can have nothing: decoding needs that too."""
+        """The resources that Ray reserves for an actor; no CPU if there is only one, as decoding needs that."""
         if self.device == "cuda":
             return {"num_gpus": 1, "num_cpus": 0}
         return {"num_cpus": 1 if self.cpus > 1 else 0}
 
     @contextmanager
     def settings(self) -> Iterator[None]:
-        """Settings of the datasets made meanwhile: in order, a block a row, and without words or bars."""
+        """Let datasets created meanwhile keep their order, hold one row per Ray block, and show no progress."""
         from ray.data import DataContext
 
         context = DataContext.get_current().copy()
         context.execution_options.preserve_order = True
         context.target_max_block_size = 1
         context.enable_progress_bars = False
-        for handler in logging.getLogger("ray.data").handlers:
-            if isinstance(handler, logging.StreamHandler):  # those of files go on
-                handler.setLevel(logging.CRITICAL)
         with DataContext.current(context):
             yield
 
 
+def quiet_ray() -> None:
+    """Have Ray collect no usage statistics and its core log little: for programs, before Ray is imported."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+
+
+@contextmanager
+def silent_logs() -> Iterator[None]:
+    """Keep Ray Data's logs off the terminal for a while; its log files are still written."""
+    handlers = [each for each in logging.getLogger("ray.data").handlers if isinstance(each, logging.StreamHandler)]
+    levels = [handler.level for handler in handlers]
+    for handler in handlers:
+        handler.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for handler, level in zip(handlers, levels, strict=True):
+            handler.setLevel(level)
+
+
 @contextmanager
 def connected(cluster: Cluster) -> Iterator[Fleet]:
-    """A connection to a cluster, given up at the end; one that this process has already is used, and kept.
+    """A connection to a cluster, closed at the end; an existing connection of this process is used and kept open.
 
     Raises:
-        S2WrapError: no Ray answers, or it has not what is asked for.
+        S2WrapError: no Ray answers, or it lacks the requested resources.
         MissingExtraError: Ray is not installed.
     """
     ray = _ray()
@@ -96,41 +113,37 @@ def connected(cluster: Cluster) -> Iterator[Fleet]:
 
 
 def _join(ray: Any, address: str | None) -> None:
-    """Connect to the Ray at an address, or start one that ends with this process."""
+    """Connect to the cluster at an address, or start one that ends with this process."""
     if address is not None and address != "auto":
         _check_answers(address)
     local = {"include_dashboard": False} if address is None else {}
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with _quiet():
+        with _silent_stderr():
             ray.init(address=address or "local", log_to_driver=False, logging_level=logging.CRITICAL, **local)
-    except (Exception, SystemExit) as error:  # it has many, and exits where its head gives no answer
+    except (Exception, SystemExit) as error:  # Ray raises many types, and exits if its head does not answer
         raise S2WrapError(f"no Ray at {address or 'this machine'}: {first_line(error)}") from error
     finally:
-        if threading.current_thread() is threading.main_thread():  # Ray's own end the process on the spot
+        if threading.current_thread() is threading.main_thread():  # Ray's handlers end the process at once
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what Ray's core writes to this process's stderr off the terminal: it goes past Python, and comes as errors.
-
-    How much it says for the rest of the run is set by the environment when it starts, and told on stderr likewise.
-    """
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+def _silent_stderr() -> Iterator[None]:
+    """Discard what Ray's core, which bypasses Python, writes to stderr; what matters is raised as an error too."""
+    stderr, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 2)
+        os.dup2(devnull, 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(devnull)
 
 
 def _check_answers(address: str) -> None:
-    """Raise S2WrapError where no Ray is."""
+    """Raise S2WrapError unless a Ray head answers at an address."""
     host, _, port = address.rpartition(":")
     if "://" in address or not host or not port.isdecimal():
         raise S2WrapError(
@@ -149,22 +162,21 @@ def _check_answers(address: str) -> None:
 
 
 def _fleet(cluster: Cluster, resources: dict[str, float]) -> Fleet:
-    """How many actors there are to be."""
+    """The connected cluster, with its number of actors; S2WrapError if it lacks the resources."""
     cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
     most = gpus if cluster.device == "cuda" else max(1, cpus - 1)
-    there = f"{cpus} CPUs and {gpus} GPUs"
+    total = f"{cpus} CPUs and {gpus} GPUs"
     if cpus == 0 or most == 0:
-        raise S2WrapError(f"--device {cluster.device}: the cluster has {there}; it needs one of each, or --device cpu")
+        raise S2WrapError(f"--device {cluster.device}: the cluster has {total}; it needs one of each, or --device cpu")
     actors = cluster.actors or most
     if actors > most:
         why = "each needs a GPU" if cluster.device == "cuda" else "a CPU must be left that decodes"
-        raise S2WrapError(f"--actors {actors}: the cluster has {there}, and {why}; use {most} or fewer")
+        raise S2WrapError(f"--actors {actors}: the cluster has {total}, and {why}; use {most} or fewer")
     return Fleet(actors, cluster.device, cpus)
 
 
 def _ray() -> Any:
-    """Ray, which reads its environment when it is first imported: no news of its use to its makers."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    """The module ray."""
     try:
         import ray
         import ray.data

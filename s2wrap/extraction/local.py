@@ -1,4 +1,4 @@
-"""The work of a run done by this machine: by its processors, or by a GPU that they decode for."""
+"""Extraction on this machine: worker processes decode and encode, or decode for a GPU."""
 
 import gc
 import os
@@ -22,11 +22,11 @@ from s2wrap.extraction.workers import by_workers, grouped, portable
 from s2wrap.wrapper import MultiScale
 
 CALLS = 2
-"""Backbone calls that a block of pictures is worth, about: enough to outweigh its way to a worker and back."""
+"""Backbone calls per block of pictures, about: enough to outweigh sending it to a worker and back."""
 BYTES = 16 << 20
-"""Bytes of a block's files, where those are in memory, about."""
+"""The most bytes of the files of a block, where those are in memory (a larger file is a block of its own)."""
 Packed = Tensor | np.ndarray
-"""Rows and failures, and the error that ended them, or None, as the bytes of a pickle."""
+"""The bytes of a pickle: a list of rows and failures, and the error that ended it or None."""
 
 
 def encode_here(
@@ -38,44 +38,43 @@ def encode_here(
     sections: list[Section],
     mark: Mark,
 ) -> Generator[Row | Failure]:
-    """What `encode_all` gives for the pictures after a mark, in their order.
+    """The results of `encode_all` for the pictures after a mark, in order.
+
+    On Linux, with a module on a CPU, each worker decodes and encodes with a single thread, so that no thread waits for
+    others at the end of every layer. Otherwise (on a GPU, or with exported files and functions, which may have threads
+    of their own), workers only decode.
 
     Args:
-        model: on its device.
-        keep: what of a picture's features.
-        dtype: of what is kept.
-        workers: processes. On Linux, for a module on a CPU, each decodes and encodes, with one thread: no thread waits
-            for others at the end of every layer. Otherwise they decode: for a GPU, and for exported files and
-            functions, which may have threads of their own. 0: this process does all. None: one a processor, two a
-            processor where pictures come from a server, so that one can wait; this process alone where there is not a
-            block of pictures for each. Where they decode, one less; elsewhere than on Linux, one.
+        model: the model, on its device.
+        keep: picks the arrays to store from the features of one picture.
+        dtype: the dtype of the stored arrays.
+        workers: number of processes; 0 works in this process alone. None: one per processor less one if they only
+            decode (one in all outside Linux); if they encode, one per processor, or two if pictures come from a server,
+            so that one can wait, and none if there are fewer blocks of pictures than that.
         reject_attacks: as for `decode_all`.
-        sections: where the pictures are.
-        mark: the last picture that is done.
+        sections: the sources.
+        mark: the position of the last picture that is done.
     """
     pictures = pictures_after(sections, mark)
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
-    if workers != 0 and _can_be_copied(model):
+    if workers != 0 and _can_fork(model):
         blocks = _blocks(pictures, model)
         if workers is None:
-            first = list(islice(blocks, 1))
-            fetched = any(is_remote(picture.name) and picture.content is None for picture in chain(*first))
-            workers = processors * (1 + fetched)
-            first += islice(blocks, workers - 1)
-            blocks = chain(first, blocks)
-            if len(first) < workers:
-                workers = 0
+            workers, blocks = _choose_workers(blocks)
         if workers:
             return _encode_by_workers(model, blocks, keep, dtype, workers, reject_attacks)
         pictures = chain.from_iterable(blocks)
-    workers = processors - 1 if workers is None else workers
-    pin = model.device.type == "cuda"
-    decoded = decode_all(pictures, workers=workers, pin=pin, reject_attacks=reject_attacks)
+    workers = _processors() - 1 if workers is None else workers
+    on_gpu = model.device.type == "cuda"
+    decoded = decode_all(pictures, workers=workers, pin=on_gpu, reject_attacks=reject_attacks)
     return encode_all(model, decoded, keep, dtype=dtype)
 
 
-def _can_be_copied(model: Encoder) -> bool:
-    """Whether a copy of this process can run the model: not on a GPU, nor with threads that are not torch's."""
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
+
+
+def _can_fork(model: Encoder) -> bool:
+    """Whether forked processes can run the model: not on a GPU, nor where it may have threads other than torch's."""
     if sys.platform != "linux" or not isinstance(model, MultiScale):
         return False
     backbone = model.backbone
@@ -83,10 +82,19 @@ def _can_be_copied(model: Encoder) -> bool:
 
 
 def _blocks(pictures: Iterator[Picture], model: MultiScale) -> Iterator[list[Picture]]:
-    """The pictures in blocks, by what they are worth and by their bytes."""
+    """The pictures in blocks, limited by backbone calls and by bytes."""
     tiles = model.plan(model.backbone.image_hw).num_tiles
     count = max(1, CALLS * model.tile_batch_for(1, model.device) // tiles)
     return grouped(pictures, lambda picture: len(picture.content or b""), count=count, most=BYTES)
+
+
+def _choose_workers(blocks: Iterator[list[Picture]]) -> tuple[int, Iterator[list[Picture]]]:
+    """The number of workers that encode, 0 if there are fewer blocks than that; and all blocks, from the first."""
+    first = list(islice(blocks, 1))
+    from_server = any(is_remote(picture.name) and picture.content is None for picture in chain(*first))
+    workers = _processors() * (1 + from_server)
+    first += islice(blocks, workers - 1)
+    return workers if len(first) == workers else 0, chain(first, blocks)
 
 
 def _encode_by_workers(
@@ -100,17 +108,17 @@ def _encode_by_workers(
     work = partial(_encode_block, model, keep, dtype, reject_attacks)
 
     def crashed(block: list[Picture]) -> Packed:
-        if len(block) > 1:  # one of them did it
-            alone = iter([[picture] for picture in block])
-            return _joined(by_workers(alone, work, crashed, workers=1, ahead=1, fork=True))
+        if len(block) > 1:  # find the picture that caused it
+            single = iter([[picture] for picture in block])
+            return _join(by_workers(single, work, crashed, workers=1, ahead=1, fork=True))
         (picture,) = block
         reason = f"{picture.name}: the process that worked on it crashed, or was killed for its memory"
-        return _packed([Failure(picture.name, reason, picture.mark)])
+        return _pack([Failure(picture.name, reason, picture.mark)])
 
-    gc.freeze()  # else its next full round would write to every object, and so to pages that all processes share
+    gc.freeze()  # a full collection writes to every object, and so would copy all pages shared with the workers
     try:
         for packed in by_workers(blocks, work, crashed, workers=workers, ahead=2, fork=True):
-            items, error = _unpacked(packed)
+            items, error = _unpack(packed)
             yield from items
             if error is not None:
                 raise error
@@ -119,37 +127,37 @@ def _encode_by_workers(
 
 
 def _encode_block(model: Encoder, keep: Keep, dtype: torch.dtype, reject_attacks: bool, block: list[Picture]) -> Packed:
-    """What is made of pictures, in memory that all processes see."""
+    """The results of a block of pictures, in shared memory."""
     items: list[Row | Failure] = []
-    failed = None
+    cause = None
     try:
         decoded = decode_all(block, workers=0, reject_attacks=reject_attacks)
         for item in encode_all(model, decoded, keep, dtype=dtype):
             items.append(item)
     except Exception as error:
-        failed = portable(error)
-    packed = _packed(items, failed)
+        cause = portable(error)
+    packed = _pack(items, cause)
     try:
-        return packed.share_memory_()  # as the loader does out of sight, where an error is a wait without end
+        return packed.share_memory_()  # the DataLoader would do this too, but hang if it fails
     except RuntimeError as error:
-        full = f"no shared memory to hand features over ({first_line(error)}); use fewer --workers, or 0"
-        return _packed([], S2WrapError(f"{full}; the same command again goes on from here")).numpy()
+        problem = f"no shared memory to hand features over ({first_line(error)}); use fewer --workers, or 0"
+        return _pack([], S2WrapError(f"{problem}; the same command again goes on from here")).numpy()
 
 
-def _joined(blocks: Iterable[Packed]) -> Packed:
-    """One block of several, up to and with the first error."""
+def _join(blocks: Iterable[Packed]) -> Packed:
+    """One block of several, up to and including the first error."""
     items: list[Row | Failure] = []
     for packed in blocks:
-        more, error = _unpacked(packed)
+        more, error = _unpack(packed)
         items += more
         if error is not None:
-            return _packed(items, error)
-    return _packed(items)
+            return _pack(items, error)
+    return _pack(items)
 
 
-def _packed(items: list[Row | Failure], error: Exception | None = None) -> Tensor:
+def _pack(items: list[Row | Failure], error: Exception | None = None) -> Tensor:
     return torch.frombuffer(bytearray(pickle.dumps((items, error))), dtype=torch.uint8)
 
 
-def _unpacked(packed: Packed) -> tuple[list[Row | Failure], Exception | None]:
+def _unpack(packed: Packed) -> tuple[list[Row | Failure], Exception | None]:
     return pickle.loads(np.asarray(packed).data)

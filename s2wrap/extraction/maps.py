@@ -1,4 +1,4 @@
-"""Maps and prefix tokens as Zarr: arrays of any length, in compressed chunks of a few pictures."""
+"""Maps and prefix tokens as Zarr: arrays of any length, in compressed chunks of a few pictures each."""
 
 import os
 import shutil
@@ -18,19 +18,19 @@ from s2wrap.features import Features
 from s2wrap.files import sync_folder
 
 CHUNK = 4 << 20
-"""Bytes of a chunk before compression, about: little enough to fetch a picture, enough for few files."""
+"""Bytes per chunk before compression, about: small enough to fetch one picture, large enough to keep files few."""
 CHUNKS = 8
-"""Chunks of a block."""
+"""Chunks per block."""
 REMEDY = "give --target-grid ROWSxCOLS or --fit stretch, or write .safetensors with --shard"
 
 
 def filled_maps(features: Features) -> Arrays:
-    """The map and prefix tokens of one picture, without those of a model that has none: a chunk holds something."""
+    """The map and prefix tokens of one picture, without empty arrays, which Zarr cannot divide into chunks."""
     return {name: array for name, array in whole_maps(features).items() if array.numel()}
 
 
 class MapWriter(Writer):
-    """A group of arrays with a row a picture: spatial (n, c, h, w), prefix (n, p, c), path (n,), image_hw (n, 2)."""
+    """A Zarr group with one row per picture: spatial (n, c, h, w), prefix (n, p, c), path (n,), image_hw (n, 2)."""
 
     keep: Keep = staticmethod(filled_maps)
 
@@ -39,29 +39,29 @@ class MapWriter(Writer):
         super().__init__(folder, dtype)
         self.chunk = chunk
         self.group: Any = None
-        self.like: Arrays = {}
+        self.first: Arrays = {}
 
     def start(self, rows: int, description: Mapping[str, Any]) -> list[Row]:
-        """Forget what was written behind so many rows. Gives those of the last block, where that is not full."""
+        """Discard all rows but the first `rows`; those of the last block are returned if it is not full."""
         if rows == 0:
             self._clear()
             self.group = _zarr().open_group(self.folder, mode="a", zarr_format=3, attributes=dict(description))
-            self.group.require_group(CONTROL)  # readers warn of a folder that is none
+            self.group.require_group(CONTROL)  # as a group, since readers warn about other folders
             return []
-        for path in self.folder.rglob("*.partial"):  # what the library leaves of a chunk when it is killed
+        for path in self.folder.rglob("*.partial"):  # chunks that were being written when a run was killed
             path.unlink()
         self.group = _zarr().open_group(self.folder, mode="r+")
         self._set_block(self.group["spatial" if "spatial" in self.group else "spatial_0"].chunks[0])
         self._resize(rows)
         (last,) = self._read(rows - 1, rows)
-        self.like = last.arrays
+        self.first = last.arrays
         return self._read(rows - rows % self.block, rows)
 
     def size_block(self, row: Row) -> None:
-        """Choose the pictures of a chunk by the bytes of the first, and make the arrays."""
+        """Choose the number of pictures per chunk by the bytes of the first picture, and create the arrays."""
         largest = max(array.nbytes for array in row.arrays.values())
         self._set_block(self.chunk or max(1, min(64, CHUNK // largest)))
-        self.like = row.arrays
+        self.first = row.arrays
         for name, array in row.arrays.items():
             shape = tuple(array.shape)
             self.group.create_array(
@@ -72,21 +72,21 @@ class MapWriter(Writer):
         self.group.attrs["arrays"] = list(row.arrays)
 
     def write(self, first: int, rows: Sequence[Row]) -> None:
-        """Write the rows of a block up to now; each chunk's file is replaced whole."""
+        """Write the rows of a block so far; the file of each chunk is replaced as a whole."""
         for row in rows:
-            check_same_shapes(self.like, row, REMEDY)
-        behind = first + len(rows)
-        columns: dict[str, Any] = {name: np.stack([row.arrays[name].numpy() for row in rows]) for name in self.like}
+            check_same_shapes(self.first, row, REMEDY)
+        end = first + len(rows)
+        columns: dict[str, Any] = {name: np.stack([row.arrays[name].numpy() for row in rows]) for name in self.first}
         columns["path"] = np.array([printable(row.name) for row in rows], self.group["path"].dtype)
         columns["image_hw"] = np.array([[row.height, row.width] for row in rows], np.int32)
         for name, values in columns.items():
             array = self.group[name]
-            array.resize((behind, *array.shape[1:]))
-            array[first:behind] = values
-            _sync(self.folder / name, range(first // array.chunks[0], -(-behind // array.chunks[0])))
+            array.resize((end, *array.shape[1:]))
+            array[first:end] = values
+            _sync(self.folder / name, range(first // array.chunks[0], -(-end // array.chunks[0])))
 
     def _clear(self) -> None:
-        """Remove what a run left that was killed before its first rows were safe."""
+        """Remove what is left of a run that was killed before its first commit."""
         for path in self.folder.iterdir():
             if path.is_dir() and path.name != CONTROL:
                 shutil.rmtree(path)
@@ -101,9 +101,9 @@ class MapWriter(Writer):
             array = self.group[name]
             array.resize((rows, *array.shape[1:]))
 
-    def _read(self, first: int, behind: int) -> list[Row]:
-        arrays = {name: torch.from_numpy(self.group[name][first:behind]) for name in self.group.attrs["arrays"]}
-        names, sizes = self.group["path"][first:behind], self.group["image_hw"][first:behind]
+    def _read(self, first: int, end: int) -> list[Row]:
+        arrays = {name: torch.from_numpy(self.group[name][first:end]) for name in self.group.attrs["arrays"]}
+        names, sizes = self.group["path"][first:end], self.group["image_hw"][first:end]
         return [
             Row(str(name), int(height), int(width), {key: array[number] for key, array in arrays.items()})
             for number, (name, (height, width)) in enumerate(zip(names, sizes, strict=True))
@@ -111,15 +111,15 @@ class MapWriter(Writer):
 
 
 def _sync(folder: Path, chunks: range) -> None:
-    """Have the disk hold an array's description and some of its chunks before their count is committed."""
+    """Flush the metadata of an array and some of its chunks to disk, before the row count is committed."""
     files = [folder / "zarr.json"]
     for chunk in chunks:
-        at = folder / "c" / str(chunk)
-        files += [at] if at.is_file() else [path for path in at.rglob("*") if path.is_file()]
-    for path in files:
-        with path.open("rb") as stream:
+        path = folder / "c" / str(chunk)
+        files += [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    for file in files:
+        with file.open("rb") as stream:
             os.fsync(stream.fileno())
-    for parent in {parent for path in files for parent in path.parents if parent.is_relative_to(folder)}:
+    for parent in {parent for file in files for parent in file.parents if parent.is_relative_to(folder)}:
         sync_folder(parent)
 
 

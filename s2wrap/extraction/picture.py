@@ -1,4 +1,4 @@
-"""What is known of a picture on its way: before it is read, and after."""
+"""A picture at each stage of a run: to be read, encoded, or failed; and positions in the sources."""
 
 from dataclasses import dataclass
 
@@ -9,12 +9,12 @@ Arrays = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Mark:
-    """How far a run is: pictures up to and with this one are done.
+    """A position in the sources: all pictures up to and including this one are done.
 
     Attributes:
-        section: the index of the section that it is in.
-        inside: how many pictures of that section are done.
-        digest: of the names up to here, to notice that the pictures are others than before.
+        section: index of the current section.
+        inside: number of pictures done in that section.
+        digest: hash of all names up to here, to detect that the sources have changed.
     """
 
     section: int = 0
@@ -27,13 +27,13 @@ START = Mark()
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture that is to be read.
+    """A picture to be read.
 
     Attributes:
-        name: unique in a store; its address, unless it has `content`.
-        content: the bytes of its file, for those inside of a tar.
-        problem: why it cannot be read, where that is known already.
-        mark: how far a run is that has done it.
+        name: unique within a store; the address of the file, unless `content` is set.
+        content: the bytes of the file, for a member of a tar.
+        problem: why the picture cannot be read, if that is already known.
+        mark: the position of a run once this picture is done.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Row:
-    """A picture that was seen: its height and width in pixels, and its features by name, without a batch axis."""
+    """An encoded picture: its height and width in pixels, and its named feature arrays, without a batch axis."""
 
     name: str
     height: int
@@ -55,7 +55,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Failure:
-    """A picture that could not be read, and why; `gone` where nothing is there, or may be read."""
+    """A picture that could not be read, and why; `gone` if the file is missing or access to it is denied."""
 
     name: str
     reason: str

@@ -1,8 +1,8 @@
-"""The whole way from addresses to a store or file of features."""
+"""Feature extraction from addresses to a store or file."""
 
 import shutil
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -13,7 +13,7 @@ import torch
 
 from s2wrap.errors import S2WrapError
 from s2wrap.extraction.addresses import kind
-from s2wrap.extraction.cluster import Job, encode_on
+from s2wrap.extraction.cluster import EncodingOptions, encode_on
 from s2wrap.extraction.encode import Encoder, weights_of, whole_maps
 from s2wrap.extraction.fleet import Cluster, connected
 from s2wrap.extraction.formats import make_writer
@@ -27,16 +27,19 @@ from s2wrap.extraction.writer import PartWriter, Writer
 from s2wrap.files import whole_file
 
 GONE = 1000
-"""Pictures in a row that may be gone before it is asked whether their disk or server is."""
+"""Successive missing pictures after which their disk or server is checked."""
 Shapes = dict[str, tuple[int, ...]]
-Work = Callable[[list[Section], Mark], Generator[Row | Failure]]
+Encode = Callable[[list[Section], Mark], Generator[Row | Failure]]
 
 
 @dataclass(frozen=True)
 class State:
-    """Where a run is: the picture that it has just done (None at the beginning), pictures done, expected at the end.
+    """The progress of a run.
 
-    The pictures of tars are not counted beforehand: the expected ones are then guessed from the tars that are done.
+    Attributes:
+        item: the result of the last picture; None at the start.
+        done: number of pictures done, including earlier runs.
+        expected: number of pictures in total; with tars, an estimate from those done so far, or None.
     """
 
     item: Row | Failure | None
@@ -46,12 +49,12 @@ class State:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run left.
+    """The result of a run.
 
     Attributes:
-        rows: pictures whose features are in the output, those of earlier runs included.
-        failed: pictures that could not be read, likewise.
-        shapes: the shapes of a picture's arrays, by name, that this run saw.
+        rows: number of pictures whose features are in the output, including earlier runs.
+        failed: number of pictures that could not be read, including earlier runs.
+        shapes: the shapes of a picture's arrays by name; two entries if pictures differ, none if all were done.
     """
 
     rows: int
@@ -74,35 +77,35 @@ def extract_features(
     reject_attacks: bool = False,
     tell: Callable[[State], object] = lambda state: None,
 ) -> Outcome:
-    """Write the features of pictures to a store, going on where an earlier run ended; or to one file.
+    """Write the features of pictures to a store, resuming where an earlier run ended, or to a single file.
 
     Args:
         addresses: as for `find_sections`.
-        output: a folder NAME.parquet (pooled vectors), NAME.zarr (maps), NAME.safetensors with `shard` (maps in part
+        output: a folder NAME.parquet (pooled vectors), NAME.zarr (maps), or NAME.safetensors with `shard` (maps in part
             files); or a file NAME.safetensors or NAME.npz, which is kept in memory until all pictures are done.
-        load: gives the model on its device; called once the output is known to be possible. With `cluster`, on the
-            CPU: here for its weights' hash, and, pickled by cloudpickle, once an actor, which moves it.
-        spec: what the model is called.
-        options: whatever else decides what the features are; both are kept with them, and compared when going on.
+        load: loads the model onto its device; called after the output is checked. With `cluster`, it must load to the
+            CPU: it is called here, for the hash of the weights, and (pickled by cloudpickle) once in each actor.
+        spec: the name of the model.
+        options: all else that determines the features; stored with `spec`, and compared when a run is resumed.
         dtype: "float32", "float16", or "bfloat16" (.safetensors).
-        shard: pictures of a part file or chunk, see `make_writer`.
-        workers: processes that work, 0 for none beside this one; see `encode_here`.
-        cluster: the Ray that reads, decodes and encodes, instead of this machine and its `workers`.
-        errors: where to write the list of pictures that could not be read: a line {"path": …, "reason": …} each.
-        reject_attacks: whether pictures that look like an attack on image scaling count as unreadable, see
+        shard: pictures per part file or chunk, see `make_writer`.
+        workers: number of worker processes, 0 for none; see `encode_here`.
+        cluster: the Ray cluster that reads, decodes and encodes, instead of worker processes on this machine.
+        errors: file for the pictures that could not be read, one JSON line {"path": …, "reason": …} each.
+        reject_attacks: whether images that look like image-scaling attacks count as unreadable, see
             `s2wrap.scaling_attacks`.
-        tell: told after every picture.
+        tell: called at the start and after every picture.
 
     Raises:
-        S2WrapError: an impossible output, sources that are missing or not those of before, another model or options
-            than before, a full disk, no picture that could be read, or a cluster that is not there or of no use.
+        S2WrapError: the output cannot be written, sources are missing or have changed, the store was made with another
+            model or other options, the disk is full, no picture could be read, or the cluster cannot be used.
     """
     _check_workers(workers, cluster)
     if errors is not None:
         check_parent(errors)
     writer, sections = make_writer(output, dtype, shard), find_sections(addresses)
     total = count_pictures(sections)
-    with _place(output, writer) as draft, nullcontext() if cluster is None else connected(cluster) as fleet:
+    with _reserved(output, writer) as draft, nullcontext() if cluster is None else connected(cluster) as fleet:
         model = load()
         description = {
             "spec": spec,
@@ -113,21 +116,18 @@ def extract_features(
             "shard": writer.block if isinstance(writer, PartWriter) else shard,
             "reject_scaling_attacks": reject_attacks,
         }
-        keep, number = writer.keep if writer else whole_maps, getattr(torch, dtype)
-        work: Work
+        keep, torch_dtype = writer.keep if writer else whole_maps, getattr(torch, dtype)
+        encode: Encode
         if fleet is None:
-            work = partial(encode_here, model, keep, number, workers, reject_attacks)
+            encode = partial(encode_here, model, keep, torch_dtype, workers, reject_attacks)
         else:
-            work = partial(encode_on, fleet, Job(load, keep, number, description["weights_sha256"], reject_attacks))
+            sha256 = description["weights_sha256"]
+            encode = partial(encode_on, fleet, EncodingOptions(load, keep, torch_dtype, sha256, reject_attacks))
         del model
-        into: AbstractContextManager[Store | SingleFile]
-        if writer is None:
-            into = nullcontext(SingleFile(output, draft, description))
-        else:
-            into = opened_store(output, writer, description)
-        with into as sink:
-            with _listed(sink, errors), closing(work(sections, sink.mark)) as items:
-                shapes = _fill(sink, _checked(items, sink.rows), total, len(sections), tell)
+        single = SingleFile(output, draft, description)
+        with nullcontext(single) if writer is None else opened_store(output, writer, description) as sink:
+            with _failure_list(sink, errors), closing(encode(sections, sink.mark)) as items:
+                shapes = _fill(sink, _check_sources(items, sink.rows), total, len(sections), tell)
             return Outcome(sink.rows, sink.failed, shapes)
 
 
@@ -145,26 +145,26 @@ def _fill(
     sections: int,
     tell: Callable[[State], object],
 ) -> list[Shapes]:
-    """Give the sink all pictures that it does not have yet."""
+    """Add all items to the store or file, and commit them; the result is at most two shapes of their arrays."""
     tell(State(None, sink.rows + sink.failed, total))
     shapes: list[Shapes] = []
-    added = True
+    adding = False
     try:
         for item in items:
             if isinstance(item, Row):
                 _check_overflow(item)
-                seen = {name: tuple(array.shape) for name, array in item.arrays.items()}
+                item_shapes = {name: tuple(array.shape) for name, array in item.arrays.items()}
                 if not shapes:
-                    _check_room(item, total and total - sink.rows - sink.failed, sink.folder)
-                if seen not in shapes[:2]:
-                    shapes.append(seen)
-            added = False
+                    _check_disk_space(item, total and total - sink.rows - sink.failed, sink.folder)
+                if len(shapes) < 2 and item_shapes not in shapes:  # two are enough to tell that pictures differ
+                    shapes.append(item_shapes)
+            adding = True
             sink.add(item)
-            added = True
+            adding = False
             done = sink.rows + sink.failed
-            tell(State(item, done, total or _guess(done, item.mark.section, sections)))
+            tell(State(item, done, total or _estimate(done, item.mark.section, sections)))
     except (KeyboardInterrupt, SystemExit):
-        if added:  # not in the midst of it
+        if not adding:  # the sink may be inconsistent otherwise
             sink.commit()
         raise
     sink.commit(finished=True)
@@ -173,17 +173,17 @@ def _fill(
     return shapes
 
 
-def _checked(items: Iterable[Row | Failure], before: int) -> Iterator[Row | Failure]:
-    """The same, but pictures that are gone are failures only while those before them are there.
+def _check_sources(items: Iterable[Row | Failure], earlier_rows: int) -> Iterator[Row | Failure]:
+    """The same items, after checks that a series of missing pictures does not mean that their source is offline.
 
-    Of a disk that is unmounted, or a bucket that is closed, every picture left would be a failure otherwise.
+    Otherwise, if a disk is unmounted or a bucket is closed, all remaining pictures would count as failures.
 
     Args:
-        items: from the place where earlier runs ended.
-        before: rows of earlier runs.
+        items: the results of this run.
+        earlier_rows: number of rows of earlier runs.
 
     Raises:
-        S2WrapError: the last picture that could be read is gone too; or, going on, none can be read any more.
+        S2WrapError: the last picture that could be read is missing too, or a resumed run can read none at all.
     """
     gone: list[Failure] = []
     last: str | None = None
@@ -191,7 +191,7 @@ def _checked(items: Iterable[Row | Failure], before: int) -> Iterator[Row | Fail
         if isinstance(item, Failure) and item.gone:
             gone.append(item)
             if len(gone) == GONE:
-                _check_there(gone, last, before)
+                _check_online(gone, last, earlier_rows)
                 yield from gone
                 gone.clear()
             continue
@@ -200,17 +200,17 @@ def _checked(items: Iterable[Row | Failure], before: int) -> Iterator[Row | Fail
         last = item.name if isinstance(item, Row) else last
         yield item
     if gone:
-        _check_there(gone, last, before)
+        _check_online(gone, last, earlier_rows)
         yield from gone
 
 
-def _check_there(gone: list[Failure], last: str | None, before: int) -> None:
-    """Raise S2WrapError where the sources are gone, not only these pictures."""
-    there = before == 0
+def _check_online(gone: list[Failure], last: str | None, earlier_rows: int) -> None:
+    """Raise S2WrapError if the sources are offline: `last`, which could be read before, is missing as well."""
+    online = earlier_rows == 0
     if last is not None:
         with suppress(S2WrapError):
-            there = kind(container(last)) is not None
-    if not there:
+            online = kind(container(last)) is not None
+    if not online:
         raise S2WrapError(
             f"{len(gone)} pictures in a row cannot be reached ({gone[0].reason}), nor what was read before; the same "
             f"command again goes on from here"
@@ -218,27 +218,27 @@ def _check_there(gone: list[Failure], last: str | None, before: int) -> None:
 
 
 @contextmanager
-def _listed(sink: Store | SingleFile, path: Path | None) -> Iterator[None]:
-    """Write the list of failures at the end, however that comes."""
+def _failure_list(sink: Store | SingleFile, path: Path | None) -> Iterator[None]:
+    """Write the list of failures after the block, even if it raised an error."""
     try:
         yield
     except BaseException:
         if path is not None:
-            with suppress(S2WrapError):  # the first error is to be told
+            with suppress(S2WrapError):  # the first error matters more
                 sink.copy_failures(path)
         raise
     if path is not None:
         sink.copy_failures(path)
 
 
-def _guess(done: int, section: int, sections: int) -> int | None:
-    """The pictures of all sections, from those of the first ones; None before one is done."""
+def _estimate(done: int, section: int, sections: int) -> int | None:
+    """The estimated pictures of all sections, from the first ones; None before one is done."""
     return round(done * sections / (section + 0.5)) if section else None
 
 
 @contextmanager
-def _place(output: Path, writer: Writer | None) -> Iterator[Path]:
-    """Find what cannot be written before the work, not after; gives the draft of a single file."""
+def _reserved(output: Path, writer: Writer | None) -> Iterator[Path]:
+    """The path to write to (a temporary one for a single file), checked to be writable before the work starts."""
     if writer is not None:
         check_place(output)
         yield output
@@ -247,8 +247,8 @@ def _place(output: Path, writer: Writer | None) -> Iterator[Path]:
         yield draft
 
 
-def _check_room(row: Row, count: int | None, folder: Path) -> None:
-    """Refuse before the work what the disk cannot hold after it."""
+def _check_disk_space(row: Row, count: int | None, folder: Path) -> None:
+    """Raise S2WrapError if the disk cannot hold so many rows of this size."""
     needed = (count or 0) * sum(array.nbytes for array in row.arrays.values())
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -256,7 +256,7 @@ def _check_room(row: Row, count: int | None, folder: Path) -> None:
 
 
 def _check_overflow(row: Row) -> None:
-    """Refuse features that a small number format turned to infinity."""
+    """Raise S2WrapError if features overflowed in float16."""
     for name, array in row.arrays.items():
         if array.dtype == torch.float16 and bool(array.isinf().any()):
             raise S2WrapError(f"the {name} of {row.name} holds values beyond 65504, which float16 cannot; use float32")

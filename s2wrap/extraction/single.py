@@ -1,4 +1,4 @@
-"""One file of features, kept in memory until it is written: for few pictures."""
+"""A single file of features, kept in memory until all are computed: for few pictures."""
 
 import json
 from collections.abc import Mapping
@@ -11,39 +11,39 @@ from s2wrap.files import disk_errors, whole_file
 
 
 class SingleFile:
-    """Rows for one file; what `Store` is for a folder, without going on: it is written whole or not at all."""
+    """The rows of a single file, written whole or not at all; it has the interface of `Store`, but cannot resume."""
 
     def __init__(self, path: Path, draft: Path, description: Mapping[str, Any]):
         self.path, self.draft, self.description = path, draft, description
-        self.kept: list[Row] = []
+        self.encoded: list[Row] = []
         self.failures: list[Failure] = []
         self.folder, self.mark = path.absolute().parent, START
 
     @property
     def rows(self) -> int:
-        """Pictures whose features are kept."""
-        return len(self.kept)
+        """Number of pictures with features."""
+        return len(self.encoded)
 
     @property
     def failed(self) -> int:
-        """Pictures that could not be read."""
+        """Number of pictures that could not be read."""
         return len(self.failures)
 
     def add(self, item: Row | Failure) -> None:
-        """Keep the next picture."""
+        """Add the next picture."""
         if isinstance(item, Row):
-            self.kept.append(item)
+            self.encoded.append(item)
         else:
             self.failures.append(item)
 
     def commit(self, *, finished: bool = False) -> None:
-        """Write the file, once all pictures are there."""
-        if finished and self.kept:
+        """Write the file if the run is finished and has features."""
+        if finished and self.encoded:
             with disk_errors(self.path):
-                write_tensors(self.kept, self.description, self.draft)
+                write_tensors(self.encoded, self.description, self.draft)
 
     def copy_failures(self, path: Path) -> None:
-        """Write the list of the failures to a file, whole or not at all."""
+        """Write the failures to a file as JSON lines, whole or not at all."""
         lines = [json.dumps({"path": failure.name, "reason": failure.reason}) + "\n" for failure in self.failures]
         with whole_file(path) as draft, disk_errors(path):
             draft.write_text("".join(lines))

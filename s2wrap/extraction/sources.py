@@ -1,4 +1,4 @@
-"""From folders, patterns, lists, tars and files to pictures, in an order that is the same every time."""
+"""Pictures from folders, patterns, lists, tars and files, in an order that is the same every time."""
 
 import codecs
 import os
@@ -22,17 +22,17 @@ from s2wrap.images import SUFFIXES
 LISTS = (".txt", ".parquet")
 WILD = frozenset("*?[")
 Piece = Callable[[], Iterator[Picture]]
-"""Reads pictures that come together, in any process."""
+"""Reads a group of pictures, in any process."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """Pictures that come together: those of one tar, folder or list, or files one by one.
+    """A part of the sources: one tar, folder or list, or a sequence of single files.
 
     Attributes:
-        address: of the tar, folder or list; empty for files.
-        read: gives its pictures, in the same order every time.
-        tar: whether its pictures are only known by reading it from its beginning.
+        address: the address of the tar, folder or list; empty for files.
+        read: yields the pictures, in the same order every time.
+        tar: whether it is a tar, whose pictures are only known by reading it from the start.
     """
 
     address: str
@@ -41,19 +41,19 @@ class Section:
 
 
 def find_sections(addresses: Iterable[str]) -> list[Section]:
-    """The sections that addresses name, in their order.
+    """The sections that addresses name, in order.
 
     Args:
-        addresses: folders (searched all the way down for pictures), patterns with * ? [ ], lists (.txt: a path a line;
-            .parquet: column "path"), tars, and single pictures; on this machine or, as s3://…, where fsspec finds them.
-            Paths in a list are taken as they stand, from the current folder.
+        addresses: folders (searched with their subfolders), patterns with * ? [ ], lists (.txt: a path per
+            line; .parquet: column "path"), tars, and single pictures; local, or as URLs for fsspec such as s3://….
+            Paths in a list are relative to the current folder.
 
     Raises:
-        S2WrapError: nothing is there.
+        S2WrapError: nothing exists at an address.
     """
     sections: list[Section] = []
     files: list[str] = []
-    for address in _expanded(addresses):
+    for address in _expand_patterns(addresses):
         section = _section(address)
         if section is None:
             files.append(address)
@@ -66,51 +66,51 @@ def find_sections(addresses: Iterable[str]) -> list[Section]:
 
 
 def count_pictures(sections: list[Section]) -> int | None:
-    """How many pictures there are; None if that is not known, as for tars.
+    """The number of pictures; None if there are tars, which would have to be read.
 
     Raises:
-        S2WrapError: no picture at all, or one that is named twice: a name stands for one picture of a store.
+        S2WrapError: there is no picture, or a picture or tar is named twice: names in a store are unique.
     """
     tars: set[str] = set()
     for section in sections:
         if section.address in tars:
             raise S2WrapError(f"{section.address} is named twice; name each tar once")
         tars |= {section.address} if section.tar else set()
-    loose = [section for section in sections if not section.tar]
-    hashes = array("q", (hash(picture.name) for section in loose for picture in section.read()))
+    countable = [section for section in sections if not section.tar]
+    hashes = array("q", (hash(picture.name) for section in countable for picture in section.read()))
     if not hashes and not tars:
         places = ", ".join(section.address for section in sections) or "nothing"
         endings = ", ".join(SUFFIXES)
         raise S2WrapError(f"no picture in {places}; endings read: {endings}; tars in a folder are named as x/*.tar")
-    _refuse_doubles(loose, np.array(hashes))
+    _check_unique(countable, np.array(hashes))
     return None if tars else len(hashes)
 
 
 def pictures_after(sections: list[Section], mark: Mark) -> Iterator[Picture]:
-    """The pictures that come after a mark, each with a mark of its own.
+    """The pictures after a mark, each with its own mark.
 
-    Tars that are done are not read again; of the one it was in, what comes before the mark is passed over.
+    Tars that are done are not read again; in the tar of the mark, the pictures up to the mark are skipped.
 
     Raises:
-        S2WrapError: the pictures up to the mark are not those that they were.
+        S2WrapError: the pictures up to the mark have changed.
     """
-    for read in pieces_after(sections, mark, files=1):
-        yield from read()
+    for read_piece in pieces_after(sections, mark, files=1):
+        yield from read_piece()
 
 
 def pieces_after(sections: list[Section], mark: Mark, *, files: int) -> Iterator[Piece]:
-    """The pictures of `pictures_after`, in pieces that other processes may read.
+    """The pictures of `pictures_after`, in pieces that other processes can read.
 
-    A piece is a tar, or so many files at most, of which only the names are read here.
+    A piece is a tar, or at most `files` files, of which only the names are read here.
 
     Raises:
-        S2WrapError: the files up to the mark are not those that they were; for a tar, its piece raises this.
+        S2WrapError: the files up to the mark have changed; for a tar, reading its piece raises this.
     """
     digest = ""
     for number, section in enumerate(sections):
         start = Mark(number, 0, _chain(digest, section.address))
         digest = start.digest
-        if section.tar:  # adds its address to the digest, and no more: the same whether it is read or passed over
+        if section.tar:  # only its address counts in the digest, which must not depend on whether the tar is read
             if number >= mark.section:
                 yield partial(_read_section, section, start, mark)
             continue
@@ -120,23 +120,23 @@ def pieces_after(sections: list[Section], mark: Mark, *, files: int) -> Iterator
             if number >= mark.section:
                 yield partial(iter, group)
         if number == mark.section and digest == start.digest:
-            digest = mark.digest or digest  # no picture of it is behind the mark
+            digest = mark.digest or digest  # the mark is at the end of the section
     if mark.section >= len(sections) and mark != START:
-        raise _others("there are fewer now")
+        raise _changed("there are fewer now")
 
 
 def _read_section(section: Section, start: Mark, mark: Mark) -> Iterator[Picture]:
     """The pictures of a section that come after a mark."""
-    found = mark == START or mark.section < start.section
+    is_after = mark == START or mark.section < start.section
     for picture in _marked(section, start):
-        if found:
+        if is_after:
             yield picture
         elif picture.mark.inside == mark.inside:
             if picture.mark.digest != mark.digest:
-                raise _others(f"up to {picture.name} they are not")
-            found = True
-    if not found:
-        raise _others("there are fewer now")
+                raise _changed(f"up to {picture.name} they are not")
+            is_after = True
+    if not is_after:
+        raise _changed("there are fewer now")
 
 
 def _marked(section: Section, start: Mark) -> Iterator[Picture]:
@@ -147,9 +147,9 @@ def _marked(section: Section, start: Mark) -> Iterator[Picture]:
         yield replace(picture, mark=Mark(start.section, inside, digest))
 
 
-def _others(what: str) -> S2WrapError:
+def _changed(how: str) -> S2WrapError:
     return S2WrapError(
-        f"the pictures are not those that the store was begun with: {what}; give the same sources (new ones may "
+        f"the pictures are not those that the store was begun with: {how}; give the same sources (new ones may "
         f"follow at the end), or another --output"
     )
 
@@ -158,23 +158,23 @@ def _chain(digest: str, name: str) -> str:
     return blake2b((digest + name).encode(errors="surrogateescape"), digest_size=16).hexdigest()
 
 
-def _expanded(addresses: Iterable[str]) -> Iterator[str]:
-    """Patterns as what they stand for; a file may well be called a[1].png."""
+def _expand_patterns(addresses: Iterable[str]) -> Iterator[str]:
+    """The addresses, with patterns replaced by their matches, unless a file of that name exists, such as a[1].png."""
     for address in addresses:
         if WILD.intersection(address) and kind(address) is None:
-            found = [match for match in expand(address) if _is_source(match, address)]
-            if not found:
+            matches = [match for match in expand(address) if _is_source(match, address)]
+            if not matches:
                 raise S2WrapError(f"{address}: the pattern names no picture, tar or folder")
-            yield from found
+            yield from matches
         else:
             yield address if is_remote(address) else os.path.normpath(address)
 
 
 def _is_source(match: str, pattern: str) -> bool:
-    """Whether what a pattern names is meant: not other files beside the pictures, lists by their ending, or stores."""
-    ending = os.path.splitext(match)[1].lower()
-    if ending in LISTS and not os.path.isdir(match):
-        return pattern.lower().endswith(ending)
+    """Whether a match is a source: a picture, tar or folder, not a store; a list only if the pattern has its suffix."""
+    suffix = os.path.splitext(match)[1].lower()
+    if suffix in LISTS and not os.path.isdir(match):
+        return pattern.lower().endswith(suffix)
     if os.path.isdir(os.path.join(match, CONTROL)):
         return False
     return is_picture(match) or is_tar(match) or kind(match) == "folder"
@@ -182,17 +182,17 @@ def _is_source(match: str, pattern: str) -> bool:
 
 def _section(address: str) -> Section | None:
     """The section at an address; None for a single picture."""
-    there = kind(address)
-    if there is None:
+    address_kind = kind(address)
+    if address_kind is None:
         raise S2WrapError(f"{address}: there is no such file or folder")
-    if there == "folder":
+    if address_kind == "folder":
         return Section(address, lambda: map(Picture, walk(address)))
     if is_tar(address):
         return Section(address, partial(read_tar, address), tar=True)
-    ending = Path(address).suffix.lower()
-    if ending == ".txt":
+    suffix = Path(address).suffix.lower()
+    if suffix == ".txt":
         return Section(address, partial(_read_lines, address))
-    return Section(address, partial(_read_column, address)) if ending == ".parquet" else None
+    return Section(address, partial(_read_column, address)) if suffix == ".parquet" else None
 
 
 def _files(files: list[str]) -> Section:
@@ -219,21 +219,21 @@ def _read_column(address: str) -> Iterator[Picture]:
         table = ParquetFile(stream)
         if "path" not in table.schema_arrow.names:
             raise S2WrapError(f'{address} has columns {", ".join(table.schema_arrow.names)}; a list needs one "path"')
-        found = table.schema_arrow.field("path").type
-        if not (pyarrow.types.is_string(found) or pyarrow.types.is_large_string(found)):
-            raise S2WrapError(f"{address} has a column path of {found}; a list needs texts")
+        column_type = table.schema_arrow.field("path").type
+        if not (pyarrow.types.is_string(column_type) or pyarrow.types.is_large_string(column_type)):
+            raise S2WrapError(f"{address} has a column path of {column_type}; a list needs texts")
         for batch in table.iter_batches(columns=["path"]):
             yield from (Picture(name) for name in batch.column(0).to_pylist() if name)
 
 
-def _refuse_doubles(sections: list[Section], hashes: np.ndarray) -> None:
-    """Raise S2WrapError for a name that is there twice; of 100 million names, only eight bytes each are held."""
-    ordered = np.sort(hashes)
-    suspects = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
+def _check_unique(sections: list[Section], hashes: np.ndarray) -> None:
+    """Raise S2WrapError if a name occurs twice; only hashes are in memory: 8 bytes for each of 100 million names."""
+    hashes = np.sort(hashes)
+    repeated = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
     seen: set[str] = set()
-    if suspects:
+    if repeated:
         for picture in (picture for section in sections for picture in section.read()):
             if picture.name in seen:
                 raise S2WrapError(f"{picture.name} is named twice; name each picture once")
-            if hash(picture.name) in suspects:
+            if hash(picture.name) in repeated:
                 seen.add(picture.name)

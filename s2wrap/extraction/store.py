@@ -1,8 +1,8 @@
-"""A folder of features that a killed run goes on with: rows are written first, their count is committed last.
+"""A folder of features that can be resumed after a kill: rows are written first, their count is committed last.
 
-Beside the features stand, in the folder `_s2wrap`: `s2wrap.json` (what the run is), `progress.json` (how far it is,
-replaced whole) and `failures.jsonl` (the pictures that could not be read; what is behind the committed length does not
-count). Whatever ends a run, the next begins where `progress.json` says, and writes over what lies behind that.
+The subfolder `_s2wrap` holds `s2wrap.json` (model and options), `progress.json` (the committed position, replaced as a
+whole) and `failures.jsonl` (pictures that could not be read; bytes beyond the committed length are ignored). However a
+run ends, the next one starts from `progress.json` and overwrites whatever was written after it.
 """
 
 import json
@@ -22,19 +22,19 @@ from s2wrap.extraction.writer import CONTROL, DRAFT, Writer
 from s2wrap.files import disk_errors, whole_file
 
 COMMIT_SECONDS = 30.0
-"""The most work that a killed run loses, about, in seconds."""
+"""Seconds between commits, and so of work that a killed run loses at most, about."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a store is.
+    """The committed state of a store.
 
     Attributes:
-        rows: pictures whose features are written.
-        failed: pictures that could not be read.
-        failure_bytes: the length of `failures.jsonl`.
-        mark: up to which picture that is.
-        finished: whether the sources had no more.
+        rows: number of pictures whose features are written.
+        failed: number of pictures that could not be read.
+        failure_bytes: length of `failures.jsonl`.
+        mark: the position of the last picture counted.
+        finished: whether all pictures of the sources are done.
     """
 
     rows: int = 0
@@ -45,15 +45,15 @@ class Progress:
 
 
 class Store:
-    """A store that is being written. Use `opened_store`.
+    """A store that is being written; open it with `opened_store`.
 
     Args:
-        folder: of the store.
-        writer: of its format.
-        description: what must be the same for all its rows.
+        folder: the folder of the store.
+        writer: the writer for its format.
+        description: the settings that must be the same for all rows.
 
     Raises:
-        S2WrapError: the folder holds something else, or rows made with another description.
+        S2WrapError: the store was begun with another description, or is damaged.
     """
 
     def __init__(self, folder: Path, writer: Writer, description: Mapping[str, Any]):
@@ -65,10 +65,10 @@ class Store:
         self.failures = self._open_failures()
         self.block = self.writer.start(self.progress.rows, description)
         self.rows, self.failed, self.mark = self.progress.rows, self.progress.failed, self.progress.mark
-        self.committed, self.took = time.monotonic(), 0.0
+        self.committed_at, self.commit_seconds = time.monotonic(), 0.0
 
     def add(self, item: Row | Failure) -> None:
-        """Take the next picture; it is safe once it is committed, which happens by the way.
+        """Add the next picture, and commit from time to time.
 
         Raises:
             S2WrapError: the disk is full, or the format cannot hold the row.
@@ -85,11 +85,11 @@ class Store:
             self.block.append(replace(item, mark=START))
             if len(self.block) == self.writer.block:
                 self.commit()
-        if time.monotonic() - self.committed > max(COMMIT_SECONDS, 10 * self.took):
+        if time.monotonic() - self.committed_at > max(COMMIT_SECONDS, 10 * self.commit_seconds):
             self.commit()
 
     def commit(self, *, finished: bool = False) -> None:
-        """Make all pictures so far safe: first their rows, then their failures, then the count of both."""
+        """Write all pictures so far to disk: first the rows, then the failures, then the progress."""
         start = time.monotonic()
         with disk_errors(self.folder):
             if self.rows > self.progress.rows:
@@ -99,13 +99,13 @@ class Store:
             length = self.failures.tell()
         self.progress = Progress(self.rows, self.failed, length, self.mark, finished)
         _write_json(_control(self.folder, "progress.json"), asdict(self.progress))
-        self.committed = time.monotonic()
-        self.took = self.committed - start  # a growing part is written anew each time: seldom, where that takes long
+        self.committed_at = time.monotonic()
+        self.commit_seconds = self.committed_at - start  # slow commits must be rare: each rewrites the whole block
         if self.rows and len(self.block) == self.writer.block:
             self.block = []
 
     def copy_failures(self, path: Path) -> None:
-        """Write the list of the committed failures to a file, whole or not at all."""
+        """Write the committed failures to a file as JSON lines, whole or not at all."""
         with whole_file(path) as draft, disk_errors(path):
             shutil.copyfile(_control(self.folder, "failures.jsonl"), draft)
             os.truncate(draft, self.progress.failure_bytes)
@@ -120,12 +120,12 @@ class Store:
 
 @contextmanager
 def opened_store(folder: Path, writer: Writer, description: Mapping[str, Any]) -> Iterator[Store]:
-    """A store, made unless it is there, while no other run may write to it.
+    """A store, created if missing, and locked against other runs.
 
     Raises:
-        S2WrapError: as for `Store`, or another run is writing to it.
+        S2WrapError: the folder holds something else, another run is writing to it, or as for `Store`.
     """
-    _check_ours(folder)
+    _check_is_store(folder)
     with disk_errors(folder):
         (folder / CONTROL).mkdir(parents=True, exist_ok=True)
     with _locked(_control(folder, "lock")):
@@ -133,25 +133,26 @@ def opened_store(folder: Path, writer: Writer, description: Mapping[str, Any]) -
         try:
             yield store
         finally:
-            with suppress(OSError):  # of a full disk; what counts was written by the commit
+            with suppress(OSError):  # a full disk; all that counts was written by the commit
                 store.failures.close()
 
 
 def check_place(folder: Path) -> None:
-    """Raise S2WrapError where no store can be, before the work."""
-    _check_ours(folder)
+    """Raise S2WrapError if no store can be written to a folder."""
+    _check_is_store(folder)
     check_parent(folder / CONTROL if folder.is_dir() else folder)
 
 
 def check_parent(path: Path) -> None:
-    """Raise S2WrapError where the folder that a file or folder is to be in is missing or read-only."""
+    """Raise S2WrapError if the parent folder of a path is missing or read-only."""
     if not path.parent.is_dir():
         raise S2WrapError(f"cannot write {path}: there is no folder {path.parent}")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise S2WrapError(f"cannot write {path}: {path.parent} is read-only")
 
 
-def _check_ours(folder: Path) -> None:
+def _check_is_store(folder: Path) -> None:
+    """Raise S2WrapError if a folder exists and is neither empty nor a store."""
     if folder.exists() and not folder.is_dir():
         raise S2WrapError(f"cannot write {folder}: it is a file, and a store is a folder; choose another name")
     if folder.is_dir() and not (folder / CONTROL).is_dir() and any(folder.iterdir()):
@@ -159,17 +160,17 @@ def _check_ours(folder: Path) -> None:
 
 
 def _check_description(folder: Path, description: Mapping[str, Any]) -> None:
-    """Write the description of a new store; compare it with that of one which is there."""
-    path, asked = _control(folder, "s2wrap.json"), json.loads(json.dumps(description))
+    """Write the description of a new store; raise S2WrapError if an existing one has another."""
+    path, requested = _control(folder, "s2wrap.json"), json.loads(json.dumps(description))
     if not path.exists():
-        _write_json(path, asked)
+        _write_json(path, requested)
         return
-    there = _read_json(path)
-    for key in sorted(there.keys() | asked.keys()):
-        if there.get(key) != asked.get(key):
+    existing = _read_json(path)
+    for key in sorted(existing.keys() | requested.keys()):
+        if existing.get(key) != requested.get(key):
             raise S2WrapError(
-                f"{folder} holds features with {key} {there.get(key)!r}, and {asked.get(key)!r} is asked for; they "
-                f"cannot stand in one store: choose another --output"
+                f"{folder} holds features with {key} {existing.get(key)!r}, and {requested.get(key)!r} is asked for; "
+                f"they cannot stand in one store: choose another --output"
             )
 
 
@@ -177,10 +178,10 @@ def _read_progress(folder: Path) -> Progress:
     path = _control(folder, "progress.json")
     if not path.exists():
         return Progress()
-    there = _read_json(path)
-    there["mark"] = Mark(**there["mark"])
-    progress = Progress(**there)
-    return Progress() if progress.finished and progress.rows == 0 else progress  # nothing could be read: try again
+    content = _read_json(path)
+    content["mark"] = Mark(**content["mark"])
+    progress = Progress(**content)
+    return Progress() if progress.finished and progress.rows == 0 else progress  # no picture could be read: start over
 
 
 def _control(folder: Path, name: str) -> Path:
@@ -201,10 +202,10 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock that the system takes back when this process ends, however it does; worker processes do not have it.
+    """Hold a file lock, which the system releases when this process ends; workers do not inherit it.
 
     Raises:
-        S2WrapError: another process holds it.
+        S2WrapError: another process holds the lock.
     """
     try:
         import fcntl

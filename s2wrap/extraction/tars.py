@@ -1,4 +1,4 @@
-"""The pictures of a tar (as WebDataset's shards are), one after the other; nothing is unpacked to a disk."""
+"""Pictures read from tars, such as WebDataset shards, as a stream, without unpacking to disk."""
 
 import lzma
 import zlib
@@ -24,34 +24,34 @@ from s2wrap.extraction.picture import Picture
 
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 LARGEST = 1 << 30
-"""Bytes of the largest picture file that is taken into memory."""
+"""The largest picture file that is read into memory, in bytes."""
 LARGEST_HEADER = 1 << 20
-"""Bytes of the largest header of a member, such as its long name: the library takes them into memory whole."""
+"""The largest extended header (such as a long name) of a member, in bytes: tarfile reads it into memory whole."""
 DAMAGE = (TarError, EOFError, zlib.error, lzma.LZMAError)
 
 
 def is_tar(address: str) -> bool:
-    """Whether an address ends as that of a tar."""
+    """Whether an address has the suffix of a tar."""
     return address.lower().endswith(ENDINGS)
 
 
 def container(name: str) -> str:
-    """The tar that a picture is in, by its name; the picture's own address if it is in none."""
+    """The address of the tar that holds a picture, by the picture's name; the name itself if it is in no tar."""
     for ending in ENDINGS:
-        tar, found, _ = name.partition(f"{ending}/")
-        if found:
-            return tar + ending
+        stem, separator, _ = name.partition(f"{ending}/")
+        if separator:
+            return stem + ending
     return name
 
 
 def read_tar(address: str) -> Iterator[Picture]:
-    """The pictures of a tar in its order, named ADDRESS/MEMBER.
+    """The pictures of a tar in order, named ADDRESS/MEMBER.
 
-    Members are taken for what they are called, never as paths: links, devices and folders are passed over. A damaged
-    tar gives the pictures before the damage, and one problem under its own name.
+    Member names are only names, never used as paths; links, devices and folders are skipped. A damaged tar gives the
+    pictures before the damage, then one picture with the name of the tar and a problem.
 
     Raises:
-        S2WrapError: the tar is gone, or its server gives no answer: pictures would be missing without damage.
+        S2WrapError: the tar is missing or its server does not answer, which must not be mistaken for damage.
     """
     with answers(address):
         yield from _read_members(address)
@@ -62,7 +62,7 @@ def _read_members(address: str) -> Iterator[Picture]:
     try:
         with opened(address) as stream, TarFile.open(fileobj=stream, mode="r|*", tarinfo=_StrictInfo) as tar:
             for member in tar:
-                tar.members = []  # type: ignore[attr-defined] (the library keeps every header otherwise)
+                tar.members = []  # type: ignore[attr-defined] (tarfile would keep every header)
                 if member.isreg() and is_picture(member.name):
                     yield _member(tar, member, address, seen)
             _check_end(tar)
@@ -72,10 +72,12 @@ def _read_members(address: str) -> Iterator[Picture]:
 
 
 def _member(tar: TarFile, member: TarInfo, address: str, seen: set[str]) -> Picture:
+    """The picture of a member, whose name is added to `seen`; with a problem if it is a duplicate or too large."""
     name = f"{address}/{member.name}"
     if member.name in seen:
-        again = f"{name} at byte {member.offset}"
-        return Picture(again, problem=f"{name}: is in the tar a second time; the first was taken")
+        return Picture(
+            f"{name} at byte {member.offset}", problem=f"{name}: is in the tar a second time; the first was taken"
+        )
     if member.size > LARGEST:
         return Picture(name, problem=f"{name}: {member.size} bytes, more than the {LARGEST} that are safe to take in")
     stream = tar.extractfile(member)
@@ -85,14 +87,14 @@ def _member(tar: TarFile, member: TarInfo, address: str, seen: set[str]) -> Pict
 
 
 def _check_end(tar: TarFile) -> None:
-    """Raise ReadError where something follows behind the end, as in joined tars, which the library does not read."""
+    """Raise ReadError if data follows the end of the archive, as in concatenated tars, where tarfile stops early."""
     while block := tar.fileobj.read(1 << 20):  # type: ignore[union-attr] (it is open)
         if block.strip(b"\0"):
             raise ReadError("more follows behind its end; give joined tars one by one")
 
 
 class _StrictInfo(TarInfo):
-    """A header that cannot be read, is missing or huge is an error, where the library takes it for the end, or in."""
+    """A member header; damaged, missing and huge ones raise ReadError (tarfile would stop silently, or read them)."""
 
     def _proc_member(self, tarfile: TarFile) -> TarInfo:
         special = self.type in (GNUTYPE_LONGNAME, GNUTYPE_LONGLINK, XHDTYPE, XGLTYPE, SOLARIS_XHDTYPE)

@@ -1,4 +1,4 @@
-"""Maps and prefix tokens as .safetensors or .npz: one file, or parts of so many pictures."""
+"""Maps and prefix tokens as .safetensors or .npz: a single file, or a folder of part files."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,16 +13,16 @@ from s2wrap.extraction.writer import PartWriter
 
 
 class TensorWriter(PartWriter):
-    """Part files as `write_tensors` makes them."""
+    """Part files in the layout of `write_tensors`."""
 
     ending = ".safetensors"
 
     def write_part(self, rows: Sequence[Row], path: Path) -> None:
-        """Write a file of these rows."""
+        """Write rows to a part file."""
         write_tensors(rows, self.description, path)
 
     def read_part(self, path: Path) -> list[Row]:
-        """The rows of such a file."""
+        """The rows of a part file."""
         from safetensors import safe_open
 
         with safe_open(path, "pt") as file:
@@ -31,9 +31,9 @@ class TensorWriter(PartWriter):
         numbered = any("/" in name for name in arrays)
         rows = []
         for number, (name, (height, width)) in enumerate(zip(names, sizes, strict=True)):
-            own = f"{number}/"
+            prefix = f"{number}/"
             if numbered:
-                of_row = {key.removeprefix(own): array for key, array in arrays.items() if key.startswith(own)}
+                of_row = {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
             else:
                 of_row = {key: array[number] for key, array in arrays.items()}
             rows.append(Row(name, height, width, of_row))
@@ -41,22 +41,22 @@ class TensorWriter(PartWriter):
 
 
 def write_tensors(rows: Sequence[Row], description: Mapping[str, Any], path: Path) -> None:
-    """Write rows to one file, by its ending.
+    """Write rows to one file, in the format of its suffix.
 
-    It holds `spatial` (pictures, channels, rows, columns) and `prefix` (pictures, tokens, channels), numbered, one a
-    scale, for a pyramid. Where the pictures' maps differ in shape, each has arrays of its own: `0/spatial`,
-    `0/prefix`, `1/spatial`, … Beside them stand `files` (the pictures' names), `image_hw` (their height and width in
-    pixels) and the description.
+    It holds `spatial` (pictures, channels, rows, columns) and `prefix` (pictures, tokens, channels); for a pyramid,
+    one of each per scale, numbered. If the shapes differ between pictures, each picture has arrays of its own:
+    `0/spatial`, `0/prefix`, `1/spatial`, … The file also holds `files` (names), `image_hw` (height and width in pixels)
+    and the description.
 
     Raises:
         OSError: the disk is full or read-only.
     """
     names, sizes = [row.name for row in rows], [[row.height, row.width] for row in rows]
-    arrays = _joined([row.arrays for row in rows])
+    arrays = _stack([row.arrays for row in rows])
     if path.suffix == ".npz":
         texts = {key: np.array(_text(value)) for key, value in description.items()}
-        named: dict[str, Any] = {name: array.numpy() for name, array in arrays.items()} | texts
-        np.savez(path, **named, files=np.array(names), image_hw=np.array(sizes))
+        content: dict[str, Any] = {name: array.numpy() for name, array in arrays.items()} | texts
+        np.savez(path, **content, files=np.array(names), image_hw=np.array(sizes))
         return
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -65,12 +65,12 @@ def write_tensors(rows: Sequence[Row], description: Mapping[str, Any], path: Pat
     texts |= {key: _text(value) for key, value in description.items()}
     try:
         save_file({name: array.contiguous() for name, array in arrays.items()}, path, texts)
-    except SafetensorError as error:  # the library's own word for a full disk
+    except SafetensorError as error:  # such as a full disk
         raise OSError(str(error)) from error
 
 
-def _joined(rows: list[Arrays]) -> Arrays:
-    """The arrays of all pictures as one each, or numbered where their shapes differ."""
+def _stack(rows: list[Arrays]) -> Arrays:
+    """The arrays of all pictures, stacked by name; or with numbered names if their shapes differ."""
     if all(row[name].shape == rows[0][name].shape for row in rows for name in rows[0]):
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
     return {f"{number}/{name}": tensor for number, row in enumerate(rows) for name, tensor in row.items()}

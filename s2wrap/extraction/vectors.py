@@ -1,4 +1,4 @@
-"""Pooled vectors as Parquet: a folder of part files that pyarrow, pandas, DuckDB and Polars read as they are."""
+"""Pooled vectors as Parquet: a folder of part files that pyarrow, pandas, DuckDB and Polars can read directly."""
 
 import json
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from s2wrap.extraction.writer import PartWriter
 
 
 class VectorWriter(PartWriter):
-    """Columns path, height, width and vector (a list of fixed size); what the run was, in the schema's metadata."""
+    """Part files with columns path, height, width and vector (a fixed-size list); the description is metadata."""
 
     ending = ".parquet"
     keep: Keep = staticmethod(pooled_vector)
@@ -25,7 +25,7 @@ class VectorWriter(PartWriter):
         super().__init__(folder, dtype, block)
 
     def write_part(self, rows: Sequence[Row], path: Path) -> None:
-        """Write a file of these rows."""
+        """Write rows to a part file."""
         pa = _pyarrow()
         import pyarrow.parquet as pq
 
@@ -40,7 +40,7 @@ class VectorWriter(PartWriter):
         pq.write_table(table, path, use_dictionary=False, write_statistics=["path", "height", "width"])  # type: ignore[arg-type] (its stubs know only yes or no)
 
     def read_part(self, path: Path) -> list[Row]:
-        """The rows of such a file."""
+        """The rows of a part file."""
         _pyarrow()
         import pyarrow.parquet as pq
 
@@ -55,12 +55,12 @@ class VectorWriter(PartWriter):
 
 
 def printable(name: str) -> str:
-    r"""A name as valid UTF-8: bytes that are none are written as \udcXX."""
+    r"""A name as valid UTF-8, with invalid bytes escaped as \udcXX."""
     return name.encode(errors="backslashreplace").decode()
 
 
 def text(value: Any) -> str:
-    """A value of the description as metadata."""
+    """A value of the description as text, for metadata."""
     return value if isinstance(value, str) else json.dumps(value)
 
 

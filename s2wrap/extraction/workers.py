@@ -1,4 +1,4 @@
-"""Work done by processes beside this one, in order, a few things ahead; one that crashes takes only what crashed it."""
+"""Worker processes that map a function over items, in order; a crash loses only the item that caused it."""
 
 import os
 import signal
@@ -17,109 +17,114 @@ from torch.utils.data import DataLoader, Dataset
 from s2wrap.errors import S2WrapError
 
 CRASH = "exited unexpectedly"
-"""How a DataLoader says that a worker was killed."""
-Given = TypeVar("Given")
-Made = TypeVar("Made")
+"""The words with which a DataLoader reports that a worker was killed."""
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def by_workers(
-    items: Iterator[Given],
-    work: Callable[[Given], Made],
-    crashed: Callable[[Given], Made],
+    items: Iterator[Item],
+    work: Callable[[Item], Result],
+    crashed: Callable[[Item], Result],
     *,
     workers: int,
     ahead: int,
     pin: bool = False,
     fork: bool = False,
-) -> Iterator[Made]:
-    """What the work makes of each item, in their order.
+) -> Iterator[Result]:
+    """The result of `work` for each item, in order.
 
     Args:
-        items: asked for one after the other, `ahead` a worker before what is taken here. An error of theirs is raised
-            after what was made of those before.
-        work: done by a worker, with one thread of torch. What it makes travels through a pipe, where a worker that dies
-            in the midst of it is waited for without end: no more than 4 kB, beside tensors in shared memory.
-        crashed: called here for an item whose work, alone in a process of its own, ends that process.
-        workers: processes, 1 or more.
-        ahead: items that each worker has, at most.
-        pin: whether what is made is moved to memory that a GPU reads by itself, by its `pin_memory()`.
-        fork: whether workers are copies of this process, so that nothing of `work` has to travel.
+        items: read lazily, at most `ahead` per worker before their results are taken. If reading them raises an error,
+            it is raised after the results of the items before it.
+        work: called in a worker, with a single torch thread. Results must pickle to at most 4 kB, beside tensors in
+            shared memory: they go through a pipe, which hangs if a worker dies halfway through a longer message.
+        crashed: gives the result of an item whose work, alone in a process of its own, kills that process; called in
+            this process.
+        workers: number of processes, at least 1.
+        ahead: the most items assigned to a worker at a time.
+        pin: whether to move results to page-locked memory, by their method `pin_memory`.
+        fork: whether to fork the workers from this process, so that `work` need not be pickled.
     """
-    given: deque[Given] = deque()
-    failed: list[Exception] = []
-    before = _Signal()
+    pending: deque[Item] = deque()
+    source_errors: list[Exception] = []
+    child_signal = _ChildSignal()
 
-    def give() -> Iterator[Given]:
-        before.restore()
+    def feed() -> Iterator[Item]:
+        child_signal.restore()
         try:
             for item in items:
-                given.append(item)
+                pending.append(item)
                 yield item
         except Exception as error:
-            failed.append(error)
+            source_errors.append(error)
 
-    def started(items: Iterator[Given], count: int, pin: bool) -> Iterator[Made]:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than processors
-            return iter(
-                DataLoader(
-                    _Work(work),
-                    sampler=items,
-                    batch_size=None,
-                    num_workers=count,
-                    prefetch_factor=ahead,
-                    collate_fn=_as_it_is,
-                    worker_init_fn=_set_up,
-                    pin_memory=pin,
-                    multiprocessing_context="fork" if fork else None,
-                )
-            )
-
-    def alone(item: Given) -> Iterator[Given]:
-        before.restore()
+    def feed_one(item: Item) -> Iterator[Item]:
+        child_signal.restore()
         yield item
 
     while True:
         try:
-            for made in started(give(), workers, pin):
-                given.popleft()
-                yield made
+            for result in _run(work, feed(), workers, ahead, pin, fork):
+                pending.popleft()
+                yield result
             break
         except (RuntimeError, OSError, EOFError) as error:
-            if not _is_crash(error) or not given:
+            if not _is_crash(error) or not pending:
                 raise
-        while given:  # any of them may be to blame: each alone
-            item = given.popleft()
+        while pending:  # any of them may have caused the crash, so each runs in a process of its own
+            item = pending.popleft()
             try:
-                (made,) = started(alone(item), 1, False)
+                (result,) = _run(work, feed_one(item), 1, ahead, False, fork)
             except (RuntimeError, OSError, EOFError) as error:
                 if not _is_crash(error):
                     raise
-                made = crashed(item)
-            yield made
-    if failed:
-        raise failed[0]
+                result = crashed(item)
+            yield result
+    if source_errors:
+        raise source_errors[0]
 
 
-def grouped(items: Iterable[Given], size: Callable[[Given], int], *, count: int, most: int) -> Iterator[list[Given]]:
-    """Items as lists of `count`, or of fewer where more would be above `most` bytes; `size` gives those of one."""
-    group: list[Given] = []
-    held = 0
+def _run(
+    work: Callable[[Item], Result], items: Iterator[Item], workers: int, ahead: int, pin: bool, fork: bool
+) -> Iterator[Result]:
+    """The results of a DataLoader, in order; a worker that dies ends it with an error."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than processors
+        return iter(
+            DataLoader(
+                _Work(work),
+                sampler=items,
+                batch_size=None,
+                num_workers=workers,
+                prefetch_factor=ahead,
+                collate_fn=_identity,
+                worker_init_fn=_start_worker,
+                pin_memory=pin,
+                multiprocessing_context="fork" if fork else None,
+            )
+        )
+
+
+def grouped(items: Iterable[Item], size: Callable[[Item], int], *, count: int, most: int) -> Iterator[list[Item]]:
+    """Lists of successive items: at most `count`, and at most `most` bytes by `size`, but at least one item."""
+    group: list[Item] = []
+    total = 0
     for item in items:
-        if group and held + size(item) > most:
+        if group and total + size(item) > most:
             yield group
-            group, held = [], 0
+            group, total = [], 0
         group.append(item)
-        held += size(item)
+        total += size(item)
         if len(group) == count:
             yield group
-            group, held = [], 0
+            group, total = [], 0
     if group:
         yield group
 
 
 def portable(error: Exception) -> Exception:
-    """The same error, as one that every process can read."""
+    """An equivalent of an error that every process can unpickle."""
     if isinstance(error, S2WrapError):
         return S2WrapError(str(error))
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
@@ -128,12 +133,12 @@ def portable(error: Exception) -> Exception:
 
 
 def _is_crash(error: Exception) -> bool:
-    """Whether a DataLoader's error means that a worker has died, or is dying and cannot hand over what it has."""
+    """Whether a DataLoader's error means that a worker died, perhaps while sending a result."""
     return isinstance(error, ConnectionError | EOFError | FileNotFoundError) or CRASH in str(error)
 
 
 class _Work(Dataset):
-    """What a DataLoader asks for items; its "index" is the item that is to be worked on."""
+    """A data set whose "index" is the item to work on, and whose element is the result."""
 
     def __init__(self, work: Callable[[Any], Any]):
         self.work = work
@@ -142,36 +147,38 @@ class _Work(Dataset):
         return self.work(item)
 
 
-def _as_it_is(made: Any) -> Any:
-    return made
+def _identity(result: Any) -> Any:
+    return result
 
 
-def _set_up(_worker: int) -> None:
-    """What a worker does first."""
+def _start_worker(_worker: int) -> None:
+    """Prepare a new worker process."""
+    from s2wrap.images import silence_decoders
 
-    def end_with_the_run() -> None:
-        if (run := parent_process()) is not None:
-            run.join()
+    def exit_with_parent() -> None:
+        if (parent := parent_process()) is not None:
+            parent.join()
             os._exit(1)
 
-    # by itself it would not notice a run that is killed while it starts, and stay
-    threading.Thread(target=end_with_the_run, daemon=True).start()
-    # a progress bar stands in for these, with a lock that a copied process may find held for good
+    # a DataLoader's worker outlives a parent that is killed while the worker starts
+    threading.Thread(target=exit_with_parent, daemon=True).start()
+    # a progress bar may have replaced these; in a forked process its lock may stay locked forever
     sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+    silence_decoders()
 
 
-class _Signal:
-    """What this process does when a child of it ends, to be restored once a DataLoader has put its own in place.
+class _ChildSignal:
+    """The SIGCHLD handler of this process, to be restored after a DataLoader has installed its own.
 
-    That raises in the midst of whatever this thread does then, such as encoding, or reading a tar. Without it, a
-    DataLoader that waits looks for workers that have died every 5 seconds. It puts it in place, and asks for the first
-    item then.
+    The DataLoader's handler raises an error in whatever the main thread is doing, such as encoding or reading a tar.
+    Without it, a waiting DataLoader still notices dead workers within 5 seconds. It installs the handler just before
+    it asks for the first item.
     """
 
     def __init__(self) -> None:
-        self.is_ours = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
-        self.handler = signal.getsignal(signal.SIGCHLD) if self.is_ours else None
+        self.is_main = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
+        self.handler = signal.getsignal(signal.SIGCHLD) if self.is_main else None
 
     def restore(self) -> None:
-        if self.is_ours and threading.current_thread() is threading.main_thread():
+        if self.is_main and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, self.handler)

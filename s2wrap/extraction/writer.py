@@ -1,4 +1,4 @@
-"""What a store's format must bring, and the format of part files."""
+"""The interface of a store's format, and the base class of formats with part files."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -11,20 +11,20 @@ from s2wrap.extraction.picture import Arrays, Row
 from s2wrap.files import whole_file
 
 CONTROL = "_s2wrap"
-"""The folder inside a store with what a run must know of it; readers of data sets pass over names with this _."""
+"""The subfolder of a store with its progress; readers of data sets ignore names that start with an underscore."""
 DRAFT = ".s2wrap-*"
-"""The files of `whole_file` that a killed run leaves."""
+"""The temporary files of `whole_file`, which a killed run leaves behind."""
 
 
 class Writer(ABC):
-    """Rows in blocks, in files of one format below a folder.
+    """Writes rows to files of one format in a folder, block by block.
 
-    A block may be written several times, each time with more rows; a kill in between must leave the rows of the time
-    before as they were.
+    A block may be written several times, each time with more rows; if a write is killed, the rows written before must
+    stay intact.
 
     Attributes:
-        keep: what of a picture's features becomes a row.
-        block: rows of a block.
+        keep: picks the arrays to store from the features of one picture.
+        block: number of rows in a block.
     """
 
     keep: Keep = staticmethod(whole_maps)
@@ -35,18 +35,18 @@ class Writer(ABC):
 
     @abstractmethod
     def start(self, rows: int, description: Mapping[str, Any]) -> list[Row]:
-        """Forget what was written behind so many rows. Gives those of the last block, where that is not full."""
+        """Discard all rows but the first `rows`; those of the last block are returned if it is not full."""
 
     @abstractmethod
     def write(self, first: int, rows: Sequence[Row]) -> None:
-        """Write the rows of a block up to now; `first` is the number of its first row."""
+        """Write the rows of a block so far; `first` is the index of its first row."""
 
-    def size_block(self, row: Row) -> None:  # noqa: B027 (most formats know their block beforehand)
-        """Choose the rows of a block by the first row of all."""
+    def size_block(self, row: Row) -> None:  # noqa: B027 (most formats have a fixed block size)
+        """Choose the number of rows in a block by the first row of the store."""
 
 
 class PartWriter(Writer):
-    """A block is a file part-000000.ENDING, replaced whole by one with more rows."""
+    """Writes each block to a file part-000000.ENDING, which is replaced as a whole by one with more rows."""
 
     ending: str
 
@@ -57,37 +57,37 @@ class PartWriter(Writer):
 
     @abstractmethod
     def write_part(self, rows: Sequence[Row], path: Path) -> None:
-        """Write a file of these rows."""
+        """Write rows to a part file."""
 
     @abstractmethod
     def read_part(self, path: Path) -> list[Row]:
-        """The rows of such a file."""
+        """The rows of a part file."""
 
     def start(self, rows: int, description: Mapping[str, Any]) -> list[Row]:
-        """Forget what was written behind so many rows. Gives those of the last part, where that is not full."""
+        """Discard all rows but the first `rows`; those of the last part file are returned if it is not full."""
         self.description = description
-        full, left = divmod(rows, self.block)
-        kept = {self._path(number) for number in range(full + (left > 0))}
+        full, rest = divmod(rows, self.block)
+        expected = {self._path(number) for number in range(full + (rest > 0))}
         for path in [*self.folder.glob(f"part-{'[0-9]' * 6}{self.ending}"), *self.folder.glob(DRAFT)]:
-            if path not in kept:
+            if path not in expected:
                 path.unlink()
-        for path in sorted(kept):
+        for path in sorted(expected):
             if not path.is_file():
                 raise S2WrapError(f"{path} is missing, though {rows} rows were written; bring it back, or begin anew")
-        there = self._read(self._path(full)) if left else []
-        if len(there) > left:  # a run was killed between a part and its count; those pictures may fail this time
-            self.write(full * self.block, there[:left])
-        return there[:left]
+        last = self._read(self._path(full)) if rest else []
+        if len(last) > rest:  # a run was killed between write and commit; the extra rows are computed again
+            self.write(full * self.block, last[:rest])
+        return last[:rest]
 
     def write(self, first: int, rows: Sequence[Row]) -> None:
-        """Write the part of a block."""
+        """Write the part file of a block."""
         with whole_file(self._path(first // self.block), drafts=self.folder / CONTROL) as draft:
             self.write_part(rows, draft)
 
     def _read(self, path: Path) -> list[Row]:
         try:
             return self.read_part(path)
-        except Exception as error:  # each format's library has errors of its own
+        except Exception as error:  # each library raises error types of its own
             raise S2WrapError(f"{path} is damaged ({first_line(error)}); remove the store and begin anew") from error
 
     def _path(self, number: int) -> Path:
@@ -95,7 +95,7 @@ class PartWriter(Writer):
 
 
 def check_same_shapes(arrays: Arrays, row: Row, remedy: str) -> None:
-    """Raise S2WrapError where a row's arrays have other names or shapes than those before."""
+    """Raise S2WrapError if the arrays of a row have other names or shapes than `arrays`."""
     for name, array in row.arrays.items():
         if name not in arrays or arrays[name].shape != array.shape:
             expected = tuple(arrays[name].shape) if name in arrays else "none"

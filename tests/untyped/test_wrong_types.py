@@ -56,5 +56,11 @@ def test_sizes_of_images_may_be_numpys(vit):
 
 @pytest.mark.parametrize("name", ["join_layers", "frozen"])
 def test_what_is_neither_true_nor_false_is_refused(vit, name):
-    with pytest.raises(S2WrapError, match=f"{name}='no' is neither True nor False"):
+    with pytest.raises(S2WrapError, match=f"{name}='no' is unknown; use one of True, False"):
         s2wrap.wrap(vit, **{name: "no"})
+
+
+@pytest.mark.parametrize("select", [1.5, np.True_, "2"])
+def test_a_number_of_tiles_that_is_none_is_refused(vit, select):
+    with pytest.raises(S2WrapError, match="use 0 to 13"):
+        s2wrap.wrap(vit, (1, 2, 3))(torch.zeros(1, 3, 160, 160), select=select)

@@ -1,0 +1,214 @@
+"""Every option of an export, once: its type, its words, its default, and a sentence of help.
+
+`export` takes the fields of `ExportOptions` as keyword arguments, `write_repository` those of `TritonOptions`, and the
+command line makes its flags of both.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar, get_args
+
+from rich.console import Console
+
+from s2wrap.errors import S2WrapError
+from s2wrap.export.ports import check_batch
+from s2wrap.options import Checked
+from s2wrap.plan import parse_image_hw
+from s2wrap.policies import Pair
+
+Precision = Literal["fp32", "fp16", "bf16"]
+Pixels = Literal["float32", "uint8", "uint16"]
+Output = Literal["spatial", "tokens", "prefix", "pooled"]
+Batch = tuple[int, int, int]
+P = ParamSpec("P")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The limits that every output of a precision must keep.
+
+    Attributes:
+        mean: least mean cosine between a token and PyTorch's.
+        low: least 1st percentile of these cosines.
+        error: largest relative error: length of the difference of all values ÷ length of PyTorch's.
+    """
+
+    mean: float
+    low: float
+    error: float
+
+
+def parse_gate(gate: Any) -> Gate:
+    """Three numbers as a `Gate`."""
+    numbers = tuple(gate) if isinstance(gate, Sequence) and not isinstance(gate, str) else ()
+    if len(numbers) != 3 or not all(isinstance(number, int | float) and 0 <= number <= 1 for number in numbers):
+        raise S2WrapError(
+            f"gate={gate!r} is no gate; give the least mean cosine, the least 1st percentile and the largest relative "
+            f"error, such as (0.999, 0.995, 0.01)"
+        )
+    return Gate(*numbers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphOptions(Checked):
+    """What an exported graph takes, computes and returns.
+
+    Raises:
+        S2WrapError: a word, size or batch that cannot be, or options that exclude each other.
+    """
+
+    image_hw: Annotated[
+        Pair | None, "Height and width of the images in pixels, as 480x640 (default: the backbone's own)."
+    ] = None
+    batch: Annotated[
+        Batch, "Smallest, most frequent and largest number of images (with tiles: of tiles) in a call, as 1:8:32."
+    ] = (1, 8, 32)
+    precision: Annotated[Precision, "Precision of the backbone: fp32, fp16 or bf16; the rest stays float32."] = "fp32"
+    pixels: Annotated[
+        Pixels,
+        "What the file takes: float32, images (b, c, h, w) as the model takes them; or uint8 or uint16, pixels "
+        "(b, h, w, c) that it normalises itself. uint16 is for .onnx only.",
+    ] = "float32"
+    outputs: Annotated[
+        Sequence[Output] | None, "Some of spatial, tokens, prefix, pooled (default: spatial and, where any, prefix)."
+    ] = None
+    tiles: Annotated[
+        bool, "Export the backbone alone, on tiles; s2wrap.export.load puts the rest around it, for images of any size."
+    ] = False
+    fp32_layers: Annotated[
+        Sequence[str], "Modules of the backbone that stay float32, by name, with * and ?, such as blocks.11.*,norm."
+    ] = ()
+    opset: Annotated[
+        int | None,
+        "Version of the ONNX operators, 20 to 23 (default: 20 for .onnx, 23 in bf16; for engines the newest that the "
+        "library reads).",
+    ] = None
+    onnx: Annotated[
+        Path | str | None,
+        "A ready ONNX file of the same inputs and outputs to take instead, such as a quantised one with Q/DQ.",
+    ] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        image_hw = None if self.image_hw is None else parse_image_hw(self.image_hw)
+        outputs = None if self.outputs is None else tuple(self.outputs)
+        self._set(
+            image_hw=image_hw, batch=check_batch(self.batch), outputs=outputs, fp32_layers=tuple(self.fp32_layers)
+        )
+        known = get_args(Output)
+        if outputs is not None and (not outputs or len(set(outputs)) < len(outputs) or not set(outputs) <= set(known)):
+            raise S2WrapError(f"outputs={outputs!r}: use some of {', '.join(known)}, each once")
+        if self.tiles and (image_hw is not None or outputs is not None or self.pixels != "float32"):
+            raise S2WrapError(
+                "tiles (--tiles) exports the backbone alone, on its own tiles: image size, outputs and pixels are "
+                "chosen when it is loaded; leave them out"
+            )
+        if self.onnx is not None and (self.opset is not None or self.fp32_layers):
+            raise S2WrapError("opset and fp32_layers are for a graph that is traced; a ready ONNX file has its own")
+        if self.fp32_layers and self.precision == "fp32":
+            raise S2WrapError(
+                f"fp32_layers={','.join(self.fp32_layers)!r} with precision='fp32', where all layers are float32 "
+                f"already"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions(Checked):
+    """How TensorRT or TensorRT-RTX builds an engine.
+
+    Raises:
+        S2WrapError: a number that cannot be.
+    """
+
+    workspace_mib: Annotated[int | None, "The most scratch memory that an engine may use, in MiB."] = None
+    optimization_level: Annotated[int | None, "Effort of the builder: 0 (fast build) to 5 (fast engine)."] = None
+    timing_cache: Annotated[
+        Path | str | None, "A file that makes later TensorRT builds faster; read if it exists, and written."
+    ] = None
+    version_compatible: Annotated[bool, "Whether the engine loads in later TensorRT versions too."] = False
+    hardware_compatible: Annotated[bool, "Whether the TensorRT engine runs on every GPU since Ampere."] = False
+    targets: Annotated[
+        Sequence[str], "GPU generations of an .rtx file, such as sm80,sm89,sm120 (default: the library's own choice)."
+    ] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set(targets=tuple(dict.fromkeys(target.lower() for target in self.targets)))
+        if self.workspace_mib is not None and self.workspace_mib < 1:
+            raise S2WrapError(f"workspace_mib={self.workspace_mib} must be 1 MiB or more")
+        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
+            raise S2WrapError(
+                f"optimization_level={self.optimization_level} must be from 0 (fast build) to 5 (fast engine)"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions(Checked):
+    """How a file is compared with PyTorch."""
+
+    gate: Annotated[
+        Sequence[float] | None,
+        "Least mean cosine of a token, least 1st percentile and largest relative error to reach, as 0.999,0.995,0.01 "
+        "(default: by precision).",
+    ] = None
+    pictures: Annotated[
+        Sequence[Path | str] | None,
+        "Pictures or folders, of which the first three are compared on (default: photographs of scikit-image).",
+    ] = None
+    console: Annotated[Console | None, "Where progress and the comparison are shown (default: nowhere)."] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.gate is not None:
+            parse_gate(self.gate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(GraphOptions, BuildOptions, VerifyOptions):
+    """What `export` takes."""
+
+    verify: Annotated[bool, "Compare the file with PyTorch before it gets its name."] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class TritonOptions(Checked):
+    """How Triton Inference Server serves an exported file.
+
+    Raises:
+        S2WrapError: a name or number that cannot be.
+    """
+
+    name: Annotated[str | None, "Name of the model on the server (default: the file's name without its ending)."] = None
+    instances: Annotated[
+        int, "Model instances for each GPU that run at the same time; 2 overlap copying with computing."
+    ] = 1
+    queue_delay_us: Annotated[
+        int, "Microseconds that a request may wait to be batched; 1000 is less than one picture takes."
+    ] = 1000
+    cuda_graphs: Annotated[
+        bool, "Whether to capture CUDA graphs for batches of 1, OPT and MAX (TensorRT engines only)."
+    ] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.name is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.name):
+            raise S2WrapError(
+                f"name={self.name!r} makes no model name; use letters, digits and _ . - such as 'dinov2_s14'"
+            )
+        for option, value, least in (("instances", self.instances, 1), ("queue_delay_us", self.queue_delay_us, 0)):
+            if value < least:
+                raise S2WrapError(f"{option}={value!r} is impossible; use a whole number from {least}")
+
+
+def takes_two_and_options(
+    options: Callable[P, object],
+) -> Callable[[Callable[..., Result]], Callable[Concatenate[Any, Any, P], Result]]:
+    """As `s2wrap.options.takes_options`, for a function of two parameters and the fields of a class of options."""
+
+    def typed(function: Callable[..., Result]) -> Callable[Concatenate[Any, Any, P], Result]:
+        return function
+
+    return typed
