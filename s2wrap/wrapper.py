@@ -46,6 +46,8 @@ class MultiScale(nn.Module):
 
     A traced call (`torch.compile`, `torch.export`) makes one backbone call of all tiles; to keep batches small there,
     compile the backbone's feature call (`torch.compile(model.forward_features)`) and wrap that.
+    With another fit than "stretch", every image size is a graph of its own, and PyTorch compiles 8 of them
+    (`torch._dynamo.config.recompile_limit`); further sizes run eagerly, or fail with `fullgraph=True`.
 
     Args:
         backbone: a `Backbone`; `s2wrap.wrap` makes one of any model.
@@ -230,7 +232,7 @@ class MultiScale(nn.Module):
         )
 
     def prepare(self, image_hw: Pair) -> "MultiScale":
-        """Make the matrices for images of this size, as a call on one does. `torch.export` needs it beforehand."""
+        """Make the matrices for images of this size beforehand: the first call is then as quick as others."""
         self.placement(parse_image_hw(image_hw))
         return self
 
