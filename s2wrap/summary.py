@@ -12,7 +12,7 @@ MAX_LINE = 300
 def summary(model: "MultiScale") -> dict[str, str]:
     """What is worth knowing of a model, each part on a line that is not too long to read."""
     backbone, options = model.backbone, model.options
-    plan, (own_hw, result_hw) = model.plan(backbone.image_hw), model.grids(backbone.image_hw)
+    plan, (own_hw, _) = model.plan(backbone.image_hw), model.grids(backbone.image_hw)
     weights = sum(parameter.numel() for parameter in backbone.parameters())
     known = {name: text for name, (text, _) in model.input.describe().items()}
     scales = [
@@ -21,7 +21,7 @@ def summary(model: "MultiScale") -> dict[str, str]:
         + f", grid {own[0]}×{own[1]})"
         for scale, part, own in zip(model.scales, plan.scales, own_hw, strict=True)
     ]
-    grids = own_hw if options.fuse == "pyramid" else [result_hw]
+    maps = [f"{channels} channels on {rows}×{cols}" for channels, rows, cols in model.map_shapes(backbone.image_hw)]
     others = {"fit": options.fit, "fuse": options.fuse} | options.changed()
     guessed = " (guessed: the default of a class)" if model.input.guessed else ""
     takes = known["value_range"] if model.input.normalises else "normalised floats only"
@@ -31,7 +31,7 @@ def summary(model: "MultiScale") -> dict[str, str]:
         f"{guessed}; takes {takes}; resized {known['interpolation']}",
         "scales": ", ".join(scales),
         "options": ", ".join(f"{name}={value!r}" for name, value in others.items() if name != "scales"),
-        "result": f"{model.num_features} channels on {', '.join(f'{rows}×{cols}' for rows, cols in grids)} cells",
+        "result": f"{', '.join(maps)} cells",
         "cost": f"{plan.num_tiles} backbone passes for an image of {known['image_hw']}",
     }
     return {name: text if len(text) <= MAX_LINE else f"{text[: MAX_LINE - 1]}…" for name, text in lines.items()}

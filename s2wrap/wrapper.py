@@ -15,7 +15,7 @@ from s2wrap.errors import S2WrapError
 from s2wrap.features import Features, join
 from s2wrap.fusion import float32, fuse_scales, level_out, normalise_scales
 from s2wrap.geometry import Geometry
-from s2wrap.inputs import ModelInput, ValueCheck
+from s2wrap.inputs import ModelInput, ValueCheck, is_fake
 from s2wrap.notebook import html_table
 from s2wrap.options import Options, Prefix
 from s2wrap.placement import Placement, PlacementCache, place
@@ -51,9 +51,9 @@ class MultiScale(nn.Module):
 
     Args:
         backbone: a `Backbone`; `s2wrap.wrap` makes one of any model.
-        options: see `Options`. With `whole`, a ViT of timm interpolates its position embeddings, and takes other sizes
-            from then on (`dynamic_img_size`); with `frozen`, weights lose their gradients. Both change the wrapped
-            model itself, not its features at its own size.
+        options: see `Options`. With `whole`, and for a scale below 1, a ViT of timm interpolates its position
+            embeddings, and takes other sizes from then on (`dynamic_img_size`); with `frozen`, weights lose their
+            gradients. Both change the wrapped model itself, not its features at its own size.
 
     Attributes:
         backbone: the model.
@@ -168,13 +168,13 @@ class MultiScale(nn.Module):
         """
         images = self._batch(images)
         tile_batch = self.tile_batch_for(len(images), images.device)
-        fuse, weights = ("weighted", self.options.weights) if self.options.fuse == "weighted" else ("mean", None)
+        weights = self.options.weights or [1 / len(self.scales)] * len(self.scales)
         parts = []
         for job in stream(
             map(self._job, images.split(tile_batch)), self.backbone, tile_batch, self.backbone.embeddings
         ):
-            levels = [Features(job.sums[k].maps[:1], job.sums[k].prefixes[:1]) for k in range(len(self.scales))]
-            parts.append(fuse_scales(levels, fuse, weights).prefix[:, 0].to(job.dtype))
+            scales = torch.stack([job.sums[k].prefixes[0][:, 0] for k in range(len(self.scales))])
+            parts.append(torch.einsum("kbd,k->bd", scales, scales.new_tensor(weights)).to(job.dtype))
         embeddings = torch.cat(parts)
         return functional.normalize(embeddings, dim=-1) if normalize else embeddings
 
@@ -265,6 +265,14 @@ class MultiScale(nn.Module):
         widths = [layout.num_features for layout in self.backbone.layouts]
         return sum(widths) * (len(self.scales) if self.options.fuse == "concat" else 1)
 
+    def map_shapes(self, image_hw: Pair) -> list[tuple[int, int, int]]:
+        """Channels, rows and columns of each of the maps of an image of this size."""
+        widths = [layout.num_features for layout in self.backbone.layouts]
+        joined = len(self.scales) if self.options.fuse == "concat" else 1
+        geometry = self.geometry(self.placement(parse_image_hw(image_hw)), image_hw)
+        channels = [self.num_features if each.layer is None else widths[each.layer] * joined for each in geometry]
+        return [(count, *each.grid) for count, each in zip(channels, geometry, strict=True)]
+
     def grids(self, image_hw: Pair) -> tuple[list[Pair], Pair]:
         """Rows and columns of each scale's own grid, and of the result, for an image of this size; last layer."""
         placement = self.placement(parse_image_hw(image_hw))
@@ -344,11 +352,8 @@ class MultiScale(nn.Module):
     def _placement_for(self, images: Tensor) -> Placement:
         """The matrices for images; made anew for images without values, whose tensors must not be kept."""
         image_hw = (images.shape[-2], images.shape[-1])
-        if not torch.compiler.is_compiling() and type(images) not in (Tensor, nn.Parameter):
-            from torch._subclasses.fake_tensor import FakeTensor
-
-            if isinstance(images, FakeTensor):
-                return self.make_placement(image_hw)
+        if not torch.compiler.is_compiling() and is_fake(images):
+            return self.make_placement(image_hw)
         return self.placement(image_hw, str(images.device))
 
     def _select(self, seen: Job, select: SupportsIndex, by: Useful) -> list[Job]:
