@@ -60,7 +60,7 @@ def load(spec: Any, scales: Any = None, *, backbone: Any = None, **options: Any)
     >>> load("timm:test_vit@1,2", pretrained=False).num_features
     128
     """
-    if isinstance(spec, Path) or backbone is not None or (isinstance(spec, str) and Path(spec).is_dir()):
+    if isinstance(spec, Path) or backbone is not None or (isinstance(spec, str) and spec and Path(spec).is_dir()):
         return _load_folder(Path(spec), backbone, options if scales is None else options | {"scales": scales})
     parsed = parse_spec(spec)
     if scales is not None and "@" in spec:

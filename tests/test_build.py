@@ -93,7 +93,7 @@ def test_tf32_is_off_unless_asked_for(onnx_path, tf32):
     engine_build = build_module._Build(
         rtx, "tensorrt_rtx", onnx_path, "a graph", BuildBar("", Console(file=io.StringIO()))
     )
-    engine_build.configure(tf32, 64, 5)
+    engine_build.configure(tf32, BuildOptions(workspace_mib=64, optimization_level=5))
     assert engine_build.config.get_flag(rtx.BuilderFlag.TF32) == tf32
     assert engine_build.config.get_memory_pool_limit(rtx.MemoryPoolType.WORKSPACE) == 64 * 2**20
     assert engine_build.config.builder_optimization_level == 5

@@ -215,7 +215,9 @@ def test_pictures_that_the_model_refuses_do_not_stop_their_neighbours(model, fol
     decoded = [decode(Picture(str(path))) for path in sorted(folder.iterdir())[:6]]
     small = decoding.Decoded("small.png", torch.zeros(3, 5, 2, dtype=torch.uint8))
     items = list(
-        encode_all(Picky(model.backbone), [*decoded[:2], small, *decoded[2:]], whole_maps, dtype=torch.float32)
+        encode_all(
+            Picky(model.backbone, model.options), [*decoded[:2], small, *decoded[2:]], whole_maps, dtype=torch.float32
+        )
     )
     assert [isinstance(item, Row) for item in items] == [True, True, False, True, True, True, True]
     assert items[2] == Failure("small.png", "small.png: two pixels are too few for me")
@@ -506,8 +508,8 @@ def test_nothing_readable_is_an_error(model, tmp_path):
 
 
 def test_what_float16_cannot_hold_is_refused(model, folder, tmp_path):
-    large = s2wrap.wrap(lambda images: images.new_full((len(images), 4, 2, 2), 1e5), (1,), image_size=32)
-    large.normalise.known = True
+    known = {"image_size": 32, "mean": (0, 0, 0), "std": (1, 1, 1)}
+    large = s2wrap.wrap(lambda images: images.new_full((len(images), 4, 2, 2), 1e5), (1,), **known)
     with pytest.raises(S2WrapError, match="values beyond 65504, which float16 cannot; use float32"):
         extract(large, [folder], tmp_path / "out.safetensors", dtype="float16")
 

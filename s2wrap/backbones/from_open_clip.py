@@ -15,7 +15,7 @@ from s2wrap.backbones.from_timm import TimmBackbone
 from s2wrap.backbones.probed import NO_OPTIONS, ProbedBackbone
 from s2wrap.errors import S2WrapError
 from s2wrap.features import Features
-from s2wrap.options import BackboneOptions, as_tuples
+from s2wrap.options import BackboneOptions, Interpolation, as_tuples
 
 NOTED = ("image_mean", "image_std", "preprocess_cfg")
 """What open_clip notes of the preprocessing of a tower."""
