@@ -32,7 +32,7 @@ def test_one_scale_embeds_as_open_clip_does(clip):
     torch.testing.assert_close(s2wrap.wrap(clip, scales=(1,)).encode_image(images), clip.encode_image(images))
 
 
-@pytest.mark.parametrize("fuse", ["concat", "mean", "weighted"])
+@pytest.mark.parametrize("fuse", ["concat", "mean", "weighted", "detail", "pyramid"])
 def test_scales_are_fused_by_their_average_in_the_space_of_text(clip, fuse):
     weights = (3.0, 1.0) if fuse == "weighted" else None
     images = torch.randn(2, 3, 64, 64)

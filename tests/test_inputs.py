@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torchvision
 import transformers
 from PIL import Image
 from torch import nn
@@ -87,6 +88,39 @@ def test_uint16_may_have_a_range_of_its_own():
     torch.testing.assert_close(model(array).spatial, plain.spatial, atol=1e-5, rtol=0)
 
 
+def test_pixels_with_the_overshoot_of_a_cubic_resize_are_seen_through(vit):
+    pixels = torch.randint(0, 2, (1, 3, 100, 100)).float() * 255
+    resized = nn.functional.interpolate(pixels, size=(150, 150), mode="bicubic", antialias=True)
+    assert resized.min() < 0 < 255 < resized.max()
+    with pytest.raises(S2WrapError, match="give uint8, or say value_range"):
+        s2wrap.wrap(vit, (1, 2))(resized)
+    (text,) = warnings_of(lambda: s2wrap.wrap(vit, (1, 2))(resized / 255))
+    assert "say value_range=(0, 1)" in text
+
+
+def test_uint16_beyond_the_range_that_was_given_is_refused(vit):
+    images = torch.randint(0, 60000, (1, 3, 64, 64), dtype=torch.int32).to(torch.uint16)
+    with pytest.raises(S2WrapError, match=r"images have values from .*, but value_range=\(0.0, 1.0\)"):
+        s2wrap.wrap(vit, (1, 2), value_range=(0, 1))(images)
+
+
+def test_images_that_hardly_leave_the_lower_end_of_their_range_are_told(vit):
+    (text,) = warnings_of(lambda: s2wrap.wrap(vit, (1, 2), value_range=(0, 255))(torch.rand(1, 3, 64, 64)))
+    assert "hardly above black in value_range=(0.0, 255.0)" in text
+
+
+def test_images_of_torchvision_are_looked_at_too(vit):
+    images = torchvision.tv_tensors.Image(torch.rand(1, 3, 64, 64) * 255)
+    with pytest.raises(S2WrapError, match="give uint8"):
+        s2wrap.wrap(vit, (1, 2))(images)
+
+
+def test_a_range_or_half_a_normalisation_without_effect_is_refused():
+    for options in ({"value_range": (0, 1)}, {"mean": (0.5,)}, {"std": (0.5,)}):
+        with pytest.raises(S2WrapError, match="no effect"):
+            s2wrap.wrap(nn.AvgPool2d(16), (1,), image_size=64, **options)
+
+
 # --- channels
 
 
@@ -157,6 +191,20 @@ def test_a_mean_that_is_a_guess_is_told_once_and_a_processor_settles_it():
     assert known.input.mean == pytest.approx((0.1, 0.2, 0.3))
     assert known.input.origins["mean"] == "processor"
     assert warnings_of(lambda: known(pixels)) == []
+
+
+def test_a_guess_is_told_on_every_path():
+    guess = s2wrap.wrap(dinov2(), (1,), value_range=(0, 1))
+    assert len(warnings_of(lambda: guess(torch.rand(1, 3, 224, 224)))) == 1
+    half = s2wrap.wrap(dinov2(), (1,), mean=(0.5, 0.5, 0.5))
+    assert len(warnings_of(lambda: half(torch.zeros(1, 3, 224, 224, dtype=torch.uint8)))) == 1
+    assert len(warnings_of(lambda: s2wrap.wrap(dinov2(), (1,)).transform())) == 1
+
+
+@pytest.mark.parametrize("processor", ["openai/clip", torchvision.transforms.v2.Identity()])
+def test_what_is_no_processor_is_refused(processor):
+    with pytest.raises(S2WrapError, match="says no mean and std; give an image processor of transformers"):
+        s2wrap.wrap(dinov2(), (1,), processor=processor)
 
 
 def test_the_processor_in_a_checkpoints_folder_is_taken(tmp_path):

@@ -4,7 +4,7 @@ import inspect
 import shutil
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -97,6 +97,42 @@ def test_a_pyramid_of_layers_has_a_map_a_scale_and_layer():
         assert tuple(spatial.shape[-2:]) == geometry.grid
         single = s2wrap.wrap(network, (1, 2), fuse="pyramid", layers=((-3, -1)[geometry.layer],), whole=False)(images)
         torch.testing.assert_close(spatial, single.maps[geometry.scale], atol=1e-5, rtol=0)
+
+
+def test_joined_layers_of_several_grids_have_that_of_the_scale_that_was_chosen():
+    network = timm.create_model("test_resnet", num_classes=0).eval()
+    images, options = torch.randn(1, 3, 320, 320), {"layers": (-3, -1), "whole": False}
+    joined = s2wrap.wrap(network, (1, 2), target_grid=1, **options)(images)
+    listed = s2wrap.wrap(network, (1, 2), target_grid=1, join_layers=False, **options)(images)
+    assert tuple(joined.spatial.shape[-2:]) == min(tuple(spatial.shape[-2:]) for spatial in listed.maps)
+
+
+def test_options_can_be_replaced():
+    plain = Options()
+    assert replace(plain, fuse="detail").grid == "finest"
+    assert replace(plain, fuse="pyramid").fuse == "pyramid"
+    assert plain.changed().keys() <= {"scales"}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"patch_size": "14"}, "patch_size='14' is no patch"),
+        ({"patch_size": (16, 16, 16)}, "is no patch"),
+        ({"grid": (4,)}, "grid=(4,) is no grid"),
+        ({"num_prefix_tokens": "1"}, "num_prefix_tokens='1' is no number of tokens"),
+        ({"name": 5}, "name=5 is no text"),
+    ],
+)
+def test_what_is_said_of_a_backbone_is_checked(options, words):
+    with pytest.raises(S2WrapError) as error:
+        BackboneOptions(**options)
+    assert words in str(error.value)
+
+
+def test_a_grid_may_be_a_list_and_equal_scales_are_equal():
+    assert BackboneOptions(grid=[4, 4]) == BackboneOptions(grid=(4, 4))
+    assert Options(("1", "2")) == Options((1, 2.0))
 
 
 CHECKERS = {
