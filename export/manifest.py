@@ -144,8 +144,6 @@ def describe_options(model: MultiScale) -> dict[str, Any]:
         decided = scale.as_scale()
         text = _policy_text(decided.policy)
         facts["scales"].append(replace(decided, policy=None).to_json() | {"policy": text})
-    if replace(options, target_grid=None) == options:
-        facts["target_grid"] = None  # the default of its fusion: `load` may choose another one
     return facts
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from s2wrap.errors import S2WrapError
 from s2wrap.options import Interpolation, as_tuples
@@ -28,8 +29,12 @@ ORIGINS: dict[Origin, str] = {
 
 INTEGER_RANGES: dict[torch.dtype, tuple[float, float]] = {torch.uint8: (0, 255), torch.uint16: (0, 65535)}
 """The types of integer images, and which of their values stand for 0 and 1."""
-SURELY_NOT_NORMALISED = 2.0
+SURELY_PIXELS = 2.0
 """Floating images without a negative value, but with one so many times the largest normalised one, are refused."""
+SURELY_NOT_NORMALISED = 10.0
+"""Floating images with a value so many times the largest normalised one are refused, whatever the others are."""
+OVERSHOOT = 0.2
+"""By how much a cubic resize may leave 0…1."""
 
 
 class MeanStd(NamedTuple):
@@ -87,7 +92,7 @@ class ModelInput:
     @property
     def guessed(self) -> bool:
         """Whether mean and std are the default of a class, which may not be that of these weights."""
-        return self.normalises and self.origins.get("mean") == "class default"
+        return self.normalises and "class default" in (self.origins.get("mean"), self.origins.get("std"))
 
     @property
     def normalised_range(self) -> tuple[float, float]:
@@ -161,7 +166,7 @@ class ModelInput:
             "std": _numbers(self.std),
             "value_range": "normalised floats; uint8 0…255, uint16 0…65535"
             if self.value_range is None
-            else f"{self.value_range[0]:g}…{self.value_range[1]:g}; uint8 0…255",
+            else f"floats and uint16 {self.value_range[0]:g}…{self.value_range[1]:g}; uint8 0…255",
             "interpolation": self.interpolation,
         }
         return {name: (text, ORIGINS[self.origins.get(name, "unknown")]) for name, text in facts.items()}
@@ -188,53 +193,56 @@ class ValueCheck:
         Raises:
             S2WrapError: values that are NaN or infinite, or floats that no normalising gives, such as 0…255.
         """
-        if not has_values(images) or (self.looked and images.device.type != "cpu"):
+        bounds = self.known.range_of(images.dtype)
+        if bounds is not None and self.known.guessed:
+            self._warn("guess", guess_warning(self.known, self.name))
+        if images.dtype == torch.uint8 or not has_values(images):
+            return
+        if self.looked and images.device.type != "cpu":
             return
         self.looked = True
-        if not images.is_floating_point():
-            self._warn_of_guess(images)
-            return
-        low, high = (float(bound) for bound in images.detach().aminmax())
+        low, high = (float(bound) for bound in images.detach().to(torch.float32).aminmax())
         if not (abs(low) < float("inf") and abs(high) < float("inf")):  # false for NaN too
             count = int((~images.isfinite()).sum())
             raise S2WrapError(f"images hold {count} values that are NaN or infinite; give finite ones")
-        if self.known.value_range is not None:
-            self._check_range(low, high, self.known.value_range)
+        if bounds is not None:
+            self._check_range(low, high, bounds)
         elif self.known.normalises:
             self._check_normalised(low, high)
 
     def _check_range(self, low: float, high: float, bounds: tuple[float, float]) -> None:
-        """Refuse values far outside the range that the caller gave: half of it lies on either side, for overshoot."""
-        margin = (bounds[1] - bounds[0]) / 2
+        """Refuse values far outside the range that the caller gave, and warn where they hardly leave its lower end."""
+        margin = (bounds[1] - bounds[0]) / 2  # for overshoot
         if low < bounds[0] - margin or high > bounds[1] + margin:
             raise S2WrapError(
                 f"images have values from {low:.4g} to {high:.4g}, but value_range={bounds}; give the range that they "
                 f"have"
             )
+        if self.known.value_range is not None and low < high <= bounds[0] + 0.02 * (bounds[1] - bounds[0]):
+            self._warn(
+                "dark",
+                f"images have values from {low:.4g} to {high:.4g}, hardly above black in value_range={bounds}; if they "
+                f"have another range, give that",
+            )
 
     def _check_normalised(self, low: float, high: float) -> None:
         """Refuse or warn of values that mean and std cannot have made."""
         darkest, brightest = self.known.normalised_range
-        if low >= 0 and high > max(1.0, SURELY_NOT_NORMALISED * brightest):
+        largest = max(1.0, abs(darkest), abs(brightest))
+        pixels = low >= 0 and high > max(1.0, SURELY_PIXELS * brightest)
+        if pixels or max(abs(low), abs(high)) > SURELY_NOT_NORMALISED * largest:
             raise S2WrapError(
                 f"images have values from {low:.4g} to {high:.4g}, but normalised ones of {self.name} lie in "
                 f"{darkest:.3g}…{brightest:.3g}; give uint8, or say value_range=(0, 255) to "
                 f"wrap(), or normalise them"
             )
-        if 0 <= low < high <= 1 and darkest < -0.5:
+        in_0_to_1 = 0 <= low < high <= 1 or (-OVERSHOOT < low < 0.1 and 0.8 < high < 1 + OVERSHOOT)
+        if in_0_to_1 and darkest < -0.5:
             self._warn(
                 "range",
                 f"images have values from {low:.3g} to {high:.3g}, which are taken as normalised; those of {self.name} "
                 f"would lie in {darkest:.3g}…{brightest:.3g}. If they are in 0…1, say value_range=(0, 1) to wrap() "
                 f"or load(), and they are normalised",
-            )
-
-    def _warn_of_guess(self, images: Tensor) -> None:
-        if self.known.guessed:
-            self._warn(
-                "guess",
-                f"mean {_numbers(self.known.mean)} and std {_numbers(self.known.std)} of {self.name} are the default "
-                f"of a class, not known of these weights; give processor=, or mean= and std=, to wrap() or load()",
             )
 
     def _warn(self, what: str, text: str) -> None:
@@ -243,10 +251,23 @@ class ValueCheck:
             warnings.warn(text, stacklevel=2)
 
 
+def guess_warning(known: ModelInput, name: str) -> str:
+    """What to say where a mean or std is used that is a class's default."""
+    return (
+        f"mean {_numbers(known.mean)} and std {_numbers(known.std)} of {name} are the default of a class, not known of "
+        f"these weights; give processor=, or mean= and std=, to wrap() or load()"
+    )
+
+
 def has_values(images: Tensor) -> bool:
     """Whether values can be looked at: not of meta and fake tensors, nor under vmap, nor in a trace."""
-    plain = type(images) in (Tensor, torch.nn.Parameter) and images.device.type != "meta"
-    return plain and not torch.compiler.is_compiling() and not is_functorch_wrapped_tensor(images)
+    without = images.device.type == "meta" or is_fake(images) or is_functorch_wrapped_tensor(images)
+    return not without and not torch.compiler.is_compiling()
+
+
+def is_fake(images: Tensor) -> bool:
+    """Whether a tensor is one of `FakeTensorMode`, which has a shape and no values."""
+    return isinstance(images, FakeTensor)
 
 
 def _numbers(values: tuple[float, ...] | None) -> str:

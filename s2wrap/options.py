@@ -97,7 +97,7 @@ class Options(Checked):
     Raises:
         S2WrapError: a word or number that cannot be, or an option that has no effect beside the others.
 
-    >>> Options((1, 2), fuse="detail").target_grid
+    >>> Options((1, 2), fuse="detail").grid
     'finest'
     """
 
@@ -160,8 +160,13 @@ class Options(Checked):
             )
         if self.fuse == "detail" and self.norm != "none":
             raise S2WrapError(f"norm={self.norm!r} with fuse='detail', which mixes scales as they are; use norm='none'")
-        if self.fuse != "pyramid":
-            self._set(target_grid=self._target_grid(len(scales)))
+        self._set(target_grid=self._target_grid(len(scales)))
+
+    @property
+    def grid(self) -> GridWord | int | tuple[int, int]:
+        """The grid of the result, with the default of the fusion; of no meaning for a pyramid."""
+        default: GridWord = "finest" if self.fuse == "detail" else "coarsest"
+        return default if self.target_grid is None else self.target_grid
 
     def _weights(self, scales: int) -> tuple[float, ...] | None:
         """The factors of `fuse="weighted"`, checked."""
@@ -180,11 +185,9 @@ class Options(Checked):
             raise S2WrapError(f"weights={self.weights} for {scales} scales; give one finite number a scale")
         return numbers
 
-    def _target_grid(self, scales: int) -> GridWord | int | tuple[int, int]:
-        """The grid of the result, checked."""
-        if self.target_grid is None:
-            return "finest" if self.fuse == "detail" else "coarsest"
-        if self.target_grid in get_args(GridWord):
+    def _target_grid(self, scales: int) -> GridWord | int | tuple[int, int] | None:
+        """The grid that was asked for, checked."""
+        if self.target_grid is None or (isinstance(self.target_grid, str) and self.target_grid in get_args(GridWord)):
             return self.target_grid
         if (scale := whole_number(self.target_grid)) is not None and -scales <= scale < scales:
             return scale
@@ -242,7 +245,14 @@ class BackboneOptions(Checked):
             std=_channel_values("std", self.std),
             value_range=_value_range(self.value_range),
             layers=_layers(self.layers),
+            patch_size=_patch_size(self.patch_size),
+            grid=_grid(self.grid),
         )
+        tokens = whole_number(self.num_prefix_tokens)
+        if self.num_prefix_tokens is not None and (tokens is None or tokens < 0):
+            raise S2WrapError(f"num_prefix_tokens={self.num_prefix_tokens!r} is no number of tokens; use 0 or more")
+        if self.name is not None and not isinstance(self.name, str):
+            raise S2WrapError(f"name={self.name!r} is no text")
 
     def named(self, name: str) -> "BackboneOptions":
         """These options with a name, unless they have one."""
@@ -364,6 +374,21 @@ def _channel_values(name: str, values: Any) -> tuple[float, ...] | None:
     if not numbers or not all(map(math.isfinite, numbers)) or (name == "std" and min(numbers) <= 0):
         raise S2WrapError(f"{name}={values!r} is no {name}; use one number a channel{' above 0' * (name == 'std')}")
     return numbers
+
+
+def _patch_size(patch: Any) -> Any:
+    if patch is None:
+        return None
+    sides = patch if isinstance(patch, tuple | list) else (patch, patch)
+    if len(sides) != 2 or not all(isinstance(side, int | float) and not isinstance(side, bool) for side in sides):
+        raise S2WrapError(f"patch_size={patch!r} is no patch; use pixels, such as 14, or (height, width)")
+    return tuple(sides)
+
+
+def _grid(grid: Any) -> tuple[int, int] | None:
+    if grid is not None and (whole_pair(grid) is None or min(grid) < 1):
+        raise S2WrapError(f"grid={grid!r} is no grid; use (rows, columns), each 1 or more")
+    return whole_pair(grid)
 
 
 def _value_range(values: Any) -> tuple[float, float] | None:

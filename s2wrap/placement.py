@@ -146,7 +146,9 @@ def place(plan: Plan, backbone: Backbone, options: Options, order: tuple[int, ..
     tokens = tuple(tuple(_tokens(scale, backbone, layer) for layer in layers) for scale in plan.scales)
     own_hw = [tuple(each.own_hw for each in of_scale) for of_scale in tokens]
     everything = [own for of_scale in own_hw for own in of_scale] if options.join_layers else None
-    target_hw = tuple(_target([own[n] for own in own_hw], everything, options.target_grid) for n in layers)
+    target_hw = tuple(_target([own[n] for own in own_hw], everything, options.grid) for n in layers)
+    if options.join_layers and isinstance(options.grid, int):  # one grid for all: the coarsest of that scale's layers
+        target_hw = (min(own_hw[options.grid], key=math.prod),) * len(layers)
     scales = []
     for k, scale in enumerate(plan.scales):
         place_in_order = order.index(k)
@@ -260,8 +262,8 @@ def _tokens(scale: ScalePlan, backbone: Backbone, layer: int) -> Tokens:
     return Tokens(scale.rows, scale.cols, tokens_hw, patch_hw, (rows, cols))
 
 
-def _target(own: list[Pair], everything: list[Pair] | None, target_grid: GridWord | int | Pair | None) -> Pair:
-    """The grid of the result: by word, by index of a scale, or as given; any for a pyramid, which has none."""
+def _target(own: list[Pair], everything: list[Pair] | None, target_grid: GridWord | int | Pair) -> Pair:
+    """The grid of the result: by word, by index of a scale, or as given."""
     if isinstance(target_grid, tuple):
         return target_grid
     if isinstance(target_grid, int):

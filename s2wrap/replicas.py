@@ -1,11 +1,13 @@
 """`Features` on their way from the replicas of `torch.nn.DataParallel`, which gathers dicts of tensors only."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from s2wrap.features import Features
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class ReplicaFeatures(dict[str, Tensor]):
@@ -27,3 +29,14 @@ class ReplicaFeatures(dict[str, Tensor]):
     def __init__(self, features: Features):
         named = {f"map{k}": tensor for k, tensor in enumerate(features.maps)}
         super().__init__(named | {f"prefix{k}": tensor for k, tensor in enumerate(features.prefixes)})
+
+
+def gatherable(replica: Model) -> Model:
+    """A replica of a model that returns its features as `ReplicaFeatures`."""
+
+    def to_dict(_module: Any, _inputs: Any, features: Any) -> Any:
+        return ReplicaFeatures(features)
+
+    replica._forward_hooks = replica._forward_hooks.copy()  # shared with the model itself
+    replica.register_forward_hook(to_dict)
+    return replica

@@ -23,8 +23,9 @@ def resolve_scales(options: Options, backbone: Backbone) -> tuple[ResolvedScale,
         for name, value, unset in (("overlap", options.overlap, 0), ("blend", options.blend, "smooth")):
             if value != unset:
                 raise S2WrapError(
-                    f"{name}={value!r} has no effect: {backbone.name} sees scale {', '.join(map(str, resolved))} "
-                    f"whole, without tiles; leave it out, or use whole=False"
+                    f"{name}={value!r} has no effect: {backbone.name} sees every image at scale "
+                    f"{', '.join(str(scale.scale) for scale in resolved)} in one pass each; leave it out, or use "
+                    f"whole=False"
                 )
     tokens = min(backbone.layout.grid_hw)
     if options.overlap >= tokens:

@@ -56,7 +56,8 @@ class Scale:
         max_tiles = whole_number(self.max_tiles)
         if self.max_tiles is not None and (max_tiles is None or max_tiles < 1):
             raise S2WrapError(f"max_tiles={self.max_tiles!r} is no number of tiles; use 1 or more")
-        for name, value in (("number", number), ("in_pixels", in_pixels), ("max_tiles", max_tiles)):
+        size = self.size if in_pixels else int(number) if number.is_integer() else number
+        for name, value in (("size", size), ("number", number), ("in_pixels", in_pixels), ("max_tiles", max_tiles)):
             object.__setattr__(self, name, value)
 
     def __str__(self) -> str:

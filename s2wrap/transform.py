@@ -1,5 +1,6 @@
 """`picture_transform`: pictures as a model takes them, for a DataLoader, as a transform of torchvision."""
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from s2wrap.errors import S2WrapError
 from s2wrap.images import as_image
-from s2wrap.inputs import ModelInput
+from s2wrap.inputs import ModelInput, guess_warning
 from s2wrap.plan import parse_image_hw
 from s2wrap.policies import Pair
 
@@ -63,6 +64,8 @@ def picture_transform(model_input: ModelInput, name: str, image_hw: Pair | None 
             f"pictures cannot be normalised: the mean and std of {name} are unknown; give mean= and std=, or "
             f"processor=, to wrap() or load()"
         )
+    if model_input.guessed:
+        warnings.warn(guess_warning(model_input, name), stacklevel=3)
     steps: list[v2.Transform] = [NormalisePicture(model_input, name)]
     if image_hw is not None:  # after normalising, as the model does it: nothing is rounded to 8 bits
         mode = InterpolationMode(model_input.interpolation)

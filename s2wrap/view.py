@@ -18,8 +18,9 @@ class View:
     Attributes:
         plan: where the tiles lay.
         geometry: for every map, where its cells lie on the original image.
-        boxes: for every scale (h, w, 4): the pixels of the original image that the cell (of the first map, or of the
-            scale's own for a pyramid) looked at: left, top, right, bottom. Empty for exported files, which note none.
+        boxes: for every scale (h, w, 4): the pixels of the original image that each cell of the result looked at (of the
+            scale's own grid for a pyramid; with several layers, of the last): left, top, right, bottom. Empty for
+            exported files, which note none.
         ran: for every scale (b, rows, columns): which tiles the backbone saw; all but for `select`.
     """
 

@@ -15,25 +15,24 @@ from s2wrap.errors import S2WrapError
 from s2wrap.features import Features, join
 from s2wrap.fusion import float32, fuse_scales, level_out, normalise_scales
 from s2wrap.geometry import Geometry
-from s2wrap.inputs import ModelInput, ValueCheck
+from s2wrap.inputs import ModelInput, ValueCheck, is_fake
 from s2wrap.notebook import html_table
 from s2wrap.options import Options, Prefix
 from s2wrap.placement import Placement, PlacementCache, place
 from s2wrap.plan import Plan, parse_image_hw, plan_image
 from s2wrap.policies import Pair
-from s2wrap.replicas import ReplicaFeatures
+from s2wrap.replicas import gatherable
 from s2wrap.resample import constant_when_traced
 from s2wrap.resolve import resolve_scales
 from s2wrap.select import Useful, choose_tiles
 from s2wrap.stream import Job, Tensors, stream
+from s2wrap.summary import summary
 from s2wrap.view import View
 
 TILES_ON_CPU = 4
 """Tiles a backbone call on a CPU: convolutions run fastest then, and transformers no slower."""
 TILES_ON_GPU = 32
 """Tiles a backbone call elsewhere, at least: enough to keep a GPU busy, few enough to need little memory."""
-MAX_LINE = 300
-"""Characters of a line of a model's summary, at most: a model may have hundreds of bands."""
 ANY_SIZE = "any"
 """The key of matrices that no image size changes: those of stretched images."""
 
@@ -47,12 +46,14 @@ class MultiScale(nn.Module):
 
     A traced call (`torch.compile`, `torch.export`) makes one backbone call of all tiles; to keep batches small there,
     compile the backbone's feature call (`torch.compile(model.forward_features)`) and wrap that.
+    With another fit than "stretch", every image size is a graph of its own, and PyTorch compiles 8 of them
+    (`torch._dynamo.config.recompile_limit`); further sizes run eagerly, or fail with `fullgraph=True`.
 
     Args:
         backbone: a `Backbone`; `s2wrap.wrap` makes one of any model.
-        options: see `Options`. With `whole`, a ViT of timm interpolates its position embeddings, and takes other sizes
-            from then on (`dynamic_img_size`); with `frozen`, weights lose their gradients. Both change the wrapped
-            model itself, not its features at its own size.
+        options: see `Options`. With `whole`, and for a scale below 1, a ViT of timm interpolates its position
+            embeddings, and takes other sizes from then on (`dynamic_img_size`); with `frozen`, weights lose their
+            gradients. Both change the wrapped model itself, not its features at its own size.
 
     Attributes:
         backbone: the model.
@@ -167,13 +168,13 @@ class MultiScale(nn.Module):
         """
         images = self._batch(images)
         tile_batch = self.tile_batch_for(len(images), images.device)
-        fuse, weights = ("weighted", self.options.weights) if self.options.fuse == "weighted" else ("mean", None)
+        weights = self.options.weights or [1 / len(self.scales)] * len(self.scales)
         parts = []
         for job in stream(
             map(self._job, images.split(tile_batch)), self.backbone, tile_batch, self.backbone.embeddings
         ):
-            levels = [Features(job.sums[k].maps[:1], job.sums[k].prefixes[:1]) for k in range(len(self.scales))]
-            parts.append(fuse_scales(levels, fuse, weights).prefix[:, 0].to(job.dtype))
+            scales = torch.stack([job.sums[k].prefixes[0][:, 0] for k in range(len(self.scales))])
+            parts.append(torch.einsum("kbd,k->bd", scales, scales.new_tensor(weights)).to(job.dtype))
         embeddings = torch.cat(parts)
         return functional.normalize(embeddings, dim=-1) if normalize else embeddings
 
@@ -231,7 +232,7 @@ class MultiScale(nn.Module):
         )
 
     def prepare(self, image_hw: Pair) -> "MultiScale":
-        """Make the matrices for images of this size, as a call on one does. `torch.export` needs it beforehand."""
+        """Make the matrices for images of this size beforehand: the first call is then as quick as others."""
         self.placement(parse_image_hw(image_hw))
         return self
 
@@ -264,6 +265,14 @@ class MultiScale(nn.Module):
         widths = [layout.num_features for layout in self.backbone.layouts]
         return sum(widths) * (len(self.scales) if self.options.fuse == "concat" else 1)
 
+    def map_shapes(self, image_hw: Pair) -> list[tuple[int, int, int]]:
+        """Channels, rows and columns of each of the maps of an image of this size."""
+        widths = [layout.num_features for layout in self.backbone.layouts]
+        joined = len(self.scales) if self.options.fuse == "concat" else 1
+        geometry = self.geometry(self.placement(parse_image_hw(image_hw)), image_hw)
+        channels = [self.num_features if each.layer is None else widths[each.layer] * joined for each in geometry]
+        return [(count, *each.grid) for count, each in zip(channels, geometry, strict=True)]
+
     def grids(self, image_hw: Pair) -> tuple[list[Pair], Pair]:
         """Rows and columns of each scale's own grid, and of the result, for an image of this size; last layer."""
         placement = self.placement(parse_image_hw(image_hw))
@@ -295,46 +304,13 @@ class MultiScale(nn.Module):
 
     def _replicate_for_data_parallel(self) -> "MultiScale":
         """A replica for `torch.nn.DataParallel`, whose features can be gathered."""
-
-        def gatherable(_module: Any, _inputs: Any, features: Any) -> Any:
-            return ReplicaFeatures(features)
-
-        replica = super()._replicate_for_data_parallel()
-        replica._forward_hooks = replica._forward_hooks.copy()
-        replica.register_forward_hook(gatherable)
-        return replica
+        return gatherable(super()._replicate_for_data_parallel())
 
     def __repr__(self) -> str:
-        return "\n".join(["MultiScale(", *(f"  {name}: {text}" for name, text in self._summary().items()), ")"])
+        return "\n".join(["MultiScale(", *(f"  {name}: {text}" for name, text in summary(self).items()), ")"])
 
     def _repr_html_(self) -> str:
-        return html_table("MultiScale", [], self._summary().items())
-
-    def _summary(self) -> dict[str, str]:
-        """What is worth knowing at a glance, each part on a line that is not too long to read."""
-        backbone, options = self.backbone, self.options.changed()
-        plan, (own_hw, result_hw) = self.plan(backbone.image_hw), self.grids(backbone.image_hw)
-        weights = sum(parameter.numel() for parameter in backbone.parameters())
-        known = {name: text for name, (text, _) in self.input.describe().items()}
-        scales = [
-            f"{scale.scale} ({part.image_hw[0]}×{part.image_hw[1]} pixels, "
-            + ("whole" if scale.whole else f"{part.block_size[0]}×{part.block_size[1]} tiles")
-            + f", grid {own[0]}×{own[1]})"
-            for scale, part, own in zip(self.scales, plan.scales, own_hw, strict=True)
-        ]
-        grids = own_hw if self.options.fuse == "pyramid" else [result_hw]
-        others = {"fit": self.options.fit, "fuse": self.options.fuse} | options
-        summary = {
-            "backbone": f"{backbone.name}, {weights:,} weights, {str(backbone.dtype)[6:]} on {backbone.device}",
-            "input": f"{self.input.channels} channels, {known['image_hw']}, mean {known['mean']}, std {known['std']}"
-            + (" (guessed: the default of a class)" if self.input.guessed else "")
-            + f"; takes {known['value_range'] if self.input.normalises else 'normalised floats only'}; resized {known['interpolation']}",
-            "scales": ", ".join(scales),
-            "options": ", ".join(f"{name}={value!r}" for name, value in others.items() if name != "scales"),
-            "result": f"{self.num_features} channels on {', '.join(f'{rows}×{cols}' for rows, cols in grids)} cells",
-            "cost": f"{plan.num_tiles} backbone passes for an image of {known['image_hw']}",
-        }
-        return {name: text if len(text) <= MAX_LINE else f"{text[: MAX_LINE - 1]}…" for name, text in summary.items()}
+        return html_table("MultiScale", [], summary(self).items())
 
     def _batch(self, images: Any) -> Tensor:
         """A checked batch (b, c, h, w) of whatever a call was given."""
@@ -376,11 +352,8 @@ class MultiScale(nn.Module):
     def _placement_for(self, images: Tensor) -> Placement:
         """The matrices for images; made anew for images without values, whose tensors must not be kept."""
         image_hw = (images.shape[-2], images.shape[-1])
-        if not torch.compiler.is_compiling() and type(images) not in (Tensor, nn.Parameter):
-            from torch._subclasses.fake_tensor import FakeTensor
-
-            if isinstance(images, FakeTensor):
-                return self.make_placement(image_hw)
+        if not torch.compiler.is_compiling() and is_fake(images):
+            return self.make_placement(image_hw)
         return self.placement(image_hw, str(images.device))
 
     def _select(self, seen: Job, select: SupportsIndex, by: Useful) -> list[Job]:
@@ -451,12 +424,6 @@ class MultiScale(nn.Module):
 @constant_when_traced
 def _placement(model: MultiScale, key: str, device: str) -> Placement:
     """The matrices for images of the size that a key names; a trace takes them as constants."""
-    if torch.compiler.is_exporting() and key not in model._placements:
-        height, width = key.split("x")
-        raise S2WrapError(
-            f"torch.export cannot make matrices for images of {key} pixels; call model.prepare(({height}, {width})) "
-            f"before"
-        )
     image_hw = model.backbone.image_hw
     if key != ANY_SIZE:
         height, width = key.split("x")

@@ -1,5 +1,6 @@
 """Families: what each adapter finds by itself, and what wrong input gets."""
 
+import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -107,6 +108,117 @@ def test_a_model_with_a_head_is_wrapped_without_it():
     images = torch.randn(1, 3, 32, 32)
     tokens = model.vit(images).last_hidden_state
     torch.testing.assert_close(s2wrap.wrap(model, scales=(1,))(images).tokens, tokens[:, 1:])
+
+
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 8,
+}
+STAGES = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8], "image_size": 64}
+WIDTHS = {"hidden_sizes": [16, 32, 64, 128], "depths": [1, 1, 1, 1]}
+BACKBONES = [
+    ("Beit", SMALL),
+    ("Beit", SMALL | {"num_hidden_layers": 4, "out_indices": [1, 2, 3, 4], "add_fpn": True}),
+    ("ConvNext", WIDTHS),
+    ("DINOv3ConvNext", WIDTHS),
+    ("DINOv3ViT", SMALL),
+    ("Dinov2", SMALL),
+    ("Dinov2", SMALL | {"reshape_hidden_states": False}),
+    ("Dinov2WithRegisters", SMALL | {"out_indices": [1, 3]}),
+    ("MaskFormerSwin", STAGES),
+    ("Pixio", SMALL),
+    ("PvtV2", {"image_size": 64}),
+    ("ResNet", WIDTHS | {"embedding_size": 16, "out_features": ["stage1", "stage2"]}),
+    ("Swin", STAGES | {"window_size": 2, "out_features": ["stage2"]}),
+    ("Swinv2", STAGES | {"window_size": 2}),
+    ("VitDet", SMALL | {"window_block_indices": []}),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), BACKBONES)
+def test_backbones_of_transformers_give_their_last_feature_map(kind, options):
+    torch.manual_seed(0)
+    backbone = getattr(transformers, f"{kind}Backbone")(getattr(transformers, f"{kind}Config")(**options)).eval()
+    model = s2wrap.wrap(backbone, scales=(1,))
+    images = torch.randn(2, 3, *model.input.image_hw)
+    expected = backbone(images).feature_maps[-1]
+    if expected.ndim == 3:
+        expected = expected[:, 1:].transpose(1, 2).unflatten(2, (4, 4))
+    torch.testing.assert_close(model(images).spatial, expected)
+
+
+def test_auto_backbones_give_their_last_feature_map():
+    backbone = transformers.AutoBackbone.from_config(transformers.ResNetConfig(embedding_size=16, **WIDTHS)).eval()
+    images = torch.randn(1, 3, 224, 224)
+    found = s2wrap.wrap(backbone, scales=(1,), image_size=224)(images).spatial
+    torch.testing.assert_close(found, backbone(images).feature_maps[-1])
+
+
+@pytest.mark.parametrize("kind", ["TimmWrapperModel", "TimmWrapperForImageClassification"])
+@pytest.mark.parametrize("architecture", ["test_vit", "test_resnet"])
+def test_wrappers_of_timm_give_the_features_of_timm_without_the_head(kind, architecture):
+    torch.manual_seed(0)
+    wrapper = getattr(transformers, kind)(transformers.TimmWrapperConfig(architecture=architecture)).eval()
+    model, images = s2wrap.wrap(wrapper, scales=(1,)), torch.randn(2, 3, 160, 160)
+    features, own = model(images), wrapper.timm_model.forward_features(images)
+    if own.ndim == 4:
+        torch.testing.assert_close(features.spatial, own)
+    else:
+        torch.testing.assert_close(features.tokens, own[:, 1:])
+    assert (model.input.image_hw, model.input.mean) == ((160, 160), (0.5, 0.5, 0.5))
+
+
+@pytest.mark.parametrize("kind", ["ViT", "Dinov2", "Beit", "DeiT", "DINOv3ViT", "CLIPVision"])
+def test_every_layer_is_the_hidden_state_after_its_block(kind):
+    torch.manual_seed(0)
+    backbone = getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**SMALL)).eval()
+    images = torch.randn(1, 3, 32, 32)
+    states = backbone(images, output_hidden_states=True).hidden_states
+    model = s2wrap.wrap(backbone, scales=(1,), layers=(0, 1, 2), join_layers=False)
+    for found, state in zip(model(images).maps, states[1:], strict=True):
+        torch.testing.assert_close(found, state[:, -16:].transpose(1, 2).unflatten(2, (4, 4)))
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_models_of_transformers_for_other_channels_take_their_images(channels):
+    backbone = transformers.ViTModel(transformers.ViTConfig(**SMALL, num_channels=channels)).eval()
+    model, images = s2wrap.wrap(backbone, scales=(1,)), torch.randn(1, channels, 32, 32)
+    torch.testing.assert_close(model(images).tokens, backbone(images).last_hidden_state[:, 1:])
+    assert (model.input.channels, model.input.mean) == (channels, None)
+
+
+def test_bands_of_a_kind_that_takes_blue_first_keep_their_order():
+    backbone = transformers.MobileViTModel(transformers.MobileViTConfig(num_channels=4)).eval()
+    images = torch.randn(1, 4, 256, 256)
+    torch.testing.assert_close(s2wrap.wrap(backbone, (1,))(images).spatial, backbone(images).last_hidden_state)
+
+
+def test_the_processor_of_a_folder_or_one_that_is_given_says_mean_and_std(tmp_path):
+    backbone = transformers.ViTModel(transformers.ViTConfig(**SMALL))
+    processor = transformers.ViTImageProcessor(image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6])
+    backbone.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    for model in (
+        s2wrap.wrap(transformers.ViTModel.from_pretrained(tmp_path)),
+        s2wrap.wrap(backbone, processor=processor),
+    ):
+        assert (model.input.mean, model.input.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+        assert model.input.origins["mean"] == "processor"
+
+
+def test_the_default_of_a_class_is_called_one_and_warned_of_once():
+    model = s2wrap.wrap(transformers.ViTModel(transformers.ViTConfig(**SMALL)))
+    assert model.input.origins["mean"] == "class default"
+    images = torch.randint(256, (1, 3, 40, 40), dtype=torch.uint8)
+    with pytest.warns(UserWarning, match="are the default of a class, not known of these weights; give processor="):
+        model(images)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(images)
 
 
 def test_kinds_that_take_blue_first_get_it():

@@ -126,6 +126,23 @@ def test_features_are_the_librarys_own(library, name):
     assert row.result == "equal", row
 
 
+@pytest.mark.parametrize("channels", [1, 4, 13])
+@pytest.mark.parametrize(
+    ("library", "name"),
+    [
+        ("timm", "test_vit"),
+        ("timm", "resnet18"),
+        ("timm", "swin_tiny_patch4_window7_224"),
+        ("transformers", "vit"),
+        ("transformers", "swin"),
+        ("transformers", "mobilevitv2"),
+    ],
+)
+def test_models_for_other_channels_than_three_are_the_librarys_own_too(library, name, channels):
+    row = zoo.look(library, name, reduce_above=0, channels=channels)
+    assert row.result == "equal", row
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [

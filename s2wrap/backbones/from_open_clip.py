@@ -3,7 +3,7 @@
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -145,7 +145,7 @@ def _tower_facts(visual: Any) -> BackboneOptions:
         image_size=visual.image_size,
         mean=noted.get("mean") or getattr(visual, "image_mean", None),
         std=noted.get("std") or getattr(visual, "image_std", None),
-        interpolation="bilinear" if noted.get("interpolation") == "bilinear" else "bicubic",
+        interpolation=noted["interpolation"] if noted.get("interpolation") in get_args(Interpolation) else None,
     )
 
 

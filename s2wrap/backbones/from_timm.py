@@ -3,7 +3,7 @@
 import inspect
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from s2wrap.backbones.family import Family, allowed
 from s2wrap.backbones.probed import NO_OPTIONS, ProbedBackbone
 from s2wrap.errors import S2WrapError
 from s2wrap.features import Features
-from s2wrap.options import BackboneOptions
+from s2wrap.options import BackboneOptions, Interpolation
 
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Where timm looks for the weights in a file of a training script: averaged ones first."""
@@ -33,7 +33,7 @@ class TimmBackbone(ProbedBackbone):
             num_prefix_tokens=_prefix_tokens(model),
             mean=cfg.get("mean"),
             std=cfg.get("std"),
-            interpolation="bilinear" if cfg.get("interpolation") == "bilinear" else "bicubic",
+            interpolation=cfg["interpolation"] if cfg.get("interpolation") in get_args(Interpolation) else None,
         )
         super().__init__(model, options, facts=facts.over(own))
 

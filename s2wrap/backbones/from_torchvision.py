@@ -22,10 +22,10 @@ SIZES = {"Inception3": 299, "Swin": 224}
 class TorchvisionBackbone(ProbedBackbone):
     """A classification model: its modules one after the other, up to the pooling."""
 
-    def __init__(self, model: Any, options: BackboneOptions = NO_OPTIONS):
+    def __init__(self, model: Any, options: BackboneOptions = NO_OPTIONS, *, facts: BackboneOptions = NO_OPTIONS):
         """As `ProbedBackbone`."""
         kind = type(model).__name__
-        facts = BackboneOptions(
+        own = BackboneOptions(
             name=kind.lower(),
             image_size=getattr(model, "image_size", None) or SIZES.get(kind, 224),
             num_prefix_tokens=1 if kind == "VisionTransformer" else None,
@@ -33,7 +33,7 @@ class TorchvisionBackbone(ProbedBackbone):
             std=IMAGENET_STD,
             interpolation="bilinear",
         )
-        super().__init__(model, options, facts=facts, origins=dict.fromkeys(("mean", "std"), "library"))
+        super().__init__(model, options, facts=facts.over(own), origins=dict.fromkeys(("mean", "std"), "library"))
 
     def call(self, tiles: Tensor) -> Any:
         """Tokens (b, 1 + n, c) of a VisionTransformer; else a map (b, c, h, w)."""
@@ -95,7 +95,7 @@ def load(
         image_size=getattr(model, "image_size", None) or transforms.crop_size[0],
         interpolation="bicubic" if transforms.interpolation.value == "bicubic" else "bilinear",
     )
-    return TorchvisionBackbone(model, options.over(facts))
+    return TorchvisionBackbone(model, options, facts=facts)
 
 
 def _one_side(image_size: Any, name: str) -> int:

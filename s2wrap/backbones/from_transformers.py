@@ -14,6 +14,7 @@ from torch import Tensor
 from s2wrap.backbones.base import Backbone
 from s2wrap.backbones.checkpoint import from_hub, load_exactly, misfit
 from s2wrap.backbones.family import Family, allowed, made_by
+from s2wrap.backbones.from_timm import TimmBackbone
 from s2wrap.backbones.probed import NO_OPTIONS, ProbedBackbone
 from s2wrap.backbones.processors import processor_options
 from s2wrap.errors import MissingExtraError, S2WrapError
@@ -21,7 +22,7 @@ from s2wrap.features import Features, join
 from s2wrap.inputs import Origin
 from s2wrap.options import BackboneOptions
 
-OUTPUTS = ("last_hidden_state", "feature_maps", "encoder_last_hidden_state")
+OUTPUTS = ("feature_maps", "last_hidden_state", "encoder_last_hidden_state")
 UNTOLD_STRIDES: dict[str, tuple[int, int]] = dict.fromkeys(
     ["swin", "swinv2", "donut-swin", "maskformer-swin", "focalnet", "dinov3_convnext"], (32, 32)
 )
@@ -120,7 +121,7 @@ class TransformersBackbone(ProbedBackbone):
     def _run(self, tiles: Tensor, **options: Any) -> Any:
         if self.interpolate:
             options["interpolate_pos_encoding"] = True
-        if self.kind in BGR:
+        if self.kind in BGR and tiles.shape[1] == 3:
             tiles = tiles.flip(1)
         if self.patches is not None:  # NaFlex: patches instead of pixels, rows and columns beside them
             grid = torch.tensor([[side // self.patches for side in tiles.shape[-2:]]] * len(tiles), device=tiles.device)
@@ -135,7 +136,7 @@ class TransformersBackbone(ProbedBackbone):
 
 def vision_tower(model: Any) -> Any:
     """The part of a model that takes images alone. Raises S2WrapError where there is none, with the reason."""
-    body = model.base_model
+    body = model if _is_backbone(model) else model.base_model
     if "pixel_values" in _parameters(body) and not _needed(body):
         model = body  # without the head
     if model.config.model_type in OTHER_INPUT:
@@ -156,6 +157,11 @@ def vision_tower(model: Any) -> Any:
     else:
         reason = "takes no images"
     raise S2WrapError(f"{kind} of transformers {reason}")
+
+
+def _is_backbone(model: Any) -> bool:
+    """Whether a model is one of transformers' backbones, such as Dinov2Backbone: it returns maps of stages."""
+    return hasattr(model, "stage_names") and hasattr(model, "out_features")
 
 
 def _decodes(model: Any) -> bool:
@@ -215,7 +221,10 @@ def _tower_facts(
         image_size=size or processed.image_size or 224,
         in_channels=getattr(config, "num_channels", None),
     )
-    if stride_hw := (UNTOLD_STRIDES | LINE_STRIDES).get(kind):
+    if _is_backbone(tower):
+        if getattr(config, "reshape_hidden_states", False):  # the maps are without them
+            facts = replace(facts, num_prefix_tokens=None)
+    elif stride_hw := (UNTOLD_STRIDES | LINE_STRIDES).get(kind):
         height, width = options.over(facts).image_size  # pyright: ignore[reportGeneralTypeIssues] (checked: a pair)
         grid = (-(-height // stride_hw[0]), -(-width // stride_hw[1]))
         facts = replace(facts, layout="bnc" if kind in UNTOLD_STRIDES else "bchw", grid=grid)
@@ -297,7 +306,7 @@ def load(
         model = make(config)
         if checkpoint is not None:
             load_exactly(model, checkpoint, spec, optional=POOLER)
-    return TransformersBackbone(model, options.named(name))
+    return adapt(model, options.named(name))
 
 
 def _from_hub(name: str, config: Any) -> Any:
@@ -374,6 +383,16 @@ def rebuild(description: dict[str, Any]) -> Any:
     return kind(config.from_dict(description["config"], attn_implementation=attention), **arguments)
 
 
+def adapt(model: Any, options: BackboneOptions = NO_OPTIONS) -> Backbone:
+    """A backbone of a vision model; of a wrapper around a timm model (`TimmWrapperModel`, …), that of timm's."""
+    inner = getattr(model, "timm_model", None)
+    if inner is None:
+        return TransformersBackbone(model, options)
+    checkpoint = getattr(model.config, "pretrained_cfg", None) or {}
+    facts = BackboneOptions(mean=checkpoint.get("mean"), std=checkpoint.get("std"))
+    return TimmBackbone(inner, options, facts=facts)
+
+
 def matches(model: Any) -> bool:
     """Whether a model is one of transformers'."""
     return made_by(model, "transformers") and hasattr(model, "config")
@@ -381,7 +400,7 @@ def matches(model: Any) -> bool:
 
 FAMILY = Family(
     "transformers",
-    TransformersBackbone,
+    adapt,
     matches,
     names,
     load,

@@ -61,13 +61,17 @@ class ProbedBackbone(Backbone):
         with self.evaluating():
             try:
                 last = self._probe(known)
-            except S2WrapError:
+            except S2WrapError as error:
                 if known.in_channels is not None or self.input.channels == 3:
                     raise
                 # the first convolution may see rearranged pixels (space to depth), and not the image's channels
                 rgb = replace(facts, in_channels=3)
-                self.input = _model_input(model, name, options, rgb, origins or {})
-                last = self._probe(known)
+                told: dict[str, Origin] = {**(origins or {}), "in_channels": "class default"}
+                self.input = _model_input(model, name, options, rgb, told)
+                try:
+                    last = self._probe(known)
+                except S2WrapError:
+                    raise error from None
             self.layouts = (last,)
             if self.layers is not None:
                 self.layouts = self._layer_layouts(last)
@@ -192,7 +196,6 @@ class ProbedBackbone(Backbone):
 
     def _probe(self, known: BackboneOptions) -> Layout:
         """The layout of the last features, found by looking."""
-        patch = known.patch_size
         return probe(
             self._answer,
             self._black_tile(),
@@ -200,7 +203,7 @@ class ProbedBackbone(Backbone):
             order=known.layout,
             num_prefix_tokens=known.num_prefix_tokens,
             grid_hw=known.grid,
-            patch_hw=(patch, patch) if isinstance(patch, int | float) else patch,
+            patch_hw=known.patch_size,  # pyright: ignore[reportArgumentType] (checked: a pair)
         )
 
     def _black_tile(self) -> Tensor:
@@ -214,6 +217,8 @@ class ProbedBackbone(Backbone):
         """The one tensor of the model's answer that holds the features, as `output` says or as was found first."""
         answer = self._around(self.call, tiles)
         if isinstance(answer, Tensor):
+            if self.options.output is not None:
+                raise S2WrapError(f"output={self.output!r} has no effect: {self.name} returns one tensor; leave it out")
             return answer
         parts = _parts(answer)
         if self.output is None:
@@ -265,6 +270,11 @@ def _model_input(
     origins: dict[str, Origin] = {key: told.get(key, "model") for key in facts.changed()}
     if options.processor is not None:
         processed = replace(processor_options(options.processor), image_size=None)
+        if processed.mean is None:
+            raise S2WrapError(
+                f"processor={type(options.processor).__name__} says no mean and std; give an image processor of "
+                f"transformers, or mean= and std="
+            )
         facts = processed.over(facts)
         origins |= dict.fromkeys(processed.changed(), "processor")
     known = options.over(facts)
@@ -279,6 +289,12 @@ def _model_input(
         channels = len(known.mean) if known.mean else 3
         origins["in_channels"] = "caller" if known.mean else "class default"
     mean, std = (_of_channels(key, known, origins, channels) for key in ("mean", "std"))
+    if (mean is None) != (std is None) and "caller" in (origins.get("mean"), origins.get("std")):
+        raise S2WrapError(f"mean={mean} and std={std} of {name}: one alone has no effect; give both")
+    if options.value_range is not None and mean is None:
+        raise S2WrapError(
+            f"value_range={options.value_range} of {name} has no effect without mean= and std=; give them"
+        )
     origins["channels"], origins["image_hw"] = origins.pop("in_channels"), origins.pop("image_size")
     named = ("channels", "image_hw", "mean", "std", "value_range", "interpolation")
     return ModelInput(
@@ -299,6 +315,8 @@ def _of_channels(
     values = getattr(known, key)
     if values is None or len(values) == channels:
         return values
+    if len(values) == 1:
+        return values * channels
     if origins[key] in ("caller", "processor"):
         raise S2WrapError(f"{key}={values} for images of {channels} channels; give {channels} numbers, one a channel")
     origins[key] = "unknown"

@@ -41,8 +41,7 @@ def describe(
 def _facts(model: MultiScale, image_hw: tuple[int, int]) -> dict[str, Any]:
     """What is known of a model, and what an image of this size costs."""
     backbone, layout = model.backbone, model.backbone.layout
-    plan, (own_hw, result_hw) = model.plan(image_hw), model.grids(image_hw)
-    grids_hw = own_hw if model.options.fuse == "pyramid" else [result_hw]
+    plan, (own_hw, _) = model.plan(image_hw), model.grids(image_hw)
     scales = [
         {
             "scale": str(scale.scale),
@@ -67,14 +66,14 @@ def _facts(model: MultiScale, image_hw: tuple[int, int]) -> dict[str, Any]:
         },
         "scales": scales,
         "looked_at_hw": image_hw,
-        "maps_chw": [(model.num_features, *grid_hw) for grid_hw in grids_hw],
+        "maps_chw": model.map_shapes(image_hw),
         **asdict(count_cost(model, image_hw)),
     }
 
 
 def _rows(facts: dict[str, Any]) -> dict[str, str]:
     """The same in words: the lines of a table."""
-    grids = ", ".join(_by(grid_hw) for _, *grid_hw in facts["maps_chw"])
+    maps = ", ".join(f"{channels} channels on {_by(grid_hw)}" for channels, *grid_hw in facts["maps_chw"])
     return {
         "backbone": f"{facts['backbone']}, {facts['parameters'] / 1e6:.1f} M parameters",
         **{
@@ -88,7 +87,7 @@ def _rows(facts: dict[str, Any]) -> dict[str, str]:
             f"scale {part['scale']}": f"{_by(part['image_hw'])} pixels, {_tiles(part)}, own grid {_by(part['grid_hw'])}"
             for part in facts["scales"]
         },
-        "result": f"{facts['maps_chw'][0][0]} channels on {grids}",
+        "result": maps,
         f"an image of {_by(facts['looked_at_hw'])} costs": f"{facts['tiles']} tiles, {facts['tokens']:,} tokens, "
         f"at most {facts['peak_tokens']:,} in one call",
         "": f"{facts['multiply_adds'] / 1e9:.2f} G multiply-adds (PyTorch's FLOP counter ÷ 2, attention in full)",

@@ -3,11 +3,18 @@
 import pytest
 import timm
 import torch
+import torch._dynamo
 
 import s2wrap
 from s2wrap.resample import resize
 
 CLOSE = {"atol": 1e-4, "rtol": 0}
+
+
+@pytest.fixture(autouse=True)
+def _reset_dynamo():
+    """Graphs are counted by function, whatever model they belong to."""
+    torch._dynamo.reset()
 
 
 def assert_same(ours, theirs):
@@ -30,17 +37,47 @@ def test_export_with_any_batch(vit, strict, scales, fuse):
 @pytest.mark.parametrize(
     "options", [{"fit": "pad", "overlap": 2}, {"fuse": "detail"}, {"whole": True, "fit": "aspect"}]
 )
-def test_compile_takes_every_fit_once_it_is_prepared(options):
-    model = s2wrap.wrap(timm.create_model("test_vit", num_classes=0), (1, 2), **options).prepare((100, 180))
+def test_compile_takes_every_fit(options):
+    model = s2wrap.wrap(timm.create_model("test_vit", num_classes=0), (1, 2), **options)
     images = torch.randn(2, 3, 100, 180)
     with torch.inference_mode():
         assert_same(torch.compile(model, fullgraph=True, backend="eager")(images), model(images))
 
 
-def test_tracing_an_unprepared_shape_says_what_to_do(vit):
-    model = s2wrap.wrap(vit, (1, 2), fit="pad")
-    with pytest.raises(Exception, match=r"call model.prepare\(\(100, 180\)\) before tracing"):
-        torch.export.export(model, (torch.randn(2, 3, 100, 180),))
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_makes_the_matrices_of_a_size_that_was_never_seen_and_keeps_real_ones(vit, strict):
+    model = s2wrap.wrap(vit, (1, 2), fit="pad", fuse="detail")
+    images = torch.randn(2, 3, 100, 180)
+    program = torch.export.export(model, (images,), strict=strict)
+    assert_same(program.module()(images), s2wrap.wrap(vit, (1, 2), fit="pad", fuse="detail")(images))
+    assert_same(program.module()(images), model(images))
+
+
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_compile_takes_any_number_of_sizes_of_stretched_images(fullgraph):
+    model = s2wrap.wrap(timm.create_model("test_vit", num_classes=0), (1, 2))
+    compiled = torch.compile(model, fullgraph=fullgraph, backend="eager")
+    for number in range(10):
+        images = torch.randn(1, 3, 100 + 8 * number, 150 + 4 * number)
+        with torch.inference_mode():
+            assert_same(compiled(images), model(images))
+
+
+def test_compile_takes_ten_sizes_of_padded_images_and_runs_the_last_ones_eagerly():
+    model = s2wrap.wrap(timm.create_model("test_vit", num_classes=0), (1, 2), fit="pad")
+    compiled = torch.compile(model, backend="eager")
+    for number in range(10):
+        images = torch.randn(1, 3, 100 + 8 * number, 150 + 4 * number)
+        with torch.inference_mode():
+            assert_same(compiled(images), model(images))
+
+
+def test_one_graph_for_each_of_ten_padded_sizes_is_too_much_and_pytorch_says_what_to_raise():
+    model = s2wrap.wrap(timm.create_model("test_vit", num_classes=0), (1, 2), fit="pad")
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with pytest.raises(Exception, match="consider increasing torch._dynamo.config.recompile_limit"):
+        for number in range(10):
+            compiled(torch.randn(1, 3, 100 + 8 * number, 150))
 
 
 def test_a_selection_is_refused_not_ignored(vit):
