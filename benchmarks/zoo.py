@@ -110,22 +110,22 @@ def models_of(library: str) -> list[str]:
     return sorted({name for name in names if tags is None or tags not in name})
 
 
-def check_model(library: str, name: str, reduce_above: float) -> Row:
+def check_model(library: str, name: str, reduce_above: float, channels: int = 3) -> Row:
     """Return the result of one model; in full depth if it is not equal without the blocks that were removed."""
-    row = _check_model(library, name, reduce_above)
+    row = _check_model(library, name, reduce_above, channels)
     if row.kind == "reduced" and row.result != "equal":
-        row = _check_model(library, name, float("inf"))
+        row = _check_model(library, name, float("inf"), channels)
     return row
 
 
-def _check_model(library: str, name: str, reduce_above: float) -> Row:
+def _check_model(library: str, name: str, reduce_above: float, channels: int) -> Row:
     start = time.perf_counter()
     values: dict[str, str] = {"library": library, "model": name}
     if library == "transformers" and (options := missing_options(name)):
         values["reason"] = f"not in its default configuration, with which it fails: {', '.join(options)} given"
     try:
         with quick_weights():
-            model = build(library, name)
+            model = build(library, name, channels)
         count = sum(parameter.numel() for parameter in model.parameters()) / 1e6
         values |= {"parameters_m": f"{count:.1f}", "kind": "values"}
         if count > reduce_above:
@@ -161,12 +161,16 @@ def input_hw(model: Any) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (int(size[-2]), int(size[-1]))
 
 
-def build(library: str, name: str) -> Any:
-    """Return a model with random weights, made by its library; of models for images and text the vision tower."""
+def build(library: str, name: str, channels: int = 3) -> Any:
+    """Return a model with random weights, made by its library; of models for images and text the vision tower.
+
+    timm and transformers make models for other channels than three too.
+    """
     if library == "timm":
         import timm
 
-        return timm.create_model(name, num_classes=0).eval()
+        options: dict[str, Any] = {"num_classes": 0} | ({} if channels == 3 else {"in_chans": channels})
+        return timm.create_model(name, **options).eval()
     if library == "open_clip":
         from open_clip import model as clip
 
@@ -174,7 +178,10 @@ def build(library: str, name: str) -> Any:
         tower = clip._build_vision_tower(config["embed_dim"], config["vision_cfg"], config.get("quick_gelu", False))
         return tower.eval()
     if library == "transformers":
-        model = from_transformers.make(default_config(name)).eval()
+        config = default_config(name)
+        if channels != 3:
+            config.num_channels = channels
+        model = from_transformers.make(config).eval()
         from_transformers.vision_tower(model)  # raises here for refused models, before large weights are drawn
         return model
     from torchvision import models
@@ -248,7 +255,7 @@ def compare_with_library(library: str, model: Any) -> dict[str, str]:
         "channels": str(layout.num_features),
     }
     height, width = backbone.image_hw
-    image = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(1))
+    image = torch.randn(1, wrapped.input.channels, height, width, generator=torch.Generator().manual_seed(1))
     doubled = functional.interpolate(image, (2 * height, 2 * width), mode=backbone.input.interpolation, antialias=True)
     of_library = LIBRARY_FEATURES[library]
     one, two = wrapped(image).maps
@@ -359,7 +366,7 @@ def transformers_features(model: Any, image: Tensor, grid_hw: tuple[int, int]) -
         options["spatial_shapes"] = torch.tensor([[rows, cols]])
         image = patches
     if kind in BGR:
-        image = image[:, [2, 1, 0]]
+        image = image[:, [2, 1, 0]] if image.shape[1] == 3 else image
     output = getattr(model, "mgp_str", model)(pixel_values=image, **options)  # MGP-STR returns words
     features = output.get("last_hidden_state", output.get("encoder_last_hidden_state"))
     features = output["feature_maps"][-1] if features is None else features

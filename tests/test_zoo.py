@@ -139,7 +139,7 @@ def test_features_are_the_librarys_own(library, name):
     ],
 )
 def test_models_for_other_channels_than_three_are_the_librarys_own_too(library, name, channels):
-    row = zoo.look(library, name, reduce_above=0, channels=channels)
+    row = zoo.check_model(library, name, reduce_above=0, channels=channels)
     assert row.result == "equal", row
 
 
