@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import timm
 import torch
-import torchvision
 import transformers
 from PIL import Image
 from torch import nn
+from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 import s2wrap
 from s2wrap import S2WrapError
@@ -110,7 +111,7 @@ def test_images_that_hardly_leave_the_lower_end_of_their_range_are_told(vit):
 
 
 def test_images_of_torchvision_are_looked_at_too(vit):
-    images = torchvision.tv_tensors.Image(torch.rand(1, 3, 64, 64) * 255)
+    images = tv_tensors.Image(torch.rand(1, 3, 64, 64) * 255)
     with pytest.raises(S2WrapError, match="give uint8"):
         s2wrap.wrap(vit, (1, 2))(images)
 
@@ -201,7 +202,7 @@ def test_a_guess_is_told_on_every_path():
     assert len(warnings_of(lambda: s2wrap.wrap(dinov2(), (1,)).transform())) == 1
 
 
-@pytest.mark.parametrize("processor", ["openai/clip", torchvision.transforms.v2.Identity()])
+@pytest.mark.parametrize("processor", ["openai/clip", v2.Identity()])
 def test_what_is_no_processor_is_refused(processor):
     with pytest.raises(S2WrapError, match="says no mean and std; give an image processor of transformers"):
         s2wrap.wrap(dinov2(), (1,), processor=processor)
