@@ -1,6 +1,7 @@
 """Every option is defined once: what it takes, what it refuses, and what editors and type checkers know of it."""
 
 import inspect
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from s2wrap import BackboneOptions, Options, S2WrapError
 from s2wrap.options import LoadOptions, WrapOptions, option_help, option_types, option_words, part_of
 
 USER = Path(__file__).parent / "typing"
+PATHS = os.environ | {"MYPYPATH": str(USER.parent.parent)}  # type checkers do not find editable installs
 
 
 def test_every_option_has_a_type_and_a_sentence_of_help():
@@ -146,11 +148,12 @@ def test_a_users_program_is_checked(checker, tmp_path):
     """The right program passes in strict mode, and each planted misuse is reported at its line, and nothing else."""
     if checker == "pyright" and not shutil.which("pyright"):
         pytest.skip("needs pyright, of the [dev] extra")
-    right = subprocess.run([*CHECKERS[checker], str(USER / "right.py")], capture_output=True, text=True, cwd=tmp_path)
+    options = {"capture_output": True, "text": True, "cwd": tmp_path, "env": PATHS}
+    right = subprocess.run([*CHECKERS[checker], str(USER / "right.py")], **options)
     assert right.returncode == 0, right.stdout + right.stderr
     wrong = USER / "wrong.py"
     planted = {number for number, line in enumerate(wrong.read_text().splitlines(), 1) if "# wrong" in line}
-    found = subprocess.run([*CHECKERS[checker], str(wrong)], capture_output=True, text=True, cwd=tmp_path)
+    found = subprocess.run([*CHECKERS[checker], str(wrong)], **options)
     reported = {
         int(line.split(":")[1]) for line in found.stdout.splitlines() if "wrong.py:" in line and "error" in line
     }
