@@ -24,6 +24,7 @@ def wrap(backbone: Any, scales: Any = (1, 2), **options: Any) -> MultiScale:
         S2WrapError: the layout of the backbone's answer cannot be told, or an option is impossible, unknown or without
             effect.
 
+    >>> import torch
     >>> pool = torch.nn.AvgPool2d(16)
     >>> wrap(pool, scales=(1, 1.5), image_size=64)(torch.randn(1, 3, 200, 200)).spatial.shape
     torch.Size([1, 6, 4, 4])
