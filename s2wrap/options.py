@@ -97,7 +97,7 @@ class Options(Checked):
     Raises:
         S2WrapError: a word or number that cannot be, or an option that has no effect beside the others.
 
-    >>> Options((1, 2), fuse="detail").grid
+    >>> Options((1, 2), fuse="detail").result_grid
     'finest'
     """
 
@@ -163,7 +163,7 @@ class Options(Checked):
         self._set(target_grid=self._target_grid(len(scales)))
 
     @property
-    def grid(self) -> GridWord | int | tuple[int, int]:
+    def result_grid(self) -> GridWord | int | tuple[int, int]:
         """The grid of the result, with the default of the fusion; of no meaning for a pyramid."""
         default: GridWord = "finest" if self.fuse == "detail" else "coarsest"
         return default if self.target_grid is None else self.target_grid

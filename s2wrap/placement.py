@@ -146,9 +146,11 @@ def place(plan: Plan, backbone: Backbone, options: Options, order: tuple[int, ..
     tokens = tuple(tuple(_tokens(scale, backbone, layer) for layer in layers) for scale in plan.scales)
     own_hw = [tuple(each.own_hw for each in of_scale) for of_scale in tokens]
     everything = [own for of_scale in own_hw for own in of_scale] if options.join_layers else None
-    target_hw = tuple(_target([own[n] for own in own_hw], everything, options.grid) for n in layers)
-    if options.join_layers and isinstance(options.grid, int):  # one grid for all: the coarsest of that scale's layers
-        target_hw = (min(own_hw[options.grid], key=math.prod),) * len(layers)
+    target_hw = tuple(_target([own[n] for own in own_hw], everything, options.result_grid) for n in layers)
+    if options.join_layers and isinstance(
+        options.result_grid, int
+    ):  # one grid for all: the coarsest of that scale's layers
+        target_hw = (min(own_hw[options.result_grid], key=math.prod),) * len(layers)
     scales = []
     for k, scale in enumerate(plan.scales):
         place_in_order = order.index(k)

@@ -111,7 +111,7 @@ def test_joined_layers_of_several_grids_have_that_of_the_scale_that_was_chosen()
 
 def test_options_can_be_replaced():
     plain = Options()
-    assert replace(plain, fuse="detail").grid == "finest"
+    assert replace(plain, fuse="detail").result_grid == "finest"
     assert replace(plain, fuse="pyramid").fuse == "pyramid"
     assert plain.changed().keys() <= {"scales"}
 
