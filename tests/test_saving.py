@@ -68,7 +68,9 @@ def eager_vit():
 MODELS = {
     "a timm ViT, a scale whole": lambda: s2wrap.wrap(timm.create_model("test_vit"), scales=(1, "1.5:whole")),
     "a timm ViT built otherwise": lambda: s2wrap.wrap(
-        timm.create_model("test_vit", num_classes=7, img_size=96, in_chans=4, global_pool="avg"), mean=(0.2,) * 4
+        timm.create_model("test_vit", num_classes=7, img_size=96, in_chans=4, global_pool="avg"),
+        mean=(0.2,),
+        std=(0.3,),
     ),
     "a timm ResNet": lambda: s2wrap.wrap(timm.create_model("test_resnet.r160_in1k"), fuse="detail"),
     "a timm spec": lambda: s2wrap.load("timm:test_vit:size=96:patch=8@1,2:pad", pretrained=False, norm="l2"),

@@ -91,11 +91,10 @@ def load(
         load_exactly(model, checkpoint, f"torchvision:{name}")
     transforms = weights.transforms()
     facts = BackboneOptions(
-        name=name,
         image_size=getattr(model, "image_size", None) or transforms.crop_size[0],
         interpolation="bicubic" if transforms.interpolation.value == "bicubic" else "bilinear",
     )
-    return TorchvisionBackbone(model, options, facts=facts)
+    return TorchvisionBackbone(model, options.named(name), facts=facts)
 
 
 def _one_side(image_size: Any, name: str) -> int:
