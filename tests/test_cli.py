@@ -321,7 +321,7 @@ def test_inspect_shows_every_level_of_a_pyramid_and_takes_weights(capsys):
     assert run("inspect", *options, "--json") == 0
     assert json.loads(capsys.readouterr().out)["maps_chw"] == [[64, 10, 10], [64, 20, 20]]
     assert run("inspect", *options) == 0
-    assert "64 channels on 10×10, 20×20" in capsys.readouterr().out
+    assert "64 channels on 10×10, 64 channels on 20×20" in capsys.readouterr().out
     assert run("inspect", "timm:test_vit@1,2", "--fuse", "weighted", "--weights", "1,0.5", "--json") == 0
     assert json.loads(capsys.readouterr().out)["maps_chw"] == [[64, 10, 10]]
 

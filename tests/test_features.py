@@ -204,7 +204,7 @@ def test_copies_and_files_hold_the_same(features):
 def test_another_process_loads_what_was_saved(features, tmp_path):
     path = tmp_path / "features.pt"
     torch.save({"features": features}, path)
-    code = f"import torch, s2wrap; print(torch.load({str(path)!r})['features'])"
+    code = f"import torch; from s2wrap import Features; print(torch.load({str(path)!r})['features'])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == repr(features)
 

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from s2wrap import S2WrapError
-from s2wrap.images import find_images, load_image
+from s2wrap.images import find_images, load_image, silence_decoders
 
 SECONDS = 10
 """Of the processor, for a file."""
@@ -55,6 +55,7 @@ def read_all(folder: str) -> None:
     """Read the files of names.json, a line of JSON before and after each; a signal ends what takes too long."""
     warnings.resetwarnings()
     warnings.simplefilter("always")
+    silence_decoders()  # as every program of s2wrap does
     held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (held + 4_000_000_000, held + 4_000_000_000))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

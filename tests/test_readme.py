@@ -47,12 +47,14 @@ def test_commands_and_files_named_exist():
 
 @pytest.mark.parametrize("line", [line for line in README.splitlines() if line.startswith("s2wrap ")])
 def test_options_in_commands_exist(line, capsys):
+    import click
     from typer.main import get_command
 
     from s2wrap.cli import app
 
     words = shlex.split(line, comments=True)
-    command = get_command(app).commands[words[1]]
+    group = get_command(app)
+    command = group.get_command(click.Context(group), words[1])
     known = {option for parameter in command.params for option in parameter.opts}
     assert {word for word in words if word.startswith("--")} <= known
 
