@@ -54,7 +54,7 @@ def test_options_in_commands_exist(line, capsys):
 
     words = shlex.split(line, comments=True)
     group = get_command(app)
-    command = group.get_command(click.Context(group), words[1])
+    _, command, _ = group.resolve_command(click.Context(group), words[1:2])
     known = {option for parameter in command.params for option in parameter.opts}
     assert {word for word in words if word.startswith("--")} <= known
 
