@@ -160,7 +160,7 @@ def test_an_option_without_effect_on_the_scales_of_a_file_is_refused(tmp_path):
         load(path, fit="pad")
     with pytest.raises(S2WrapError, match="has no option 'fuze'; did you mean fuse"):
         load(path, fuze="mean")
-    assert load(path, scales=(1, 2), fit="pad", fuse="detail").model.options.target_grid == "finest"
+    assert load(path, scales=(1, 2), fit="pad", fuse="detail").model.options.result_grid == "finest"
 
 
 def test_an_exported_model_is_unchanged_and_can_be_verified_again(tmp_path):
