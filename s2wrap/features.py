@@ -122,12 +122,19 @@ class Features:
             copy: new memory even where nothing changes.
 
         Raises:
-            S2WrapError: the dtype is not a floating one.
+            S2WrapError: the dtype is not a floating one, or there is no such device.
         """
         if isinstance(device, Tensor):
             device, dtype = device.device, device.dtype
         if isinstance(device, torch.dtype):
             device, dtype = None, device
+        if isinstance(device, str):
+            try:
+                torch.device(device)
+            except RuntimeError as error:
+                raise S2WrapError(
+                    f"{device!r} is no device; use one such as 'cuda:0', or a dtype: torch.float16"
+                ) from error
         if dtype is not None and not dtype.is_floating_point:
             raise S2WrapError(f"dtype={dtype} holds no features; use a floating type such as torch.float16")
 
@@ -171,7 +178,7 @@ class Features:
         Raises:
             S2WrapError: no size was given, and the result would take more than 512 MiB, or there is no `view`.
         """
-        spatial = self.spatial if index is None else self.maps[index]
+        spatial = self._map(index)
         if size is None:
             size = self._viewed("image size (give size=)").plan.image_hw
             check_result(spatial, size)
@@ -181,9 +188,17 @@ class Features:
         self, size: Pair | None = None, *, height: int | None = None, index: int | None = None
     ) -> Iterator[tuple[int, Tensor]]:
         """The result of `upsample` as (top, strip of `height` rows), where memory cannot hold it whole."""
-        spatial = self.spatial if index is None else self.maps[index]
+        spatial = self._map(index)
         image_hw = self._viewed("image size (give size=)").plan.image_hw if size is None else size
         return upsample_strips(spatial, image_hw, height)
+
+    def _map(self, index: int | None) -> Tensor:
+        """The map of an index; the only one without."""
+        if index is not None and not -len(self.maps) <= index < len(self.maps):
+            raise S2WrapError(
+                f"index={index}, but these features hold {len(self.maps)} maps; use 0 to {len(self.maps) - 1}"
+            )
+        return self.spatial if index is None else self.maps[index]
 
     def __repr__(self) -> str:
         return f"Features({', '.join(f'{name}: {value}' for name, value in self._summary().items())})"

@@ -32,7 +32,7 @@ def choose_tiles(
     """For each image and scale the indices of the tiles to run: the best of all scales but the smallest.
 
     Args:
-        images: normalised images (b, 3, height, width).
+        images: normalised images (b, c, height, width).
         base: what the smallest scale saw of them, on its own grid.
         plan: where the tiles lie.
         base_scale: index of the smallest scale.
