@@ -30,7 +30,7 @@ COMPONENTS = (
 )
 LIKENESS = (
     "The brighter, the more alike: the cosine between the features of each cell and of the cell at the ring, from the "
-    "least of each column (black) to 1 (pale yellow)."
+    "least (black; the titles say it) to 1 (pale yellow)."
 )
 
 
