@@ -78,7 +78,8 @@ def make_page(model: str, device: torch.device) -> Any:
         photo.clear(lambda: (None, "", "", "", ""), outputs=shown)
 
         def click(path: str, kept: list[Features] | None, event: gradio.SelectData) -> tuple[str, str]:
-            return _alike(path, kept, event.index)
+            across, down = event.index
+            return _alike(path, kept, (across, down))
 
         photo.select(click, [photo, looks], [failure, alike])
     return page
