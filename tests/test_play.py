@@ -98,9 +98,13 @@ def test_a_click_on_a_disc_lights_up_the_other_one_at_every_scale(page, photo):
     assert {address.split("/")[2].partition(":")[0] for address in page.asked if address[:4] == "http"} == {"127.0.0.1"}
 
 
-def test_what_cannot_work_is_said_on_the_page_in_the_words_of_the_library(page, photo):
+def test_what_cannot_work_is_said_on_the_page_in_the_words_of_the_library(page, photo, tmp_path):
     page.get_by_role("button", name="Look").click()
     page.get_by_text("there is no photograph yet").wait_for()
+    (tmp_path / "text.png").write_text("no picture")
+    page.set_input_files("input[type=file]", tmp_path / "text.png")
+    page.get_by_text("not a picture, or cut short in its header").wait_for()
+    page.reload()
     page.set_input_files("input[type=file]", photo)
     page.wait_for_selector(".s2wrap figure")
     page.get_by_label("overlap").fill("40")
