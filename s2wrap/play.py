@@ -55,6 +55,7 @@ def make_page(model: str, device: torch.device) -> Any:
                 photo = gradio.Image(
                     label="photograph", type="filepath", image_mode=None, sources=["upload", "clipboard"], buttons=[]
                 )
+                photo.preprocess = lambda payload: payload and payload.path  # s2wrap reads it, and says what is wrong
                 failure, alike, seen = gradio.HTML(), gradio.HTML(), gradio.HTML()
             with gradio.Column(scale=2, min_width=300):
                 choices = [
@@ -78,7 +79,8 @@ def make_page(model: str, device: torch.device) -> Any:
         photo.clear(lambda: (None, "", "", "", ""), outputs=shown)
 
         def click(path: str, kept: list[Features] | None, event: gradio.SelectData) -> tuple[str, str]:
-            return _alike(path, kept, event.index)
+            across, down = event.index
+            return _alike(path, kept, (across, down))
 
         photo.select(click, [photo, looks], [failure, alike])
     return page
