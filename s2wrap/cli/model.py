@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 SPEC_HELP = "FAMILY:NAME@SCALES, such as sample:dinov2_s14@1,2,3 or timm:resnet50.a1_in1k@1,448px."
 FILE_ENDINGS = (".onnx", ".plan", ".engine", ".rtx")
 """Of exported files, which some commands take in a model's place."""
-NO_FLAGS = ("scales", "processor", "frozen", "console", "pictures")
+NO_FLAGS = ("scales", "processor", "frozen", "console", "pictures", "overwrite")
 """Options that are no flags: the spec has the scales, processor and console are objects, no command trains weights, and
-a command that takes pictures has a flag of its own for them."""
+a command that takes pictures, or overwrites files, has a flag of its own for that."""
 FLAG_NAMES = {
     "whole": "--whole/--tiled",
     "pretrained": "--pretrained/--random-weights",

@@ -8,12 +8,12 @@ from importlib.resources import files
 from typing import Annotated, Any
 
 import typer
-from rich.table import Column
 
 from s2wrap.cli import output
 from s2wrap.errors import MissingExtraError, S2WrapError
 
 COLUMNS = {
+    "model": "model",
     "weights": "weights",
     "input_hw": "input",
     "channels": "channels",
@@ -53,10 +53,10 @@ def list_models(
     if not as_json and not sys.stdout.isatty() and not refused:
         print(*rows, sep="\n")
         return
-    columns = {"reason": "reason"} if refused else COLUMNS
-    found = [{"model": spec} | {key: row.get(key) for key in columns} for spec, row in rows.items()]
+    columns = {"model": "model", "reason": "reason"} if refused else COLUMNS
+    found = [{key: row.get(key) for key in columns} | {"model": spec} for spec, row in rows.items()]
     for row in found if not refused else ():
-        row["weights"] = _weights(row["model"])
+        row["weights"] = _weights(str(row["model"]))
     if as_json:
         output.print_json(found)
         return
@@ -64,10 +64,7 @@ def list_models(
         for row in found:
             output.print_line(f"{row['model']}: {row['reason']}")
         return
-    console = output.results()
-    texts = {COLUMNS[key]: [_text(row[key], key) for row in found] for key in columns}
-    names = Column("model", no_wrap=True, overflow="ignore")
-    console.print(output.make_table(names, [row["model"] for row in found], texts, console.width), crop=False)
+    output.print_table({heading: [_text(row[key], key) for row in found] for key, heading in columns.items()})
 
 
 def checked() -> list[dict[str, Any]]:

@@ -1,7 +1,6 @@
 """What commands print, and where: results on stdout, progress, notes and errors on stderr."""
 
 import codecs
-import json
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +13,11 @@ from typing import Annotated, Any
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Column, Table
+from rich.markup import escape
+from rich.table import Table
 
 from s2wrap.errors import S2WrapError, printable
+from s2wrap.standard_json import dump_json
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, notes and warnings: result and errors only.")]
@@ -74,7 +75,7 @@ def results() -> Console:
 
 def print_json(value: Any) -> None:
     """Print a result as JSON."""
-    print(json.dumps(value, indent=2))
+    print(dump_json(value))
 
 
 def print_line(text: str, console: Console | None = None, style: str | None = None) -> None:
@@ -87,27 +88,25 @@ def print_error(text: str) -> None:
     print(f"s2wrap: {printable(text)}", file=sys.stderr)
 
 
-def make_table(names: Column, rows: Sequence[str], columns: Mapping[str, Sequence[str]], width: int) -> Table:
-    """A table with names at the left, which are never broken; columns that do not fit beside them are left out.
+def print_table(columns: Mapping[str, Sequence[str]], *, kept: int = 1, title: str | None = None) -> None:
+    """Print a table whose texts are never broken: columns that do not fit the terminal are left out.
 
     Args:
-        names: the column of names.
-        rows: the names.
-        columns: the texts of the others by heading, the most important first.
-        width: of the terminal, in characters.
+        columns: the texts of each by heading, the most important first.
+        kept: number of columns that are shown anyhow.
+        title: a line above.
     """
-    used, shown = max(map(len, (str(names.header), *rows))), {}
-    for heading, texts in columns.items():
-        used += 2 + max(map(len, (heading, *texts)))
-        if used > width:
-            break
-        shown[heading] = texts
-    table = Table(names, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    for heading in shown:
-        table.add_column(heading, no_wrap=True)
-    for row in zip(rows, *shown.values(), strict=True):
-        table.add_row(*row)
-    return table
+    console = results()
+    widths = [2 + max(map(len, (heading, *texts))) for heading, texts in columns.items()]
+    fitting = [number for number in range(len(widths)) if sum(widths[: number + 1]) - 2 <= console.width]
+    shown = list(columns)[: max(kept, len(fitting))]
+    console.width = max(console.width, sum(widths[: len(shown)]))  # a longer line is broken by the terminal alone
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, title=title)
+    for number, heading in enumerate(shown):
+        table.add_column(heading, no_wrap=True, justify="left" if number < kept else "right")
+    for row in zip(*(columns[heading] for heading in shown), strict=True):
+        table.add_row(*map(escape, row))
+    console.print(table)
 
 
 def check_free(paths: Sequence[Path], overwrite: bool) -> None:
