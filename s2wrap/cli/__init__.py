@@ -80,12 +80,13 @@ for _name, (_, _help) in COMMANDS.items():
     app.command(_name, help=_help)(lambda: None)
 
 
-def _print_version(asked: bool) -> None:
+def _print_version(asked: bool) -> bool:
     if asked:
         from s2wrap.version import __version__
 
         print(f"s2wrap {__version__}")
         raise typer.Exit
+    return asked
 
 
 @app.callback()
