@@ -35,22 +35,18 @@ def _handlers():
 def run(monkeypatch, capsys):
     """A command in this process: its exit code, and what it printed on stdout and stderr."""
 
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["s2wrap", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
+    def run(*arguments, terminal=None):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", ["s2wrap", *map(str, arguments)])
+            if terminal is not None:
+                patch.setenv("TERM", terminal)
+                for stream in (sys.stdout, sys.stderr):
+                    patch.setattr(stream, "isatty", lambda: True, raising=False)
+            with pytest.raises(SystemExit) as stop:
+                cli.main()
         return stop.value.code or 0, *capsys.readouterr()
 
     return run
-
-
-@pytest.fixture
-def terminal(monkeypatch, capsys):
-    """Have stdout and stderr be terminals of 80 columns."""
-    for stream in (sys.stdout, sys.stderr):
-        monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("TERM", "xterm")
 
 
 @pytest.fixture
@@ -141,11 +137,12 @@ def test_bars_and_notes_are_for_terminals(run, picture, tmp_path):
     assert run("compare", "timm:test_vit@1", "--budget", "9GMAC", "--backend", "none")[2] == ""
 
 
-def test_a_terminal_shows_a_bar_unless_quiet(run, picture, tmp_path, terminal):
+def test_a_terminal_shows_a_bar_unless_quiet(run, picture, tmp_path):
     command = ["features", picture, *MODEL, "--overwrite", "--output", tmp_path / "a.npz"]
-    code, out, err = run(*command)
+    code, out, err = run(*command, terminal="xterm")
     assert "pictures/s" in err or "━" in err
-    assert run(*command, "--quiet") == (code, out, "")
+    assert "\x1b" not in out
+    assert run(*command, "--quiet", terminal="xterm") == (code, out, "")
 
 
 def test_quiet_silences_notes_and_warnings_but_no_error(run, picture, tmp_path):
@@ -232,10 +229,9 @@ def test_tables_never_break_a_text(width, monkeypatch, capsys):
     assert len(shown) == max(fits, default=1)
 
 
-def test_a_dumb_terminal_gets_no_escapes(run, terminal, monkeypatch):
-    monkeypatch.setenv("TERM", "dumb")
-    for command in (["models", "sample:*"], ["inspect", "timm:test_vit"], ["bench", "timm:test_vit", "--seconds", "0"]):
-        code, out, err = run(*command)
+def test_a_dumb_terminal_gets_no_escapes(run):
+    for command in (["models", "sample:*"], ["inspect", "timm:test_vit"], ["compare", "timm:test_vit", "--backend", "none"]):
+        code, out, err = run(*command, terminal="dumb")
         assert code == 0
         assert "\x1b" not in out + err
 
