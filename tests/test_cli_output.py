@@ -230,7 +230,11 @@ def test_tables_never_break_a_text(width, monkeypatch, capsys):
 
 
 def test_a_dumb_terminal_gets_no_escapes(run):
-    for command in (["models", "sample:*"], ["inspect", "timm:test_vit"], ["compare", "timm:test_vit", "--backend", "none"]):
+    for command in (
+        ["models", "sample:*"],
+        ["inspect", "timm:test_vit"],
+        ["compare", "timm:test_vit", "--backend", "none"],
+    ):
         code, out, err = run(*command, terminal="dumb")
         assert code == 0
         assert "\x1b" not in out + err
