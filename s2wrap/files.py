@@ -89,7 +89,7 @@ def whole_folder(folder: str | Path, *, replace: bool = False) -> Iterator[Path]
 def check_free(folder: Path) -> None:
     """Raise S2WrapError where there is something already, other than an empty folder."""
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise S2WrapError(f"{folder} exists already, and is not replaced unasked; give another name, or overwrite it")
+        raise S2WrapError(f"{folder} exists already, and is not replaced unasked; give another name, or remove it")
 
 
 def file_sha256(path: Path) -> str:

@@ -198,7 +198,7 @@ def _print(facts: dict[str, str], rows: list[dict[str, Any]]) -> None:
     """A table, and below it why some did not run, and warnings."""
     output.print_line(", ".join(value if name == "device" else f"{name} {value}" for name, value in facts.items()))
     columns = {name: [row[name] for row in rows] for name in ("model", "way")}
-    figures = {name: [_figure(row.get(key)) for row in rows] for name, key in FIGURES.items()}
+    figures = {name: [_figure(row.get(key), key) for row in rows] for name, key in FIGURES.items()}
     sizes = {"image": ["×".join(map(str, row["image_hw"])) for row in rows]}
     output.print_table(columns | figures | {"precision": [row["precision"] for row in rows]} | sizes, kept=2)
     for row in rows:
@@ -206,5 +206,5 @@ def _print(facts: dict[str, str], rows: list[dict[str, Any]]) -> None:
             output.print_line(f"{row['model']}, {row['way']}: {text}", style="yellow")
 
 
-def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
+def _figure(value: float | None, key: str) -> str:
+    return "–" if value is None else f"{value:.3f}" if key == "ratio" else f"{value:.4g}"
