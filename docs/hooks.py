@@ -69,4 +69,4 @@ def _words(hint: Any) -> str:
 
 def _inline(name: str, title: str) -> str:
     svg = (DOCS / "pages" / "pictures" / f"{name}.svg").read_text()
-    return svg.replace("<svg ", f'<svg class="drawing" role="img" aria-label="{title}" ', 1)
+    return svg.replace(' class="s2"', f' class="s2 drawing" role="img" aria-label="{title}"', 1)

@@ -30,7 +30,7 @@ def runnable_blocks(text):
 def shell_lines(text):
     """The lines of the blocks of shell code of a page, without comments."""
     blocks = [_dedent(match[2], match[1]) for match in re.finditer(r"^( *)```sh\n(.*?)^\1```", text, re.DOTALL | re.M)]
-    return [line for block in blocks for line in block.splitlines() if line and not line.startswith("#")]
+    return [line for block in blocks for line in re.sub(r"\\\n *", "", block).splitlines() if line and not line.startswith("#")]
 
 
 def run_block(block, namespace, name):
