@@ -77,7 +77,7 @@ def commands_exist(line):
     words = shlex.split(line, comments=True)
     group = get_command(app)
     _, command, _ = group.resolve_command(click.Context(group), words[1:2])
-    known = {option for parameter in command.params for option in parameter.opts}
+    known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
     assert {word for word in words if word.startswith("--")} <= known, line
 
 
