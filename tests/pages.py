@@ -16,7 +16,7 @@ NAMED_FILE = re.compile(r"(?<![\w/.])((?:benchmarks|demos|docs|tests|s2wrap|expo
 
 def python_blocks(text):
     """The blocks of Python code of a page; those in the tabs of a page are indented."""
-    return [_dedent(match[2], match[1]) for match in re.finditer(r"^( *)```python\n(.*?)^\1```", text, re.DOTALL | re.M)]
+    return _blocks(text, "python")
 
 
 def runnable_blocks(text):
@@ -29,8 +29,8 @@ def runnable_blocks(text):
 
 def shell_lines(text):
     """The lines of the blocks of shell code of a page, without comments."""
-    blocks = [_dedent(match[2], match[1]) for match in re.finditer(r"^( *)```sh\n(.*?)^\1```", text, re.DOTALL | re.M)]
-    return [line for block in blocks for line in re.sub(r"\\\n *", "", block).splitlines() if line and not line.startswith("#")]
+    joined = [re.sub(r"\\\n *", "", block) for block in _blocks(text, "sh")]  # a line may go on after a backslash
+    return [line for block in joined for line in block.splitlines() if line and not line.startswith("#")]
 
 
 def run_block(block, namespace, name):
@@ -110,6 +110,11 @@ def _agrees(printed, value, comment, where):
         return False
     assert (tuple(value) if isinstance(value, torch.Size) else value) == said, (where, value)
     return True
+
+
+def _blocks(text, language):
+    fenced = re.finditer(rf"^( *)```{language}\n(.*?)^\1```", text, re.DOTALL | re.MULTILINE)
+    return [_dedent(match[2], match[1]) for match in fenced]
 
 
 def _dedent(block, indent):
