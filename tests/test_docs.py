@@ -1,4 +1,5 @@
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -32,6 +33,7 @@ def in_folder(tmp_path, monkeypatch):
         small = Image.fromarray(random.integers(0, 256, (12, 16, 3), dtype=np.uint8))
         small.resize((640, 480) if name == "photo.jpg" else (160, 120), Image.Resampling.BICUBIC).save(path)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(logging.getLogger("torch.__trace"), "propagate", False)  # pytest would keep every line of it
     monkeypatch.setattr(registry, "FAMILIES", dict(registry.FAMILIES))  # a page adds one
 
 
