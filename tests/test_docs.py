@@ -173,3 +173,12 @@ def test_the_zoo_page_counts_what_the_table_has():
     for library in ("timm", "open_clip", "transformers", "torchvision"):
         of_library = [counts[library, result] for result in ("equal", "refused", "wrong")]
         assert f"| {library} | {sum(of_library)} | {' | '.join(map(str, of_library))} |" in text
+
+
+def test_a_comment_that_says_something_else_than_the_code_is_noticed():
+    for block in ("1 + 1  # 3", "print('a')  # b", "0.5  # about 0.7", "import torch\ntorch.zeros(2).shape  # (3,)"):
+        with pytest.raises(AssertionError):
+            pages.run_block(block, {}, "page.md")
+    assert pages.run_block("1 + 1  # 2\nprint(1, 2)  # 1 2\n0.65  # about 0.7\n3  # a remark", {}, "page.md") == 3
+    with pytest.raises(AssertionError):
+        pages.commands_exist("s2wrap features photos/ --no-such-flag")
