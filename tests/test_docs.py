@@ -113,8 +113,7 @@ def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", DOCS / "mkdocs.yml", "-d", folder]
     built = subprocess.run(command, capture_output=True, text=True, cwd=pages.ROOT)
-    assert built.returncode == 0, built.stderr
-    assert "WARNING" not in built.stderr
+    assert built.returncode == 0, built.stderr  # --strict: 1 where there was a warning
     return folder
 
 
