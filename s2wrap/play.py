@@ -90,7 +90,9 @@ def launch(page: Any, port: int, **options: Any) -> None:
     """Serve a page to this machine alone; S2WrapError where the port is taken."""
     import gradio
 
-    theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # none from the internet
+    theme = gradio.themes.Default(  # pyright: ignore[reportPrivateImportUsage] (documented so)
+        font=["system-ui", "sans-serif"], font_mono=["monospace"]
+    )  # none from the internet
     served: dict[str, Any] = {"server_name": "127.0.0.1", "server_port": port, "share": False}
     quiet: dict[str, Any] = {"quiet": True, "footer_links": [], "enable_monitoring": False, "ssr_mode": False}
     try:
