@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import track
 
 from s2wrap.cli import model as flags
+from s2wrap.cli.output import Overwrite, check_free, notes, print_line
 from s2wrap.errors import S2WrapError
 from s2wrap.factory import load
 from s2wrap.files import whole_file
@@ -26,7 +26,7 @@ def show(
         typer.Option(metavar="X,Y", help="Show how alike everything is to what lies at this pixel of the first photo."),
     ] = None,
     output: Annotated[Path, typer.Option(help="The .png to write.")] = Path("show.png"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
+    overwrite: Overwrite = False,
     device: flags.Device = "cpu",
     options: dict[str, Any],
 ) -> None:
@@ -40,9 +40,8 @@ def show(
 
     if output.suffix.lower() != ".png":
         raise S2WrapError(f"--output {output} is no .png; name it such as {output.stem or 'show'}.png")
-    if output.exists() and not overwrite:
-        raise S2WrapError(f"{output} exists already; add --overwrite to replace it, or name another with --output")
-    console = Console(stderr=True)
+    check_free([output], overwrite)
+    console = notes()
     place = flags.device(device)
     pictures = [load_image(_file(path)) for path in photos]
     marked = None if point is None else _point(point)
@@ -52,11 +51,11 @@ def show(
     with whole_file(output) as draft:
         models = [each for spec in specs for each in every_scale(load(spec, **options).to(place))]
         looks = []
-        for picture in track(pictures, "looking", console=console, transient=True, disable=not console.is_terminal):
+        for picture in track(pictures, "looking", console=console, transient=True):
             with torch.inference_mode():
                 looks.append([each.encode(picture)[0].cpu() for each in models])
         draw(pictures, looks, marked, specs).save(draft, "PNG")
-    console.print(f"wrote {output}", markup=False, highlight=False, soft_wrap=True)
+    print_line(f"wrote {output}", console)
 
 
 def _file(path: Path) -> Path:
