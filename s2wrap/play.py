@@ -44,7 +44,7 @@ def make_page(model: str, device: torch.device) -> Any:
         MissingExtraError: Gradio is not installed.
     """
     try:
-        import gradio
+        import gradio  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise MissingExtraError("gradio", "play") from error
     name, _, scales = model.partition("@")
@@ -88,7 +88,7 @@ def make_page(model: str, device: torch.device) -> Any:
 
 def launch(page: Any, port: int, **options: Any) -> None:
     """Serve a page to this machine alone; S2WrapError where the port is taken."""
-    import gradio
+    import gradio  # pyright: ignore[reportMissingImports]
 
     theme = gradio.themes.Default(  # pyright: ignore[reportPrivateImportUsage] (documented so)
         font=["system-ui", "sans-serif"], font_mono=["monospace"]
