@@ -17,11 +17,11 @@ import matplotlib.pyplot as plt
 import torch
 import typer
 from einops import rearrange
-from first_look import pca_pictures
 from photos import photo
 from rich.console import Console
 
 import s2wrap
+from s2wrap.components import principal_components
 from s2wrap.export import export, load
 from s2wrap.files import whole_file
 
@@ -60,7 +60,7 @@ def draw(pixels, results: dict[str, torch.Tensor], output: Path, *, title: str) 
     expected, *_ = maps = list(results.values())
     figure, axes = plt.subplots(1, 1 + len(results), figsize=(3.2 * (1 + len(results)), 4.1), layout="constrained")
     figure.suptitle(title, fontsize=13)
-    pictures = [pixels, *pca_pictures(maps)]
+    pictures = [pixels, *(colours[0] for colours in principal_components(maps))]
     titles = ["photograph\n"]
     for name, spatial in results.items():
         cosine = torch.cosine_similarity(spatial.float(), expected, dim=1)

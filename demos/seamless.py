@@ -17,15 +17,14 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 (the field's name for it)
 import typer
 from einops import rearrange
 from matplotlib.axes import Axes
 from photos import NAMES, photo
 from rich.progress import track
-from torch import Tensor
 
 import s2wrap
+from s2wrap.components import principal_components
 from s2wrap.files import whole_file
 from s2wrap.plan import Plan, ScalePlan
 
@@ -64,7 +63,8 @@ def main(
         pixels = photo(name)
         images = rearrange(torch.from_numpy(pixels), "h w c -> 1 c h w")
         with torch.inference_mode():
-            pictures = pca_pictures([model(images).spatial for model in models])
+            colours = principal_components([model(images).spatial for model in models])
+        pictures = [each[0] for each in colours]
         row[0].imshow(pixels)
         for axis, plan, picture in zip(row[1:], plans, pictures, strict=True):
             axis.imshow(picture, interpolation="nearest")
@@ -78,24 +78,6 @@ def main(
     with whole_file(output) as draft:
         figure.savefig(draft, dpi=80)
     print(f"wrote {output}")
-
-
-def pca_pictures(maps: list[Tensor]) -> list[np.ndarray]:
-    """Return common principal components of maps (1, c, h, w) as RGB pictures (h, w, 3) in 0…1 of one colour range."""
-    finest = max(spatial.shape[-1] for spatial in maps)
-    enlarged = [F.interpolate(spatial.float(), size=finest) for spatial in maps]  # as many tokens, so equal weights
-    tokens = torch.cat([rearrange(spatial, "1 c h w -> (h w) c") for spatial in enlarged])
-    mean = tokens.mean(dim=0)
-    directions = torch.linalg.svd(tokens - mean, full_matrices=False)[2][:3]
-    # the sign of a component is arbitrary: make its largest weight positive
-    directions = directions * directions.gather(1, directions.abs().argmax(dim=1, keepdim=True)).sign()
-    values = (tokens - mean) @ directions.T
-    low, high = values.quantile(0.02, dim=0), values.quantile(0.98, dim=0)
-    pictures = []
-    for spatial in maps:
-        components = (rearrange(spatial.float(), "1 c h w -> h w c") - mean) @ directions.T
-        pictures.append(((components - low) / (high - low)).clamp(0, 1).numpy())
-    return pictures
 
 
 def mark_borders(axis: Axes, scale: ScalePlan, tokens: int) -> None:

@@ -1,8 +1,8 @@
-"""Wrapped models as files that other runtimes read. Install with: pip install "s2wrap[export]"."""
+"""Wrapped models as files that other runtimes read. Install with: pip install "s2wrap[export]".
 
-from s2wrap.export.engine import Engine, load
-from s2wrap.export.manifest import read_manifest
-from s2wrap.export.pipeline import export
-from s2wrap.export.proof import VerificationError, verify
+The public names are those of `__init__.pyi`, each imported when it is first used, as in `s2wrap` itself.
+"""
 
-__all__ = ["Engine", "VerificationError", "export", "load", "read_manifest", "verify"]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

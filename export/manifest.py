@@ -173,6 +173,7 @@ def options_from(manifest: dict[str, Any], changes: dict[str, Any]) -> Options:
                     f"{name}={changes[name]!r} has no effect on the scales of {manifest['file']}, which are decided; "
                     f"give scales= too"
                 )
+            facts.pop(name, None)
         facts["scales"] = [Scale(**scale) for scale in facts["scales"]]
     return make_options(Options, "load()", facts)
 

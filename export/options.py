@@ -13,10 +13,10 @@ from typing import Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar, get
 from rich.console import Console
 
 from s2wrap.errors import S2WrapError
-from s2wrap.export.ports import check_batch
 from s2wrap.options import Checked
 from s2wrap.plan import parse_image_hw
 from s2wrap.policies import Pair
+from s2wrap.scales import whole_number
 
 Precision = Literal["fp32", "fp16", "bf16"]
 Pixels = Literal["float32", "uint8", "uint16"]
@@ -50,6 +50,16 @@ def parse_gate(gate: Any) -> Gate:
             f"error, such as (0.999, 0.995, 0.01)"
         )
     return Gate(*numbers)
+
+
+def check_batch(batch: Any) -> tuple[int, int, int]:
+    """The batch profile (MIN, OPT, MAX) as integers; S2WrapError unless 1 ≤ MIN ≤ OPT ≤ MAX."""
+    numbers = [whole_number(part) for part in batch] if isinstance(batch, tuple | list) else []
+    if len(numbers) == 3:
+        low, usual, high = (number or 0 for number in numbers)
+        if 1 <= low <= usual <= high:
+            return low, usual, high
+    raise S2WrapError(f"batch={batch!r} is no profile; use (MIN, OPT, MAX), 1 ≤ MIN ≤ OPT ≤ MAX, such as (1, 8, 32)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +201,7 @@ class TritonOptions(Checked):
     cuda_graphs: Annotated[
         bool, "Whether to capture CUDA graphs for batches of 1, OPT and MAX (TensorRT engines only)."
     ] = False
+    overwrite: Annotated[bool, "Whether to replace a model folder that is there already."] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -92,6 +92,12 @@ class Report:
         """For the manifest."""
         return {"passed": self.passed} | asdict(self)
 
+    def show(self, console: Console) -> None:
+        """Print it."""
+        console.print(self.table())
+        if self.note:
+            console.print(self.note, highlight=False)
+
     def table(self) -> Table:
         """For the terminal."""
         photographs, noise = self.images
@@ -169,7 +175,8 @@ def verify_run(
     """
     pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress, torch.no_grad():
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_interactive)
+    with bar as progress, torch.no_grad():
         source = cycle(samples)
         for size in progress.track(sizes, description="Verifying"):
             images = torch.stack([next(source) for _ in range(size)])

@@ -84,7 +84,8 @@ def export(model: MultiScale, path: str | Path, **options: Any) -> dict[str, Any
         if chosen.verify:
             traced = None if chosen.onnx else graph
             report = compare_file(file, source, manifest, traced, wide, samples, gate, folder, console)
-            judge(report, path, console)
+            report.show(console)
+            judge(report, path)
             manifest["verification"] = report.facts()
         _publish(folder, path, manifest)
     return manifest

@@ -4,13 +4,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from s2wrap.errors import S2WrapError
-from s2wrap.scales import whole_number
 
 
 @dataclass(frozen=True)
@@ -96,13 +94,3 @@ def _aligned(tensor: Tensor) -> Tensor:
     """The tensor, or a copy if an engine could not read it in place."""
     tensor = tensor.detach().contiguous()
     return tensor if tensor.device.type == "cpu" or tensor.data_ptr() % 256 == 0 else tensor.clone()
-
-
-def check_batch(batch: Any) -> tuple[int, int, int]:
-    """The batch profile (MIN, OPT, MAX) as integers; S2WrapError unless 1 ≤ MIN ≤ OPT ≤ MAX."""
-    numbers = [whole_number(part) for part in batch] if isinstance(batch, tuple | list) else []
-    if len(numbers) == 3:
-        low, usual, high = (number or 0 for number in numbers)
-        if 1 <= low <= usual <= high:
-            return low, usual, high
-    raise S2WrapError(f"batch={batch!r} is no profile; use (MIN, OPT, MAX), 1 ≤ MIN ≤ OPT ≤ MAX, such as (1, 8, 32)")

@@ -22,7 +22,7 @@ class BuildBar:
     def __init__(self, title: str, console: Console | None):
         console = console or Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-        self.progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self.progress = Progress(*columns, console=console, transient=True, disable=not console.is_interactive)
         self.title = title
         self.task = self.progress.add_task(title, total=1.0)
         self.phases: dict[str, tuple[str | None, int, int]] = {}  # name → parent, steps done, number of steps

@@ -17,16 +17,23 @@ from s2wrap.export.engine import check_machine
 from s2wrap.export.graph import Graph, ModelGraph, in_float32, make_graph, tensors_of
 from s2wrap.export.library import TITLES
 from s2wrap.export.manifest import read_manifest, real_path
-from s2wrap.export.options import Gate, GraphOptions, parse_gate
+from s2wrap.export.options import Gate, GraphOptions, check_batch, parse_gate
 from s2wrap.export.parity import Report, batch_sizes, sample_images, verify_run
-from s2wrap.export.ports import check_batch
 from s2wrap.export.session import open_session
 from s2wrap.factory import load as load_model
 from s2wrap.wrapper import MultiScale
 
 
 class VerificationError(S2WrapError):
-    """The outputs of an exported file differ too much from PyTorch's; an export discards the file."""
+    """The outputs of an exported file differ too much from PyTorch's; an export discards the file.
+
+    Attributes:
+        report: the comparison.
+    """
+
+    def __init__(self, message: str, report: Report):
+        super().__init__(message)
+        self.report = report
 
 
 def verify(
@@ -44,7 +51,7 @@ def verify(
         model: the wrapped model that it was made from; by default it is loaded as described in the manifest.
         gate: as for `export`; by default the gate of the export.
         pictures: files or folders; by default photographs of scikit-image.
-        console: where to show progress and the report; by default nowhere.
+        console: where to show progress; by default nowhere.
 
     Raises:
         VerificationError: the outputs do not pass the gate.
@@ -64,7 +71,7 @@ def verify(
     with tempfile.TemporaryDirectory() as folder:
         samples = sample_images(wide, pictures)
         report = compare_file(path, path, manifest, graph, wide, samples, limits, Path(folder), console)
-    judge(report, path, console)
+    judge(report, path)
     return report
 
 
@@ -129,11 +136,8 @@ def compare_file(
     return verify_run(run, reference, samples, sizes=sizes, gate=gate, ran=ran, note=note, console=console)
 
 
-def judge(report: Report, path: Path, console: Console) -> None:
-    """Show a report; raise VerificationError if it does not pass."""
-    console.print(report.table())
-    if report.note:
-        console.print(report.note, highlight=False)
+def judge(report: Report, path: Path) -> None:
+    """Raise VerificationError if a report does not pass."""
     if not report.passed:
         failed = [parity for parity in report.outputs if not parity.passes(report.gate)]
         figures = "; ".join(
@@ -143,7 +147,8 @@ def judge(report: Report, path: Path, console: Console) -> None:
         )
         raise VerificationError(
             f"{path} does not compute what PyTorch computes: {figures}. Another precision may, or parts of it "
-            f"in float32 (--fp32-layers); or set a gate of your own (--gate)"
+            f"in float32 (--fp32-layers); or set a gate of your own (--gate)",
+            report,
         )
 
 

@@ -38,14 +38,14 @@ def write_repository(file: str | Path, folder: str | Path, **options: Any) -> Pa
     Raises:
         MissingExtraError: tritonclient is not installed.
         S2WrapError: Triton cannot serve the file, its smallest batch size is not 1, an option is invalid, the model
-            folder exists already, or the disk cannot be written to.
+            folder exists already and is not to be overwritten, or the disk cannot be written to.
     """
     file, folder = Path(file), Path(folder)
     chosen = _named(make_options(TritonOptions, "write_repository()", options), file)
     manifest = read_manifest(file)
     _check(file, manifest, chosen)
     config = _config(manifest, chosen)
-    with whole_folder(folder / str(chosen.name)) as draft:
+    with whole_folder(folder / str(chosen.name), replace=chosen.overwrite) as draft:
         (draft / "config.pbtxt").write_text(config, encoding="utf-8")
         _copy_model(file, draft / "1", "model.onnx" if manifest["kind"] == "onnx" else "model.plan")
     return folder / str(chosen.name)
@@ -59,7 +59,8 @@ def check_repository(file: Path, folder: Path, graph: GraphOptions, options: Tri
     manifest = {"kind": kind_of(file), "batch": graph.batch, "inputs": [], "outputs": [output]}
     _check(file, manifest, options)
     _config(manifest, options)
-    check_free(folder / str(options.name))
+    if not options.overwrite:
+        check_free(folder / str(options.name))
 
 
 def _named(options: TritonOptions, file: Path) -> TritonOptions:

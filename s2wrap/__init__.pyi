@@ -18,4 +18,5 @@ from .scales import Scale as Scale
 from .select import inside as inside
 from .select import similar_to as similar_to
 from .tower import VisionTower as VisionTower
+from .version import __version__ as __version__
 from .wrapper import MultiScale as MultiScale

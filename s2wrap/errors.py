@@ -1,4 +1,10 @@
-"""The two errors that s2wrap raises for a call that cannot work."""
+"""The two errors that s2wrap raises for a call that cannot work, and how it warns."""
+
+import sys
+import warnings
+
+OTHERS = ("s2wrap", "torch", "jaxtyping", "beartype")
+"""Packages whose lines no warning points at: calls of a model go through them."""
 
 
 class S2WrapError(ValueError):
@@ -13,6 +19,14 @@ def printable(text: str) -> str:
 def first_line(error: BaseException) -> str:
     """The kind and the first line of another library's error, to be told in one of ours."""
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
+def warn(text: str) -> None:
+    """Warn at the line of the caller: the first that is none of `OTHERS`."""
+    frame, level = sys._getframe(), 1
+    while frame and frame.f_globals.get("__name__", "").partition(".")[0] in OTHERS:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, stacklevel=level)
 
 
 class MissingExtraError(S2WrapError, ImportError):

@@ -74,7 +74,7 @@ def load(spec: Any, scales: Any = None, *, backbone: Any = None, **options: Any)
     model = MultiScale(backbone, part_of(Options, chosen))
     checkpoint = chosen.checkpoint and str(Path(chosen.checkpoint).resolve())
     model.recipe = {"spec": spec} | chosen.changed() | {"checkpoint": checkpoint}
-    if "@" in spec:
+    if scales is None:  # the spec says them
         del model.recipe["scales"]
     return model
 

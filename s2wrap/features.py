@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,13 +12,16 @@ from torch import Tensor
 from torch.utils.data._utils.collate import default_collate_fn_map
 
 from s2wrap.errors import S2WrapError
-from s2wrap.geometry import Geometry
+from s2wrap.geometry import Geometry, Number
 from s2wrap.indexing import Images, choose_images
 from s2wrap.notebook import html_table
 from s2wrap.plan import Axis, Plan, ScalePlan
 from s2wrap.policies import Pair
 from s2wrap.upsample import check_result, upsample, upsample_strips
 from s2wrap.view import View, join_views
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -122,12 +126,19 @@ class Features:
             copy: new memory even where nothing changes.
 
         Raises:
-            S2WrapError: the dtype is not a floating one.
+            S2WrapError: the dtype is not a floating one, or there is no such device.
         """
         if isinstance(device, Tensor):
             device, dtype = device.device, device.dtype
         if isinstance(device, torch.dtype):
             device, dtype = None, device
+        if isinstance(device, str):
+            try:
+                torch.device(device)
+            except RuntimeError as error:
+                raise S2WrapError(
+                    f"{device!r} is no device; use one such as 'cuda:0', or a dtype: torch.float16"
+                ) from error
         if dtype is not None and not dtype.is_floating_point:
             raise S2WrapError(f"dtype={dtype} holds no features; use a floating type such as torch.float16")
 
@@ -171,7 +182,7 @@ class Features:
         Raises:
             S2WrapError: no size was given, and the result would take more than 512 MiB, or there is no `view`.
         """
-        spatial = self.spatial if index is None else self.maps[index]
+        spatial = self._map(index)
         if size is None:
             size = self._viewed("image size (give size=)").plan.image_hw
             check_result(spatial, size)
@@ -181,9 +192,36 @@ class Features:
         self, size: Pair | None = None, *, height: int | None = None, index: int | None = None
     ) -> Iterator[tuple[int, Tensor]]:
         """The result of `upsample` as (top, strip of `height` rows), where memory cannot hold it whole."""
-        spatial = self.spatial if index is None else self.maps[index]
+        spatial = self._map(index)
         image_hw = self._viewed("image size (give size=)").plan.image_hw if size is None else size
         return upsample_strips(spatial, image_hw, height)
+
+    def show(self, image: Any = None, point: Number | None = None) -> "Image":
+        """The maps as a PIL image, which notebooks display: principal components as colours, a row for each image.
+
+        Equal colours are like features, in all images and in all scales of a pyramid; see `s2wrap.look.panels`.
+
+        Args:
+            image: what is shown beside them: the photograph, as for `model.encode`, or one for each image. It may have
+                another size than the model was given, as long as all of it was given.
+            point: show instead how alike each cell is (the cosine) to the one at this pixel of the first photograph:
+                across and down, as PIL counts.
+
+        Raises:
+            S2WrapError: another number of photographs, pixels that are no uint8, a point outside, no `view`.
+        """
+        from s2wrap.look import draw, photographs
+
+        shown = [self.plan.image_hw] * len(self) if image is None else photographs(image, len(self))
+        return draw(shown, [[each] for each in self], point)
+
+    def _map(self, index: int | None) -> Tensor:
+        """The map of an index; the only one without."""
+        if index is not None and not -len(self.maps) <= index < len(self.maps):
+            raise S2WrapError(
+                f"index={index}, but these features hold {len(self.maps)} maps; use 0 to {len(self.maps) - 1}"
+            )
+        return self.spatial if index is None else self.maps[index]
 
     def __repr__(self) -> str:
         return f"Features({', '.join(f'{name}: {value}' for name, value in self._summary().items())})"

@@ -74,6 +74,8 @@ def as_image(source: Any, channels: int = 3) -> Tensor:
             f"{what} is no image; give a path, a PIL image, a uint8 array (height, width, {channels}) or a tensor "
             f"({channels}, height, width)"
         )
+    if source.shape[0] != channels:
+        raise S2WrapError(f"images have shape {tuple(source.shape)}; give ({channels}, height, width)")
     return source
 
 
@@ -170,6 +172,8 @@ def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> UInt8[Tenso
     """
     with _readable(path):
         if not os.path.isfile(path):  # a pipe would be waited for
+            if os.path.isdir(path):
+                raise S2WrapError(f"{path} is a folder; s2wrap.images.find_images([{str(path)!r}]) lists its pictures")
             what = "cannot be decoded; it is no file" if os.path.exists(path) else "there is no such file"
             raise S2WrapError(f"{path}: {what}")
         with open(path, "rb") as file:  # PIL would leave a path that it opens itself open after some errors

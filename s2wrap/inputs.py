@@ -1,7 +1,6 @@
 """What a model takes: channels, size, values, mean and std, and where each of these facts is known from."""
 
 import json
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -11,22 +10,25 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from s2wrap.errors import S2WrapError
+from s2wrap.errors import S2WrapError, warn
 from s2wrap.options import Interpolation, as_tuples
 from s2wrap.plan import check_image
 from s2wrap.policies import Pair
 
-Origin = Literal["model", "processor", "library", "caller", "class default", "unknown"]
+Origin = Literal["model", "processor", "library", "caller", "class default", "s2wrap", "unknown"]
 ORIGINS: dict[Origin, str] = {
     "model": "the model's own config",
     "processor": "its image processor",
     "library": "its library, for all such models",
     "caller": "the caller",
     "class default": "a class default: a guess",
+    "s2wrap": "s2wrap's default",
     "unknown": "unknown",
 }
 """Where a fact is known from, in words."""
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""The types of floating images."""
 INTEGER_RANGES: dict[torch.dtype, tuple[float, float]] = {torch.uint8: (0, 255), torch.uint16: (0, 65535)}
 """The types of integer images, and which of their values stand for 0 and 1."""
 SURELY_PIXELS = 2.0
@@ -149,8 +151,9 @@ class ModelInput:
         check_image((images.shape[-2], images.shape[-1]))
         if images.shape[0] == 0:
             raise S2WrapError(f"images have shape {tuple(images.shape)}: an empty batch; give at least one image")
-        if not images.is_floating_point() and images.dtype not in INTEGER_RANGES:
-            raise S2WrapError(f"images are {images.dtype}; give uint8, uint16, or normalised floating values")
+        if images.dtype not in (*FLOATS, *INTEGER_RANGES):
+            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in (*INTEGER_RANGES, *FLOATS))
+            raise S2WrapError(f"images are {images.dtype}; give one of {known}")
         if self.range_of(images.dtype) is not None and not self.normalises:
             raise S2WrapError(
                 f"images are {images.dtype}, but the mean and std of {name} are unknown; give mean= and std= to "
@@ -248,7 +251,7 @@ class ValueCheck:
     def _warn(self, what: str, text: str) -> None:
         if what not in self.warned:
             self.warned.add(what)
-            warnings.warn(text, stacklevel=2)
+            warn(text)
 
 
 def guess_warning(known: ModelInput, name: str) -> str:

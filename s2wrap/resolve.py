@@ -19,14 +19,9 @@ def resolve_scales(options: Options, backbone: Backbone) -> tuple[ResolvedScale,
     resolved = tuple(_resolve(scale, options, backbone) for scale in scales)
     if options.policy is not None and all(scale.policy is None for scale in resolved):
         raise _no_tiles_to_choose("policy", options.policy, *resolved)
-    if any(scale.whole for scale in resolved) and all(_in_one_call(scale, backbone) for scale in resolved):
-        for name, value, unset in (("overlap", options.overlap, 0), ("blend", options.blend, "smooth")):
-            if value != unset:
-                raise S2WrapError(
-                    f"{name}={value!r} has no effect: {backbone.name} sees every image at scale "
-                    f"{', '.join(str(scale.scale) for scale in resolved)} in one pass each; leave it out, or use "
-                    f"whole=False"
-                )
+    for name, why in _without_effect(options, scales, resolved, backbone).items():
+        if name in options.changed():
+            raise S2WrapError(f"{name}={getattr(options, name)!r} has no effect: {why}; leave it out")
     tokens = min(backbone.layout.grid_hw)
     if options.overlap >= tokens:
         raise S2WrapError(
@@ -66,6 +61,33 @@ def _resolve(scale: Scale, options: Options, backbone: Backbone) -> ResolvedScal
         if value is not None and resolved.policy is None:
             raise _no_tiles_to_choose(name, value, resolved)
     return resolved
+
+
+def _without_effect(
+    options: Options, scales: tuple[Scale, ...], resolved: tuple[ResolvedScale, ...], backbone: Backbone
+) -> dict[str, str]:
+    """The options that change nothing beside the others, and why."""
+    without = {
+        name: f"every scale has a {name} of its own"
+        for name in ("fit", "policy", "whole")
+        if all(getattr(scale, name) is not None for scale in scales)
+    }
+    tiled = [scale for scale in resolved if not _in_one_call(scale, backbone)]
+    if not tiled:
+        passes = (
+            f"{backbone.name} sees every image at scale {', '.join(str(scale.scale) for scale in resolved)} in one pass"
+        )
+        without |= dict.fromkeys(("overlap", "blend"), f"{passes} each, without tiles")
+    elif not options.overlap and not any(_overlaps(scale, backbone) for scale in tiled):
+        without["blend"] = "no tiles overlap (overlap=0)"
+    if not any(layout.num_prefix_tokens for layout in backbone.layouts) and options.prefix == "base":
+        without["prefix"] = f"{backbone.name} has no prefix tokens"
+    return without
+
+
+def _overlaps(scale: ResolvedScale, backbone: Backbone) -> bool:
+    """Whether tiles may overlap although nobody asked for it, as where they do not divide the resized image."""
+    return scale.fit == "pad" or any(box % tile for box, tile in zip(scale.box_hw, backbone.image_hw, strict=True))
 
 
 def _in_one_call(scale: ResolvedScale, backbone: Backbone) -> bool:

@@ -11,10 +11,10 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 (the field's name for it)
 from einops import rearrange, reduce
 from torch import Tensor
 
+from s2wrap.components import likeness
 from s2wrap.errors import S2WrapError, first_line
 from s2wrap.features import Features
 from s2wrap.plan import Axis, Plan
@@ -32,7 +32,7 @@ def choose_tiles(
     """For each image and scale the indices of the tiles to run: the best of all scales but the smallest.
 
     Args:
-        images: normalised images (b, 3, height, width).
+        images: normalised images (b, c, height, width).
         base: what the smallest scale saw of them, on its own grid.
         plan: where the tiles lie.
         base_scale: index of the smallest scale.
@@ -127,8 +127,7 @@ def similar_to(vectors: Tensor) -> Heat:
             raise S2WrapError(
                 f"similar_to() has vectors of {vectors.shape[-1]} channels; tokens have {spatial.shape[1]}"
             )
-        unit = F.normalize(vectors.to(spatial), dim=-1)
-        return torch.einsum("nc,bchw->bnhw", unit, F.normalize(spatial, dim=1)).amax(dim=1)
+        return likeness(spatial, vectors)
 
     return heat
 

@@ -145,7 +145,7 @@ def torch_call(backend: str, model: Callable[[Tensor], object], images: Tensor) 
         backend: "eager"; "compile" (`torch.compile`); "max-autotune" (the same, trying kernels for minutes); or
             "cuda-graph" (the eager call, recorded once and replayed).
         model: any function of images; with "compile" it must be traceable.
-        images: (b, 3, height, width).
+        images: (b, c, height, width).
 
     Raises:
         S2WrapError: an unknown backend, or one that cannot run on this device.

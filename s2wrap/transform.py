@@ -1,6 +1,5 @@
 """`picture_transform`: pictures as a model takes them, for a DataLoader, as a transform of torchvision."""
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ from torch.utils._pytree import tree_flatten
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
-from s2wrap.errors import S2WrapError
+from s2wrap.errors import S2WrapError, warn
 from s2wrap.images import as_image
 from s2wrap.inputs import ModelInput, guess_warning
 from s2wrap.plan import parse_image_hw
@@ -65,7 +64,7 @@ def picture_transform(model_input: ModelInput, name: str, image_hw: Pair | None 
             f"processor=, to wrap() or load()"
         )
     if model_input.guessed:
-        warnings.warn(guess_warning(model_input, name), stacklevel=3)
+        warn(guess_warning(model_input, name))
     steps: list[v2.Transform] = [NormalisePicture(model_input, name)]
     if image_hw is not None:  # after normalising, as the model does it: nothing is rounded to 8 bits
         mode = InterpolationMode(model_input.interpolation)

@@ -80,6 +80,8 @@ class MultiScale(nn.Module):
         self.recipe: dict[str, Any] | None = None
         self._placements = PlacementCache()
         self._check_values = ValueCheck(backbone.input, backbone.name)
+        if any(scale.whole for scale in self.scales):
+            backbone.any_size(True)
         self.prepare(backbone.image_hw)
         if options.frozen:
             self.requires_grad_(False)
@@ -130,7 +132,15 @@ class MultiScale(nn.Module):
                 raise S2WrapError(f"select={select!r} depends on the image, and cannot be traced; use select=None")
             return self._fused(next(stream([self._job(images)], self.backbone, None)))
         tile_batch = self.tile_batch_for(len(images), images.device)
-        return join(list(self._run(images.split(tile_batch), tile_batch, select, by)))
+        try:
+            return join(list(self._run(images.split(tile_batch), tile_batch, select, by)))
+        except RuntimeError as error:
+            if images.device == self.device:
+                raise
+            raise S2WrapError(
+                f"images are on {images.device}, and {self.backbone.name} computes on {self.device}; give "
+                f"images.to({str(self.device)!r}), or move the model"
+            ) from error
 
     def encode(self, images: Any, *, select: SupportsIndex | None = None, by: Useful = "detail") -> list[Features]:
         """The features of images of any sizes, one `Features` (of a batch of one) each.

@@ -1,10 +1,19 @@
 import importlib.util
+import os
 
 import pytest
 import timm
 import torch
 
 import s2wrap
+
+
+def pytest_configure(config):
+    """Parallel test processes share the cores, and so do the processes that they start."""
+    if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+        threads = max(1, (os.cpu_count() or 1) // int(workers))
+        torch.set_num_threads(threads)
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
 
 
 def pytest_collection_modifyitems(items):

@@ -144,7 +144,8 @@ def test_the_manifest_keeps_input_and_options_and_gives_them_back(tmp_path):
     manifest = read_manifest(path)
     assert input_from(manifest) == model.input
     again = options_from(manifest, {})
-    assert [again.fuse, again.weights, again.norm, again.fit] == ["weighted", (0.25, 0.75), "l2", "pad"]
+    assert [again.fuse, again.weights, again.norm] == ["weighted", (0.25, 0.75), "l2"]
+    assert [scale.fit for scale in again.scales] == ["pad", "pad"]
     assert [scale.as_scale() for scale in model.scales] == list(again.scales)
     assert s2wrap.MultiScale(model.backbone, again).plan((100, 300)) == model.plan((100, 300))
     note = json.loads(path.with_name("model.onnx.json").read_text())

@@ -217,7 +217,7 @@ def test_batches_are_cut_and_filled_to_the_profile(count, sizes):
         (torch.randn(1, 3, 160, 160), r"takes \(batch, 3, 160, 200\): use encode\(\)"),
         (torch.randn(3, 160, 200), r"images have shape \(3, 160, 200\); for one image give images\[None\]"),
         ([1, 2], "images are a list"),
-        (torch.zeros(1, 3, 160, 200, dtype=torch.int64), "images are torch.int64; give uint8"),
+        (torch.zeros(1, 3, 160, 200, dtype=torch.int64), "images are torch.int64; give one of uint8"),
         (torch.randn(0, 3, 160, 200), r"images have shape \(0, 3, 160, 200\)"),
     ],
 )

@@ -124,3 +124,11 @@ def test_a_folder_that_cannot_be_written_to_is_told_before_the_work(pictures, tm
     (tmp_path / "file").write_text("")
     with pytest.raises(S2WrapError, match="cannot write"):
         Extractor(load(), tmp_path / "file")
+
+
+def test_features_of_another_device_are_kept_apart(monkeypatch, vit):
+    """A GPU rounds otherwise: what a CPU computed is not shown as its result."""
+    model = s2wrap.wrap(vit, (1, 2))
+    on_cpu = model_key(model)
+    monkeypatch.setattr(type(model.backbone), "device", torch.device("cuda"))
+    assert model_key(model) != on_cpu

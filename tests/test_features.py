@@ -247,3 +247,18 @@ def test_importing_s2wrap_leaves_the_compiler_alone():
     code = "import sys, s2wrap; print('torch._dynamo' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda features: features.to("float16"), "'float16' is no device; use one such as 'cuda:0', or a dtype"),
+        (lambda features: features.upsample((8, 8), index=2), "index=2, but these features hold 2 maps; use 0 to 1"),
+        (lambda features: features.upsample_strips((8, 8), index=-3), "index=-3, but these features hold 2 maps"),
+    ],
+)
+def test_a_device_or_a_map_that_is_not_there_is_refused(call, words):
+    features = Features((torch.rand(1, 4, 4, 4), torch.rand(1, 4, 8, 8)), (torch.rand(1, 1, 4),) * 2)
+    with pytest.raises(S2WrapError) as error:
+        call(features)
+    assert words in str(error.value)

@@ -1,5 +1,6 @@
 """Any image: the laws that hold for every fit, overlap, blend, fusion and grid."""
 
+from itertools import product
 from typing import get_args
 
 import numpy as np
@@ -90,8 +91,7 @@ def test_transposing_the_image_transposes_the_result(fit, end):
         torch.testing.assert_close(lying.mT, upright, atol=2e-5, rtol=0)
 
 
-@pytest.mark.parametrize("overlap", [0, 1, 3, 7])
-@pytest.mark.parametrize("blend", get_args(Blend))
+@pytest.mark.parametrize(("overlap", "blend"), [(0, "smooth"), *product([1, 3, 7], get_args(Blend))])
 def test_a_local_backbone_shows_no_tiles_under_any_overlap_and_blend(overlap, blend):
     images = torch.rand(1, 3, 192, 192)
     model = s2wrap.wrap(Local(), (3,), image_size=64, overlap=overlap, blend=blend)

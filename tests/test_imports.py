@@ -92,3 +92,22 @@ def test_a_program_silences_the_decoders():
     changed = {name for name in before if before[name] != after[name]}
     assert changed - {"libtiff"} == {"filters", "loggers"}
     assert not after["libtiff"]
+
+
+def test_help_and_completion_of_every_command_import_no_torch():
+    code = """
+import sys
+from s2wrap.cli import COMMANDS, main
+for name in COMMANDS:
+    sys.argv = ["s2wrap", name, "-h"]
+    try:
+        main()
+    except SystemExit:
+        pass
+"""
+    assert not modules(code).intersection(("torch", "numpy", "PIL", "timm", "open_clip"))
+
+
+def test_a_model_of_timm_runs_without_the_other_libraries():
+    code = "import torch, s2wrap; s2wrap.load('timm:test_vit', pretrained=False)(torch.zeros(1, 3, 160, 160))"
+    assert not modules(code).intersection(("open_clip", "transformers", "onnx"))

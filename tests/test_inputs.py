@@ -290,3 +290,36 @@ def test_a_damaged_or_closed_pil_image_is_one_error_with_its_number(vit, picture
     for image in (cut, closed):
         with pytest.raises(S2WrapError, match="image 1: the PIL image"):
             s2wrap.wrap(vit, (1,)).encode([Image.new("RGB", (40, 40)), image])
+
+
+# --- what is refused, and where warnings point
+
+
+def test_a_warning_points_at_the_line_of_the_caller(vit):
+    model = s2wrap.wrap(vit, (1, 2))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model(torch.rand(1, 3, 160, 160))
+    assert [warning.filename for warning in caught] == [__file__]
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (torch.zeros(1, 3, 160, 160).to(torch.float8_e4m3fn), "float8_e4m3fn; give one of uint8, uint16, float16"),
+        (
+            torch.empty(1, 3, 160, 160, device="meta"),
+            "images are on meta, and test_vit computes on cpu; give images.to",
+        ),
+        (".", "is a folder; s2wrap.images.find_images"),
+    ],
+)
+def test_what_cannot_be_looked_at_is_refused_in_a_sentence(vit, images, words):
+    with pytest.raises(S2WrapError) as error:
+        s2wrap.wrap(vit, (1, 2), name="test_vit")(images)
+    assert words in str(error.value)
+
+
+def test_an_image_of_other_channels_is_refused_as_one_image(vit):
+    with pytest.raises(S2WrapError, match=r"image 0: images have shape \(4, 20, 20\); give \(3, height, width\)"):
+        s2wrap.wrap(vit, (1, 2)).encode(torch.randn(4, 20, 20))

@@ -1,5 +1,6 @@
 """Every option is defined once: what it takes, what it refuses, and what editors and type checkers know of it."""
 
+import ast
 import inspect
 import os
 import shutil
@@ -27,15 +28,32 @@ def test_every_option_has_a_type_and_a_sentence_of_help():
             assert text.endswith("."), name
 
 
-def test_options_are_written_in_no_signature_but_their_own():
-    """`wrap` and `load` say `**options`; nothing else in the package takes `fuse` or lists the words of `blend`."""
-    for function in (s2wrap.wrap, s2wrap.load):
-        assert {"scales", "backbone", "options"} >= set(list(inspect.signature(function).parameters)[1:])
+def test_the_words_of_an_option_are_written_in_one_module():
+    """No other tuple, list, set or Literal has all of them (`scaling_attacks` lists kernels of other libraries)."""
+    homes: dict[str, set[str]] = {}
     root = Path(s2wrap.__file__).parent
-    for path in root.rglob("*.py"):
-        if path.name != "options.py":
-            assert "fuse: str" not in path.read_text(), path
-            assert '"smooth", "trim"' not in path.read_text(), path
+    lists = [
+        (path.name, {part.value for part in node.elts if isinstance(part, ast.Constant)})
+        for path in root.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Tuple | ast.List | ast.Set)
+    ]
+    for kind in (Options, BackboneOptions, LoadOptions):
+        for name, hint in option_types(kind).items():
+            words = {word for word in option_words(hint) if isinstance(word, str)}
+            if len(words) > 1:
+                homes[name] = {file for file, listed in lists if words <= listed}
+    assert homes.keys() >= {"fit", "fuse", "norm", "blend", "prefix", "layout"}
+    elsewhere = {
+        name: files - {"options.py", "scales.py", "policies.py", "scaling_attacks.py"} for name, files in homes.items()
+    }
+    assert not any(elsewhere.values()), elsewhere
+    assert all(homes.values()), homes
+
+
+def test_wrap_and_load_name_no_option():
+    for function in (s2wrap.wrap, s2wrap.load):
+        assert set(inspect.signature(function).parameters) <= {"spec", "scales", "backbone", "options"}
 
 
 @pytest.mark.parametrize("name", [name for name, hint in option_types(Options).items() if option_words(hint)])
@@ -82,6 +100,52 @@ def test_options_without_effect_are_refused(options, words):
     with pytest.raises(S2WrapError) as error:
         s2wrap.wrap(timm.create_model("resnet18", num_classes=0), (1, 2), **options)
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize("scales", [(1, 2), (1, 1.5), (0.5, 2), (1, "2:whole"), (1, "2:pad"), ("1:aspect", "2:pad")])
+@pytest.mark.parametrize(
+    "option", [{"overlap": 7}, {"blend": "trim"}, {"fit": "pad"}, {"policy": "anyres"}, {"prefix": "base"}], ids=str
+)
+def test_an_option_changes_something_or_is_refused(scales, option):
+    """For one of two images of no special size; what it leaves as it was, it has no effect on."""
+    torch.manual_seed(0)
+    network = timm.create_model("test_vit", num_classes=0)
+    try:
+        changed = s2wrap.wrap(network, scales, **option)
+    except S2WrapError as error:
+        assert "has no effect" in str(error)
+        return
+    plain = s2wrap.wrap(network, scales)
+    for images in (torch.randn(1, 3, 190, 270), torch.randn(1, 3, 190, 390)):
+        before, after = plain(images), changed(images)
+        if not (torch.equal(before.spatial, after.spatial) and torch.equal(before.prefix, after.prefix)):
+            return
+    pytest.fail("nothing changed")
+
+
+@pytest.mark.parametrize(
+    ("scales", "options", "words"),
+    [
+        ((1,), {"overlap": 2}, "overlap=2 has no effect: test_vit sees every image at scale 1 in one pass each"),
+        ((1, 2), {"blend": "trim"}, "blend='trim' has no effect: no tiles overlap (overlap=0)"),
+        (("1:pad", "2:aspect"), {"fit": "pad"}, "fit='pad' has no effect: every scale has a fit of its own"),
+        (("1:tiled", "2:whole"), {"whole": True}, "whole=True has no effect: every scale has a whole of its own"),
+    ],
+)
+def test_an_option_that_every_scale_decides_or_that_has_no_tiles_is_refused(scales, options, words):
+    with pytest.raises(S2WrapError) as error:
+        s2wrap.load("timm:test_vit", scales, pretrained=False, **options)
+    assert words in str(error.value)
+
+
+def test_a_wrap_that_fails_leaves_the_model_as_it_was():
+    network = timm.create_model("vit_tiny_patch16_224", img_size=32)
+    with pytest.raises(S2WrapError):
+        s2wrap.wrap(network, (1, "2:whole"), overlap=1)
+    s2wrap.wrap(network, (1, 2))
+    assert network.dynamic_img_size is False
+    s2wrap.wrap(network, (1, "2:whole"))
+    assert network.dynamic_img_size is True
 
 
 def test_overlap_has_an_effect_where_one_scale_has_tiles():

@@ -38,3 +38,12 @@ def test_a_ratio_of_totals_is_resampled_as_such():
 def test_a_wider_level_is_wider():
     found = mean_score(np.random.default_rng(0).random(40))
     assert found.interval(0.99)[0] < found.interval(0.9)[0] < found.interval(0.9)[1] < found.interval(0.99)[1]
+
+
+def test_a_difference_has_the_two_sided_normal_interval_of_the_paired_samples():
+    rng = np.random.default_rng(3)
+    one, two = mean_score(rng.random(30)), mean_score(rng.random(30))
+    noise = np.std([first - second for first, second in zip(one.samples, two.samples, strict=True)])
+    for level in (0.8, 0.95, 0.999):
+        ends = stats.norm.interval(level, loc=one.value - two.value, scale=noise)
+        assert one.difference(two, level) == pytest.approx((one.value - two.value, *ends))

@@ -5,7 +5,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 import s2wrap
-from s2wrap import S2WrapError, inside, similar_to
+from s2wrap import Features, S2WrapError, inside, similar_to
 
 
 class Counting(nn.Module):
@@ -219,3 +219,32 @@ def test_wrong_selections_say_what_would_work(vit, select, by, words):
 def test_boxes_that_are_none_are_refused():
     with pytest.raises(S2WrapError, match="left < right"):
         inside([(10, 10, 5, 20)])
+
+
+@pytest.mark.parametrize(
+    ("box", "seen"),
+    [
+        ((-50, 4, -10, 20), (0, 0, 0, 0)),  # left of the picture
+        ((2, -50, 9, -10), (0, 0, 0, 0)),  # above it
+        ((-5, -5, 4, 6), (0, 0, 4, 6)),
+        ((25, 15, 99, 99), (25, 15, 30, 20)),
+        ((40, 2, 60, 9), (0, 0, 0, 0)),  # right of it
+    ],
+)
+def test_a_box_that_reaches_out_of_the_picture_counts_where_it_is_inside(box, seen):
+    heat = inside([box])(torch.zeros(2, 3, 20, 30), Features((), ()))
+    rows, cols = torch.meshgrid(torch.arange(20), torch.arange(30), indexing="ij")
+    left, top, right, bottom = seen
+    expected = (rows >= top) & (rows < bottom) & (cols >= left) & (cols < right)
+    assert torch.equal(heat, expected.float().expand(2, -1, -1))
+
+
+def test_what_is_saved_is_weighed_by_pixels(vit):
+    """A whole scale is one tile of four times the pixels of the others."""
+    model = s2wrap.wrap(vit, (1, 2, "2:whole"))
+    images, areas = torch.randn(1, 3, 320, 320), (160 * 160, 160 * 160, 320 * 320)
+    for select in range(6):
+        features = model(images, select=select)
+        ran = sum(area * int(tiles.sum()) for area, tiles in zip(areas, features.ran, strict=True))
+        assert sum(int(tiles.sum()) for tiles in features.ran) == 1 + select
+        assert features.saved == pytest.approx(1 - ran / (areas[0] + 4 * areas[1] + areas[2]))

@@ -321,7 +321,7 @@ def test_the_wrapper_can_be_copied_and_saves_only_the_backbone(model):
         (torch.full((1, 3, 64, 64), torch.inf), "NaN or infinite"),
         (
             torch.zeros(1, 3, 64, 64, dtype=torch.int64),
-            "torch.int64; give uint8, uint16, or normalised floating values",
+            "torch.int64; give one of uint8, uint16, float16, bfloat16, float32, float64",
         ),
         (torch.zeros(1, 3, 64, 64, dtype=torch.bool), "torch.bool"),
     ],

@@ -87,6 +87,10 @@ class Backbone(nn.Module, ABC):
         """Why images of another size than `image_hw` cannot be looked at whole; empty if they can."""
         return f"{self.name} takes tiles of one size"
 
+    def any_size(self, allow: bool) -> bool:
+        """Let the model take other image sizes, or no longer; whether that changed anything."""
+        return False
+
     @property
     def dtype(self) -> torch.dtype:
         """The precision in which it takes tiles."""

@@ -5,7 +5,7 @@ import hashlib
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import get_ident
@@ -148,6 +148,14 @@ def exact_loading(name: str, source: object, unused: Callable[[], Collection[str
     finally:
         for handle in handles:
             handle.remove()
+
+
+def cached_file(repo: str, filenames: Iterable[str]) -> str | None:
+    """The first of these files of a Hugging Face repository that was downloaded before; None if there is none."""
+    import huggingface_hub
+
+    found = (huggingface_hub.try_to_load_from_cache(repo, filename) for filename in filenames)
+    return next((path for path in found if isinstance(path, str)), None)
 
 
 def from_hub(get: Callable[[], Answer], name: str) -> Answer:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -11,6 +11,8 @@ from s2wrap.errors import S2WrapError
 from s2wrap.options import BackboneOptions
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+Place = Literal["cached", "package", "download", "no package"]
+"""Where the weights of a name are: on this disk, in a Python package, on a hub, or in a package that is missing."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Family:
             backbones of others, and where the model does not show how it was built.
         rebuild: `rebuild(description)` makes a model of the same shape, with random weights, without a network.
         resamples_patches: `load` takes `patch=`, the side of patches in pixels, and resamples weights to it.
+        tag_mark: what stands before the tag of weights in a name, "" where names have none.
+        weights: `weights(name)` is where the weights of a name are; a download is not begun.
     """
 
     name: str
@@ -40,6 +44,8 @@ class Family:
     describe: Callable[[Backbone], dict[str, Any] | None] | None = None
     rebuild: Callable[[dict[str, Any]], Any] | None = None
     resamples_patches: bool = False
+    tag_mark: str = ""
+    weights: Callable[[str], Place | None] = lambda name: None
 
 
 def made_by(model: object, package: str) -> bool:

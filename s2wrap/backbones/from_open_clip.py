@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from s2wrap.backbones.base import Backbone
-from s2wrap.backbones.checkpoint import exact_loading, from_hub, load_exactly
-from s2wrap.backbones.family import Family, check_rgb, made_by, structure
+from s2wrap.backbones.checkpoint import cached_file, exact_loading, from_hub, load_exactly
+from s2wrap.backbones.family import Family, Place, check_rgb, made_by, structure
 from s2wrap.backbones.from_timm import TimmBackbone
 from s2wrap.backbones.probed import NO_OPTIONS, ProbedBackbone
 from s2wrap.errors import S2WrapError
@@ -199,6 +199,27 @@ def _architecture(vision: dict[str, Any]) -> str | None:
     return (vision.get("timm_model_name") or "").partition(".")[0] or None
 
 
+def where(name: str) -> Place | None:
+    """Where the weights of a name are; None for a name without a tag."""
+    import open_clip
+
+    config = open_clip.get_pretrained_cfg(*name.split("/")) if "/" in name else {}
+    if repo := config.get("hf_hub"):  # as open_clip looks for it: a repository, and a file in it
+        repo, _, filename = repo.rpartition("/")
+        names = [filename] if filename else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+        return "cached" if cached_file(repo, [*names, f"{filename[:-4]}.safetensors"]) else "download"
+    file = Path("~/.cache/clip").expanduser() / config.get("url", "").rpartition("/")[2]
+    return ("cached" if file.is_file() else "download") if config else None
+
+
 FAMILY = Family(
-    "open_clip", adapt, lambda model: made_by(model, "open_clip"), names, load, describe=describe, rebuild=rebuild
+    "open_clip",
+    adapt,
+    lambda model: made_by(model, "open_clip"),
+    names,
+    load,
+    describe=describe,
+    rebuild=rebuild,
+    tag_mark="/",
+    weights=where,
 )

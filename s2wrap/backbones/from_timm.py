@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from s2wrap.backbones.base import Backbone
-from s2wrap.backbones.checkpoint import exact_loading, read_tensors
-from s2wrap.backbones.family import Family, allowed
+from s2wrap.backbones.checkpoint import cached_file, exact_loading, read_tensors
+from s2wrap.backbones.family import Family, Place, allowed
 from s2wrap.backbones.probed import NO_OPTIONS, ProbedBackbone
 from s2wrap.errors import S2WrapError
 from s2wrap.features import Features
@@ -214,19 +214,14 @@ def _arguments(kind: type) -> set[str]:
 def _hub_file(name: str) -> str:
     """The file with a model's hub weights, downloaded unless it is here already."""
     import huggingface_hub
-    import timm
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
-    cfg = timm.get_pretrained_cfg(name)
-    if cfg is None or not cfg.hf_hub_id:
+    repo, filenames = _hub_names(name)
+    if repo is None:
         raise S2WrapError(f"timm:{name} has no weights on the hub; give a file: --checkpoint FILE (checkpoint=)")
-    repo = cfg.hf_hub_id
-    filenames = [cfg.hf_hub_filename] if cfg.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
-    for filename in filenames:
-        known = huggingface_hub.try_to_load_from_cache(repo, filename)
-        if isinstance(known, str):
-            return known
+    if known := cached_file(repo, filenames):
+        return known
     try:
         get_session().head(constants.ENDPOINT, timeout=10)  # one try: the library itself goes through ten
         if not huggingface_hub.file_exists(repo, filenames[0]):
@@ -239,6 +234,22 @@ def _hub_file(name: str) -> str:
             f"{first_line}); give a file with --checkpoint FILE (checkpoint=), or use packaged weights such as "
             f"sample:dinov2_s14"
         ) from error
+
+
+def _hub_names(name: str) -> tuple[str | None, list[str]]:
+    """The repository of a model's weights, None where there is none, and the names that their file may have."""
+    import timm
+
+    cfg = timm.get_pretrained_cfg(name)
+    if cfg is None or not cfg.hf_hub_id:
+        return None, []
+    return cfg.hf_hub_id, [cfg.hf_hub_filename] if cfg.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
+
+
+def where(name: str) -> Place | None:
+    """Where the weights of a name are."""
+    repo, filenames = _hub_names(name)
+    return None if repo is None else "cached" if cached_file(repo, filenames) else "download"
 
 
 def describe(backbone: Backbone) -> dict[str, Any] | None:
@@ -275,4 +286,6 @@ FAMILY = Family(
     describe=describe,
     rebuild=rebuild,
     resamples_patches=True,
+    tag_mark=".",
+    weights=where,
 )

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from s2wrap.backbones.base import Backbone
 from s2wrap.backbones.checkpoint import from_hub, load_exactly
-from s2wrap.backbones.family import IMAGENET_MEAN, IMAGENET_STD, Family, allowed, check_rgb, structure
+from s2wrap.backbones.family import IMAGENET_MEAN, IMAGENET_STD, Family, Place, allowed, check_rgb, structure
 from s2wrap.backbones.probed import NO_OPTIONS, ProbedBackbone
 from s2wrap.errors import S2WrapError
 from s2wrap.options import BackboneOptions
@@ -136,4 +136,15 @@ def rebuild(description: dict[str, Any]) -> Any:
     return models.get_model(description["name"], weights=None, **arguments)
 
 
-FAMILY = Family("torchvision", TorchvisionBackbone, matches, names, load, describe=describe, rebuild=rebuild)
+def where(name: str) -> Place:
+    """Where the weights of a name are."""
+    from torchvision import models
+
+    weights: Any = vars(models.get_model_weights(name))["DEFAULT"]
+    path = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
+    return "cached" if path.is_file() else "download"
+
+
+FAMILY = Family(
+    "torchvision", TorchvisionBackbone, matches, names, load, describe=describe, rebuild=rebuild, weights=where
+)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from s2wrap.errors import S2WrapError
 from s2wrap.inputs import has_values
+from s2wrap.options import Order
 
-LAYOUTS = ("bnc", "bchw", "bhwc")
 MAX_PREFIX_TOKENS = 16
 SPOTS = ((0.2, 0.2), (0.2, 0.8), (0.8, 0.2), (0.8, 0.8))
 """Centres of the changed spots, as fractions of height and width."""
@@ -90,7 +90,7 @@ def probe(
     image: Tensor,
     *,
     name: str,
-    order: str | None = None,
+    order: Order | None = None,
     num_prefix_tokens: int | None = None,
     grid_hw: tuple[int, int] | None = None,
     patch_hw: tuple[float, float] | None = None,
@@ -98,8 +98,8 @@ def probe(
     """The layout of what `call` returns: the one that fits its shape, what is known, and the changed spots.
 
     Args:
-        call: takes images (1, 3, H, W), returns (1, N, C), (1, C, H, W) or (1, H, W, C).
-        image: zeros (1, 3, H, W) of the backbone's own size, dtype and device.
+        call: takes images (1, c, h, w), returns (1, n, c), (1, c, h, w) or (1, h, w, c).
+        image: zeros (1, c, h, w) of the backbone's own size, dtype and device.
         name: the backbone's name, for messages.
         order: "bnc", "bchw" or "bhwc" where known.
         num_prefix_tokens: number of leading tokens that are not spatial, where known.
@@ -109,8 +109,6 @@ def probe(
     Raises:
         S2WrapError: `call` fails, returns something else, or not exactly one reading is left.
     """
-    if order is not None and order not in LAYOUTS:
-        raise S2WrapError(f"layout={order!r} is unknown; use one of {', '.join(LAYOUTS)}")
     generator = torch.Generator().manual_seed(0)
 
     def noise() -> Tensor:
@@ -174,7 +172,7 @@ def _answer(call: Call, image: Tensor, name: str) -> Tensor:
         first_line = str(error).partition("\n")[0]
         raise S2WrapError(
             f"{name} failed on an image of {_shape(image)}: {type(error).__name__}: {first_line}; "
-            f"if it takes another size, pass image_size="
+            f"if it takes another size or number of channels, pass image_size= or in_channels="
         ) from error
     if (
         not isinstance(answer, Tensor)

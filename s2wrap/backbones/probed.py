@@ -87,10 +87,6 @@ class ProbedBackbone(Backbone):
             f"features of one block"
         )
 
-    def any_size(self, allow: bool) -> bool:
-        """Let the model take other image sizes, or no longer; whether that changed anything. Families override this."""
-        return False
-
     def forward(self, tiles: Tensor) -> Features:
         """Maps (b, c, rows, columns) and prefix tokens (b, p, c), one each a layer.
 
@@ -145,8 +141,8 @@ class ProbedBackbone(Backbone):
     def _try_other_sizes(self) -> str:
         """Why images of another size than `image_hw` cannot be looked at whole; empty if they can.
 
-        Found by trying: an image one stride taller, or, for models with windows, twice as tall. The model may be told
-        to take any size (`any_size`); at its own size it must answer as before.
+        Found by trying: an image one stride taller, or, for models with windows, twice as tall. Meanwhile the model
+        takes any size (`any_size`); at its own size it must answer as before.
         """
         (height, width), (down, across) = self.image_hw, self.stride_hw
         generator = torch.Generator().manual_seed(0)
@@ -174,8 +170,9 @@ class ProbedBackbone(Backbone):
                             reason = "its answer at its own size changes when it is told to take others"
             except Exception as error:
                 reason = first_line(error)
-            if changed:
-                self.any_size(False)
+            finally:
+                if changed:
+                    self.any_size(False)
             return reason
 
     @property
@@ -304,7 +301,9 @@ def _model_input(
         std=std,
         value_range=known.value_range,
         interpolation=known.interpolation or "bicubic",
-        origins={key: origins.get(key, "class default" if key == "interpolation" else "unknown") for key in named},
+        origins={
+            key: origins.get(key, "s2wrap" if key in ("interpolation", "value_range") else "unknown") for key in named
+        },
     )
 
 

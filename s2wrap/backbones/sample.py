@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from s2wrap.backbones.checkpoint import read_tensors
-from s2wrap.backbones.family import Family
+from s2wrap.backbones.family import Family, Place
 from s2wrap.backbones.from_timm import TimmBackbone, create
 from s2wrap.backbones.probed import NO_OPTIONS
 from s2wrap.errors import MissingExtraError, S2WrapError
@@ -172,4 +172,9 @@ def _from_onnx(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-FAMILY = Family("sample", TimmBackbone, names=names, load=load, resamples_patches=True)
+def where(name: str) -> Place:
+    """Where the weights of a name are."""
+    return "no package" if find_spec(SAMPLES[name].package) is None else "package"
+
+
+FAMILY = Family("sample", TimmBackbone, names=names, load=load, resamples_patches=True, weights=where)

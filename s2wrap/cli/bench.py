@@ -1,36 +1,36 @@
 """`s2wrap bench`: how fast models and exported files are, by one rule for all."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Column, Table
-from torch import Tensor
 
+import s2wrap
 from s2wrap.cli import model as flags
+from s2wrap.cli import output
 from s2wrap.errors import S2WrapError
-from s2wrap.factory import load
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 RUNTIMES = {"onnx": "ONNX Runtime", "tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 FIGURES = {
     "images/s": "images_per_second",
+    "median": "median_ms",
+    "÷ first": "ratio",
+    "p90": "p90_ms",
+    "p99": "p99_ms",
     "min": "min_ms",
     "mean": "mean_ms",
-    "median": "median_ms",
-    "p90": "p90_ms",
     "p95": "p95_ms",
-    "p99": "p99_ms",
     "max": "max_ms",
 }
+"""What is shown of a row, the most important first, and its key in JSON."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Way:
     model: str
     way: str
     precision: str
-    images: Tensor
+    images: "torch.Tensor"
     make: Callable[[], Callable[[], object]]
 
 
@@ -58,7 +58,7 @@ def bench(
         str, typer.Option(help="How models run: some of eager, compile, max-autotune, cuda-graph.")
     ] = "eager,compile,cuda-graph",
     seconds: Annotated[float, typer.Option(help="Time each for so long, and ten runs at least.")] = 3.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: output.Json = False,
     options: dict[str, Any],
 ) -> None:
     """Time models in PyTorch and exported files, one beside the other.
@@ -68,6 +68,8 @@ def bench(
     the median over the rounds of its time over the first row's. The images are random and on the device already.
     Weights are random unless a checkpoint is given. Options of a model do not count for exported files.
     """
+    import torch
+
     from s2wrap.timing import describe_device, time_calls, when_first_called
 
     place = flags.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -83,7 +85,9 @@ def bench(
     ]
     calls = {str(number): when_first_called(way.make) for number, way in enumerate(ways)}
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with torch.inference_mode(), Progress(*columns, console=Console(stderr=True)) as progress:
+    console = output.notes()
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_interactive)
+    with torch.inference_mode(), bar as progress:
         task = progress.add_task("timing", total=1)
         timings = time_calls(
             calls, seconds=seconds, device=place, progress=lambda done: progress.update(task, completed=done)
@@ -94,7 +98,7 @@ def bench(
                 row["warnings"] += _copying(way, calls[timing.name], timing)
     facts = {**describe_device(place), "batch": str(batch), "seconds": f"{seconds:g}"}
     if as_json:
-        print(json.dumps({**facts, "rows": rows}, indent=2))
+        output.print_json({**facts, "rows": rows})
     else:
         _print(facts, rows)
 
@@ -102,13 +106,15 @@ def bench(
 def _model_ways(
     spec: str,
     options: dict[str, Any],
-    device: torch.device,
+    device: "torch.device",
     batch: int,
     asked_hw: tuple[int, int] | None,
     precision: str,
     backends: list[str],
 ) -> list[Way]:
     """A wrapped model in PyTorch, in each of the ways asked for."""
+    import torch
+
     from s2wrap.timing import BACKENDS, torch_call
 
     if precision not in DTYPES:
@@ -116,7 +122,7 @@ def _model_ways(
     for backend in backends:
         if backend not in BACKENDS:
             raise S2WrapError(f"--backend {backend!r} is unknown; use some of {', '.join(BACKENDS)}")
-    model = load(spec, **options).to(device, DTYPES[precision])
+    model = s2wrap.load(spec, **options).to(device, getattr(torch, DTYPES[precision]))
     image_hw = asked_hw or model.backbone.image_hw
     images = torch.randn(batch, model.input.channels, *image_hw, device=device)
     if device.type == "cuda":
@@ -125,7 +131,7 @@ def _model_ways(
 
 
 def _file_ways(
-    file: Path, device: torch.device, batch: int, asked_hw: tuple[int, int] | None, backends: list[str]
+    file: Path, device: "torch.device", batch: int, asked_hw: tuple[int, int] | None, backends: list[str]
 ) -> list[Way]:
     """An exported file in its runtime; on a GPU, an engine also as a CUDA graph where that was asked for."""
     from s2wrap.export import load as load_file
@@ -148,8 +154,12 @@ def _file_ways(
     return [Way(str(file), name, manifest["precision"], images, partial(make, graph)) for name, graph in names.items()]
 
 
-def _images_for(manifest: dict[str, Any], batch: int, image_hw: tuple[int, int], device: torch.device) -> Tensor:
+def _images_for(
+    manifest: dict[str, Any], batch: int, image_hw: tuple[int, int], device: "torch.device"
+) -> "torch.Tensor":
     """Random images as the file takes them."""
+    import torch
+
     channels, value_range = manifest["input"]["channels"], manifest["input"]["value_range"]
     if manifest["pixels"] != "float32":
         pixels = torch.randint(256, (batch, *image_hw, channels), dtype=torch.uint8, device=device)
@@ -185,22 +195,16 @@ def _row(way: Way, timing: Any, first: Any) -> dict[str, Any]:
 
 
 def _print(facts: dict[str, str], rows: list[dict[str, Any]]) -> None:
-    """A table, and the warnings below it."""
-    where = ", ".join(value if name == "device" else f"{name} {value}" for name, value in facts.items())
-    names = [Column("model", overflow="fold"), Column("way", overflow="fold"), "precision", "image"]
-    table = Table(*names, *(Column(name, justify="right") for name in (*FIGURES, "÷ first")), title=where)
+    """A table, and below it why some did not run, and warnings."""
+    output.print_line(", ".join(value if name == "device" else f"{name} {value}" for name, value in facts.items()))
+    columns = {name: [row[name] for row in rows] for name in ("model", "way")}
+    figures = {name: [_figure(row.get(key), key) for row in rows] for name, key in FIGURES.items()}
+    sizes = {"image": ["×".join(map(str, row["image_hw"])) for row in rows]}
+    output.print_table(columns | figures | {"precision": [row["precision"] for row in rows]} | sizes, kept=2)
     for row in rows:
-        way = f"{row['way']}: {row['reason']}" if "reason" in row else row["way"]
-        head = [escape(row["model"]), escape(way), row["precision"], "×".join(map(str, row["image_hw"]))]
-        if "reason" in row:
-            table.add_row(*head)
-            continue
-        ratio = "–" if row["ratio"] is None else f"{row['ratio']:.3f}"
-        table.add_row(*head, *(f"{row[key]:.4g}" for key in FIGURES.values()), ratio)
-    console = Console()
-    if not console.is_terminal:
-        console.width = 160
-    console.print(table)
-    for row in rows:
-        for text in row["warnings"]:
-            console.print(f"{row['model']}, {row['way']}: {text}", style="yellow", markup=False, highlight=False)
+        for text in (*([row["reason"]] if "reason" in row else ()), *row["warnings"]):
+            output.print_line(f"{row['model']}, {row['way']}: {text}", style="yellow")
+
+
+def _figure(value: float | None, key: str) -> str:
+    return "–" if value is None else f"{value:.3f}" if key == "ratio" else f"{value:.4g}"

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import track
 
 from s2wrap.cli import model as flags
+from s2wrap.cli import output
 from s2wrap.errors import S2WrapError
 
 SPEC_HELP = (
@@ -56,7 +56,8 @@ def compare_models(
         Path | None, typer.Option(help="Where features are kept (default: the user's cache folder).")
     ] = None,
     skip_errors: Annotated[bool, typer.Option("--skip-errors", help="Leave out pictures that cannot be read.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    as_json: output.Json = False,
+    overwrite: output.Overwrite = False,
     options: dict[str, Any],
 ) -> None:
     """Compare models: what an image costs, what they know; say which wins.
@@ -74,10 +75,11 @@ def compare_models(
         check_ending(path)
         if not path.absolute().parent.is_dir():
             raise S2WrapError(f"cannot write {path}: there is no such folder")
+    output.check_free(report or [], overwrite)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise PyTorch's profiler writes to stderr for every model
     place = flags.device(device)
     backends = () if backend == "none" else tuple(part.strip() for part in backend.split(","))
-    console, image_hw = Console(stderr=True), flags.image_hw(image) if image else None
+    console, image_hw = output.notes(), flags.image_hw(image) if image else None
     if budget is not None:
         found = propose(
             specs,
@@ -85,12 +87,14 @@ def compare_models(
             backend=(backends or ("eager",))[0],
             image_hw=image_hw,
             device=place,
-            progress=lambda names: track(names, "proposing", console=console),
+            progress=lambda names: track(
+                names, "proposing", console=console, transient=True, disable=not console.is_interactive
+            ),
             **options,
         )
         dropped = {str(parse_spec(spec)) for spec in specs} - {candidate.spec for candidate in found}
         for spec in sorted(dropped):
-            console.print(f"above the budget: {spec}", style="yellow", markup=False, highlight=False)
+            output.print_line(f"above the budget: {spec}", console, "yellow")
         specs = [candidate.spec for candidate in found]
     found = compare(
         specs,
@@ -111,7 +115,7 @@ def compare_models(
     if as_json:
         print(to_json(found))
     else:
-        print_table(found, Console())
+        print_table(found, output.results())
     for path in report or []:
         write_report(found, path)
-        console.print(f"wrote {path}", markup=False, highlight=False)
+        output.print_line(f"wrote {path}", console)

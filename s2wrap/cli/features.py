@@ -4,24 +4,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+import s2wrap
 from s2wrap.allocator import keep_freed_memory
-from s2wrap.backbones import parse_spec
 from s2wrap.cli import model as flags
-from s2wrap.errors import S2WrapError, printable
-from s2wrap.extraction.fleet import Cluster, quiet_ray
-from s2wrap.extraction.picture import Failure
-from s2wrap.extraction.run import Outcome, State, extract_features
-from s2wrap.factory import load
+from s2wrap.cli import output as out
+from s2wrap.errors import S2WrapError
 from s2wrap.options import LoadOptions, Options, make_options, option_types
-from s2wrap.wrapper import MultiScale
+
+if TYPE_CHECKING:
+    import torch
+
+    import s2wrap.extraction.fleet
+    import s2wrap.extraction.run
 
 NOT_KEPT = ("scales", "tile_batch", "frozen", "name", "pretrained", "checkpoint")
 """Options that a store does not keep: those that change no feature, and what its spec and hash of weights say."""
@@ -82,6 +83,8 @@ def extract(
             "takes 5 seconds.",
         ),
     ] = False,
+    as_json: out.Json = False,
+    overwrite: out.Overwrite = False,
     options: dict[str, Any],
 ) -> None:
     """Write the features of pictures, as many as there are.
@@ -89,7 +92,8 @@ def extract(
     `NAME.parquet` is a folder of part files with a row a picture: path, height, width and the pooled vector.
     `NAME.zarr` holds the maps (pictures, channels, rows, columns) and prefix tokens (pictures, tokens, channels), and
     `NAME.safetensors` with `--shard N` is a folder of files of N pictures each. After a kill, a crash or a full disk,
-    the same command goes on where it stopped; another model or option is refused.
+    the same command goes on where it stopped; another model or option is refused, unless `--overwrite` has the store
+    begun anew.
 
     `NAME.safetensors` without `--shard`, and `NAME.npz`, are one file, kept in memory until the end. Where the
     pictures' shapes give them grids of different sizes (fit aspect or pad), each has arrays of its own, under its
@@ -102,6 +106,12 @@ def extract(
     the pictures and weights at the same addresses. `--device cuda` gives each of the `--actors` a GPU; every free CPU
     decodes.
     """
+    import torch
+
+    from s2wrap.extraction.run import extract_features
+
+    if not output.is_dir():  # a store goes on, and so does its list of errors
+        out.check_free([path for path in (output, errors) if path is not None], overwrite)
     exported = model.endswith(flags.FILE_ENDINGS)
     usual = "cuda" if exported and not model.endswith(".onnx") else "cpu"
     cluster = _cluster(ray, ray_address, actors, device or usual)
@@ -111,7 +121,7 @@ def extract(
         place = torch.device("cpu") if cluster else flags.device(device or "cpu")
         make = partial(_load_model, model, place, options)
     keep_freed_memory()
-    console = Console(stderr=True)
+    console = out.notes()
     with _Bar(console) as bar, _last_words(bar, console):
         outcome = extract_features(
             photos,
@@ -125,20 +135,27 @@ def extract(
             cluster=cluster,
             errors=errors,
             reject_attacks=reject_scaling_attacks,
+            overwrite=overwrite,
             tell=bar.show,
         )
-    _say(console, _summary(outcome, output))
+    if as_json:
+        counts = {"pictures": outcome.rows, "failed": outcome.failed, "shapes": outcome.shapes}
+        out.print_json({"output": str(output), **counts})
+    else:
+        out.print_line(_summary(outcome, output))
     if outcome.failed and not skip_errors:
         raise typer.Exit(3)
 
 
-def _load_model(spec: str, device: torch.device, options: dict[str, Any]) -> MultiScale:
+def _load_model(spec: str, device: "torch.device", options: dict[str, Any]) -> "s2wrap.MultiScale":
+    import torch
+
     if not options.get("pretrained", True):
         torch.manual_seed(0)  # so that a run that goes on, and every actor, draws them again
-    return load(spec, **options).to(device)
+    return s2wrap.load(spec, **options).to(device)
 
 
-def _open_file(path: str, device: torch.device | None, options: dict[str, Any]) -> Any:
+def _open_file(path: str, device: "torch.device | None", options: dict[str, Any]) -> Any:
     """An exported file; S2WrapError where it has no say in what is asked, or where pictures do not fit it."""
     if fixed := [flags.flag_name(name) for name in options if name not in option_types(Options)]:
         raise S2WrapError(f"{', '.join(fixed)}: {path} is exported, with its weights and its input; export it again")
@@ -151,6 +168,8 @@ def _open_file(path: str, device: torch.device | None, options: dict[str, Any]) 
 
 def _kept(spec: str, options: dict[str, Any]) -> dict[str, Any]:
     """Every option of a model that changes its features, for the store: it refuses to go on with others."""
+    from s2wrap.backbones import parse_spec
+
     chosen = make_options(LoadOptions, "s2wrap features", {"scales": parse_spec(spec).scales, **options})
     return {name: value for name, value in chosen.to_json().items() if name not in NOT_KEPT}
 
@@ -161,12 +180,16 @@ def _last_words(bar: "_Bar", console: Console) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        _say(console, f"stopped after {bar.done} pictures; a store is gone on with by the same command", style="yellow")
+        out.print_line(f"stopped after {bar.done} pictures; the same command goes on with a store", console, "yellow")
         raise
 
 
-def _cluster(ray: bool, address: str | None, actors: int | None, device: str) -> Cluster | None:
+def _cluster(
+    ray: bool, address: str | None, actors: int | None, device: str
+) -> "s2wrap.extraction.fleet.Cluster | None":
     """The Ray that is asked for."""
+    from s2wrap.extraction.fleet import Cluster, quiet_ray
+
     if ray or address is not None:
         quiet_ray()
         return Cluster(address, actors, device)
@@ -175,7 +198,7 @@ def _cluster(ray: bool, address: str | None, actors: int | None, device: str) ->
     return None
 
 
-def _summary(outcome: Outcome, output: Path) -> str:
+def _summary(outcome: "s2wrap.extraction.run.Outcome", output: Path) -> str:
     """One line: how many pictures, of which shape, where."""
     seen = outcome.shapes[0] if outcome.shapes else {}
     shapes = [shape for name, shape in seen.items() if not name.startswith("prefix")]
@@ -183,11 +206,6 @@ def _summary(outcome: Outcome, output: Path) -> str:
     told = told if outcome.shapes else "all there before"
     unread = f"; {outcome.failed} could not be read" if outcome.failed else ""
     return f"{outcome.rows} pictures, {told} → {output}{unread}"
-
-
-def _say(console: Console, text: str, style: str | None = None) -> None:
-    """Print a line as it is: names of files may look like markup, or hold what a terminal would obey."""
-    console.print(printable(text), style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 class _Speed(ProgressColumn):
@@ -203,12 +221,14 @@ class _Bar(Progress):
 
     def __init__(self, console: Console):
         columns = (TextColumn("features"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
-        super().__init__(*columns, console=console)
+        super().__init__(*columns, console=console, transient=True, disable=not console.is_interactive)
         self.failures, self.done = 0, 0
         self.number = self.add_task("features", total=None, start=False, before=0)
 
-    def show(self, state: State) -> None:
+    def show(self, state: "s2wrap.extraction.run.State") -> None:
         """Move the bar to a state."""
+        from s2wrap.extraction.picture import Failure
+
         if state.item is None:
             self.start_task(self.number)
             self.update(self.number, before=state.done)
@@ -217,6 +237,6 @@ class _Bar(Progress):
         if isinstance(state.item, Failure):
             self.failures += 1
             if self.failures <= SHOWN:
-                _say(self.console, f"skipped {state.item.reason}", style="yellow")
+                out.print_line(f"skipped {state.item.reason}", self.console, "yellow")
             elif self.failures == SHOWN + 1:
-                _say(self.console, "further ones are counted; --errors FILE lists them", style="yellow")
+                out.print_line("further ones are counted; --errors FILE lists them", self.console, "yellow")

@@ -1,18 +1,15 @@
 """`s2wrap inspect`: what is known of a model and from where, and what an image costs."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+import s2wrap
 from s2wrap.cli import model as flags
-from s2wrap.cost import count_cost
-from s2wrap.factory import load
-from s2wrap.wrapper import MultiScale
+from s2wrap.cli import output
 
 
 @flags.model_options(pretrained=False)
@@ -20,26 +17,28 @@ def describe(
     spec: Annotated[str, typer.Argument(help=flags.SPEC_HELP)],
     *,
     image: flags.Image = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: output.Json = False,
     options: dict[str, Any],
 ) -> None:
     """Show what is known of a model and what an image costs; nothing is downloaded.
 
     Beside what the model takes stands where that is known from. Weights are random unless a checkpoint is given.
     """
-    model = load(spec, **options)
+    model = s2wrap.load(spec, **options)
     facts = _facts(model, flags.image_hw(image) if image else model.backbone.image_hw)
     if as_json:
-        print(json.dumps({"model": spec, **facts}, indent=2))
+        output.print_json({"model": spec, **facts})
         return
     table = Table(title=spec, show_header=False)
     for name, text in _rows(facts).items():
         table.add_row(name, text)
-    Console().print(table)
+    output.results().print(table)
 
 
-def _facts(model: MultiScale, image_hw: tuple[int, int]) -> dict[str, Any]:
+def _facts(model: "s2wrap.MultiScale", image_hw: tuple[int, int]) -> dict[str, Any]:
     """What is known of a model, and what an image of this size costs."""
+    from s2wrap.cost import count_cost
+
     backbone, layout = model.backbone, model.backbone.layout
     plan, (own_hw, _) = model.plan(image_hw), model.grids(image_hw)
     scales = [

@@ -3,12 +3,13 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
-from inspect import Parameter, Signature, signature
+from inspect import Parameter, signature
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 
+from s2wrap.cli.output import with_parameters
 from s2wrap.errors import S2WrapError
 from s2wrap.options import LoadOptions, option_defaults, option_help, option_types
 
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
 SPEC_HELP = "FAMILY:NAME@SCALES, such as sample:dinov2_s14@1,2,3 or timm:resnet50.a1_in1k@1,448px."
 FILE_ENDINGS = (".onnx", ".plan", ".engine", ".rtx")
 """Of exported files, which some commands take in a model's place."""
-NO_FLAGS = ("scales", "processor", "frozen", "console", "pictures")
+NO_FLAGS = ("scales", "processor", "frozen", "console", "pictures", "overwrite")
 """Options that are no flags: the spec has the scales, processor and console are objects, no command trains weights, and
-a command that takes pictures has a flag of its own for them."""
+a command that takes pictures, or overwrites files, has a flag of its own for that."""
 FLAG_NAMES = {
     "whole": "--whole/--tiled",
     "pretrained": "--pretrained/--random-weights",
@@ -81,10 +82,7 @@ def option_flags(
             command(**arguments, **{name: given if unless in given else defaults | given})
 
         own = [parameter for parameter in signature(command).parameters.values() if parameter.name != name]
-        shown = [*own, *flags.values()]
-        run.__signature__ = Signature(shown)  # pyright: ignore[reportAttributeAccessIssue] (functions may have one)
-        run.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
-        return run
+        return with_parameters(run, [*own, *flags.values()])
 
     return decorated
 

@@ -1,8 +1,6 @@
 """Convert a comparison to a data frame, CSV or JSON, and write it to files."""
 
-import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from s2wrap.compare.plots import image, plot
 from s2wrap.compare.table import COSTS, keys, score_figures
 from s2wrap.errors import MissingExtraError, S2WrapError
 from s2wrap.files import disk_errors, whole_file
+from s2wrap.standard_json import dump_json
 
 NEEDED = {
     ".html": ("jinja2", "matplotlib"),
@@ -108,14 +107,4 @@ def to_json(comparison: Comparison) -> str:
     }
     data = {"facts": comparison.facts, "measures": comparison.measures, "rows": rows, "curves": curves}
     data |= {"verdict": comparison.verdict, "pairs": comparison.pairs, "skipped": comparison.skipped}
-    return json.dumps(_to_standard_json(data), indent=2, allow_nan=False)
-
-
-def _to_standard_json(value: Any) -> Any:
-    """Return a value of plain containers and Python numbers, with None for numbers that are not finite."""
-    if isinstance(value, Mapping):
-        return {str(key): _to_standard_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_to_standard_json(item) for item in value]
-    value = value.item() if hasattr(value, "item") else value
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return dump_json(data)

@@ -167,7 +167,7 @@ def _parse_pools(pool: Any) -> tuple[str, ...]:
 @contextmanager
 def _show_progress(console: Console) -> Iterator[Progress]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as progress:
         yield progress
 
 

@@ -75,6 +75,7 @@ def extract_features(
     cluster: Cluster | None = None,
     errors: Path | None = None,
     reject_attacks: bool = False,
+    overwrite: bool = False,
     tell: Callable[[State], object] = lambda state: None,
 ) -> Outcome:
     """Write the features of pictures to a store, resuming where an earlier run ended, or to a single file.
@@ -94,6 +95,7 @@ def extract_features(
         errors: file for the pictures that could not be read, one JSON line {"path": …, "reason": …} each.
         reject_attacks: whether images that look like image-scaling attacks count as unreadable, see
             `s2wrap.scaling_attacks`.
+        overwrite: whether a store is begun anew, instead of resumed.
         tell: called at the start and after every picture.
 
     Raises:
@@ -125,7 +127,7 @@ def extract_features(
             encode = partial(encode_on, fleet, EncodingOptions(load, keep, torch_dtype, sha256, reject_attacks))
         del model
         single = SingleFile(output, draft, description)
-        with nullcontext(single) if writer is None else opened_store(output, writer, description) as sink:
+        with nullcontext(single) if writer is None else opened_store(output, writer, description, overwrite) as sink:
             with _failure_list(sink, errors), closing(encode(sections, sink.mark)) as items:
                 shapes = _fill(sink, _check_sources(items, sink.rows), total, len(sections), tell)
             return Outcome(sink.rows, sink.failed, shapes)

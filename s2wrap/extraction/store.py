@@ -119,8 +119,10 @@ class Store:
 
 
 @contextmanager
-def opened_store(folder: Path, writer: Writer, description: Mapping[str, Any]) -> Iterator[Store]:
-    """A store, created if missing, and locked against other runs.
+def opened_store(
+    folder: Path, writer: Writer, description: Mapping[str, Any], overwrite: bool = False
+) -> Iterator[Store]:
+    """A store, created if missing, emptied if it is to be overwritten, and locked against other runs.
 
     Raises:
         S2WrapError: the folder holds something else, another run is writing to it, or as for `Store`.
@@ -129,12 +131,24 @@ def opened_store(folder: Path, writer: Writer, description: Mapping[str, Any]) -
     with disk_errors(folder):
         (folder / CONTROL).mkdir(parents=True, exist_ok=True)
     with _locked(_control(folder, "lock")):
+        if overwrite:
+            _empty(folder)
         store = Store(folder, writer, description)
         try:
             yield store
         finally:
             with suppress(OSError):  # a full disk; all that counts was written by the commit
                 store.failures.close()
+
+
+def _empty(folder: Path) -> None:
+    """Remove what a store holds; its progress first, so that a kill in between leaves nothing that claims rows."""
+    _control(folder, "progress.json").unlink(missing_ok=True)
+    kept = _control(folder, "lock")
+    with disk_errors(folder):
+        for path in (*folder.iterdir(), *(folder / CONTROL).iterdir()):
+            if path not in (folder / CONTROL, kept):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def check_place(folder: Path) -> None:
@@ -170,7 +184,7 @@ def _check_description(folder: Path, description: Mapping[str, Any]) -> None:
         if existing.get(key) != requested.get(key):
             raise S2WrapError(
                 f"{folder} holds features with {key} {existing.get(key)!r}, and {requested.get(key)!r} is asked for; "
-                f"they cannot stand in one store: choose another --output"
+                f"they cannot stand in one store: choose another --output, or add --overwrite to begin it anew"
             )
 
 
