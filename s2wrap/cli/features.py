@@ -58,7 +58,7 @@ def extract(
         ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Processes at work; 0: this one alone (default: see README).")
+        int | None, typer.Option(help="Processes at work; 0: this one alone (default: see docs/pages/how-to/many-pictures.md).")
     ] = None,
     ray: Annotated[
         bool, typer.Option("--ray", help="Work on Ray: the cluster that RAY_ADDRESS names, or one of this machine.")
