@@ -32,6 +32,7 @@ def in_folder(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         small = Image.fromarray(random.integers(0, 256, (12, 16, 3), dtype=np.uint8))
         small.resize((640, 480) if name == "photo.jpg" else (160, 120), Image.Resampling.BICUBIC).save(path)
+    (tmp_path / "demos").symlink_to(pages.ROOT / "demos")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(logging.getLogger("torch.__trace"), "propagate", False)  # pytest would keep every line of it
     monkeypatch.setattr(registry, "FAMILIES", dict(registry.FAMILIES))  # a page adds one
@@ -76,6 +77,13 @@ def test_commands_and_files_that_a_page_names_exist(path):
             pages.commands_exist(line)
     missing = [name for name in pages.named_files(text) if not (pages.ROOT / name).exists()]
     assert not missing
+
+
+def test_the_page_of_the_command_line_names_every_command():
+    from s2wrap.cli import COMMANDS
+
+    text = (DOCS / "pages" / "how-to" / "command-line.md").read_text()
+    assert set(re.findall(r"^\| `s2wrap (\w+)` \|", text, re.MULTILINE)) == set(COMMANDS)
 
 
 def test_drawings_are_those_of_their_script():

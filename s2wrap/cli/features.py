@@ -58,7 +58,8 @@ def extract(
         ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Processes at work; 0: this one alone (default: see README).")
+        int | None,
+        typer.Option(help="Processes at work; 0: this one alone (default: one a processor, with many pictures)."),
     ] = None,
     ray: Annotated[
         bool, typer.Option("--ray", help="Work on Ray: the cluster that RAY_ADDRESS names, or one of this machine.")
