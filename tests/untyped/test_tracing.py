@@ -17,6 +17,13 @@ def _reset_dynamo():
     torch._dynamo.reset()
 
 
+@pytest.fixture
+def few_graphs():
+    """Three graphs of a function instead of PyTorch's eight: each takes seconds to make."""
+    with torch._dynamo.config.patch(recompile_limit=3):
+        yield
+
+
 def assert_same(ours, theirs):
     for found, expected in zip((*ours.maps, *ours.prefixes), (*theirs.maps, *theirs.prefixes), strict=True):
         torch.testing.assert_close(found, expected, **CLOSE)
@@ -53,30 +60,33 @@ def test_export_makes_the_matrices_of_a_size_that_was_never_seen_and_keeps_real_
     assert_same(program.module()(images), model(images))
 
 
+@pytest.mark.usefixtures("few_graphs")
 @pytest.mark.parametrize("fullgraph", [False, True])
 def test_compile_takes_any_number_of_sizes_of_stretched_images(fullgraph):
     model = s2wrap.wrap(timm.create_model("test_vit", num_classes=0), (1, 2))
     compiled = torch.compile(model, fullgraph=fullgraph, backend="eager")
-    for number in range(10):
+    for number in range(5):
         images = torch.randn(1, 3, 100 + 8 * number, 150 + 4 * number)
         with torch.inference_mode():
             assert_same(compiled(images), model(images))
 
 
-def test_compile_takes_ten_sizes_of_padded_images_and_runs_the_last_ones_eagerly():
+@pytest.mark.usefixtures("few_graphs")
+def test_compile_takes_more_sizes_of_padded_images_than_graphs_and_runs_the_last_ones_eagerly():
     model = s2wrap.wrap(timm.create_model("test_vit", num_classes=0), (1, 2), fit="pad")
     compiled = torch.compile(model, backend="eager")
-    for number in range(10):
+    for number in range(5):
         images = torch.randn(1, 3, 100 + 8 * number, 150 + 4 * number)
         with torch.inference_mode():
             assert_same(compiled(images), model(images))
 
 
-def test_one_graph_for_each_of_ten_padded_sizes_is_too_much_and_pytorch_says_what_to_raise():
+@pytest.mark.usefixtures("few_graphs")
+def test_a_graph_for_each_padded_size_is_too_much_and_pytorch_says_what_to_raise():
     model = s2wrap.wrap(timm.create_model("test_vit", num_classes=0), (1, 2), fit="pad")
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     with pytest.raises(Exception) as error:  # noqa: PT011 (which class is PyTorch's own affair)
-        for number in range(10):
+        for number in range(5):
             compiled(torch.randn(1, 3, 100 + 8 * number, 150))
     assert "consider increasing torch._dynamo.config.recompile_limit" in str(error.value.__cause__)
 
