@@ -30,6 +30,8 @@ def wrap(backbone: Any, scales: Any = (1, 2), **options: Any) -> MultiScale:
     torch.Size([1, 6, 4, 4])
     """
     chosen = make_options(WrapOptions, "wrap()", {"scales": scales, **options})
+    if isinstance(backbone, MultiScale):
+        raise S2WrapError("this model is wrapped already; for other scales or options use wrap(model.backbone, …)")
     return MultiScale(as_backbone(backbone, part_of(BackboneOptions, chosen)), part_of(Options, chosen))
 
 

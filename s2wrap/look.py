@@ -108,11 +108,15 @@ def photographs(images: Any, count: int) -> list[Tensor]:
 
 def place_of(point: Number, image_hw: Pair) -> Number:
     """A point, across and down in pixels, as shares of a photograph's width and height; S2WrapError if outside."""
-    (across, down), (height, width) = point, image_hw
-    if not (0 <= across <= width and 0 <= down <= height):
+    height, width = image_hw
+    try:
+        across, down = map(float, point)
+    except (TypeError, ValueError) as error:
+        raise S2WrapError(f"point={point!r} is no point; use (across, down) in pixels") from error
+    if not (0 <= across < width and 0 <= down < height):
         raise S2WrapError(
             f"point {across:g},{down:g} lies outside the photograph of {height}×{width} pixels (height × width); use "
-            f"0…{width} across and 0…{height} down"
+            f"0…{width - 1} across and 0…{height - 1} down"
         )
     return across / width, down / height
 
@@ -121,7 +125,7 @@ def draw(
     photos: Sequence[Tensor | Pair],
     looks: Sequence[Sequence[Features]],
     point: Number | None = None,
-    heads: Sequence[str] = (),
+    heads: Sequence[tuple[str, int]] = (),
 ) -> Image.Image:
     """One picture of photographs, a row each, with the maps of their features beside them and a legend below.
 
@@ -129,7 +133,7 @@ def draw(
         photos: (3, h, w) in 0…255; or height and width of those that are not shown.
         looks: as for `panels`.
         point: across and down, in pixels of the first photograph; what is like it is shown, and a ring marks it.
-        heads: what stands above the maps: equal parts of them have one each.
+        heads: what stands above the maps, from left to right: a text, and how many maps it stands above.
 
     Raises:
         S2WrapError: a point outside the photograph; as `panels`.
@@ -196,7 +200,7 @@ def _ring(picture: Image.Image, x: float, y: float) -> None:
 
 
 def _table(
-    rows: Sequence[Sequence[tuple[tuple[str, str], Image.Image]]], legend: str, heads: Sequence[str]
+    rows: Sequence[Sequence[tuple[tuple[str, str], Image.Image]]], legend: str, heads: Sequence[tuple[str, int]]
 ) -> Image.Image:
     """Titled pictures in rows and columns, what stands above the columns, and a legend below."""
     font = ImageFont.load_default(FONT)
@@ -207,15 +211,15 @@ def _table(
     ]
     lefts = [GAP + sum(widths[:column]) + GAP * column for column in range(len(widths) + 1)]
     heights = [2 * line + max(picture.height for _, picture in row) + GAP for row in rows]
-    top = GAP + (line + GAP // 2 if any(heads) else 0)
+    top = GAP + (line + GAP // 2 if heads else 0)
     text = "\n".join(textwrap.wrap(legend, max(20, round((lefts[-1] - 2 * GAP) / (0.52 * FONT)))))
     bottom = top + sum(heights) + line * (1 + text.count("\n")) + GAP
     canvas = Image.new("RGB", (lefts[-1], bottom), "white")
     pen = ImageDraw.Draw(canvas)
-    maps = len(widths) // len(heads) if heads else 0
-    for number, head in enumerate(heads):
-        left = lefts[len(widths) - maps * (len(heads) - number)]
-        pen.text((left, GAP), head, "black", font)
+    column = len(widths) - sum(count for _, count in heads)  # after the photographs
+    for head, count in heads:
+        pen.text((lefts[column], GAP), head, "black", font)
+        column += count
     for row, height in zip(rows, heights, strict=True):
         for left, (title, picture) in zip(lefts, row, strict=False):
             for number, words in enumerate(title):

@@ -314,8 +314,10 @@ def make_options(kind: type[Group], call: str, values: Mapping[str, Any]) -> Gro
     known = option_types(kind)
     for name in values:
         if name not in known:
-            near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
-            hint = f"did you mean {', '.join(near)}?" if near else f"it takes {', '.join(sorted(known))}"
+            near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
+            hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(sorted(known))}"
+            if name in option_types(LoadOptions):
+                hint = "load() has it, which makes the model by its name"
             raise S2WrapError(f"{call} has no option {name!r}; {hint}")
     return kind(**values)
 

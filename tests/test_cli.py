@@ -143,7 +143,7 @@ def test_the_same_command_again_goes_on(photos, tmp_path, capsys):
     assert "3 pictures, all there before" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in output.glob("part-*")} == before
     assert run(*command, "--fit", "pad") == 2
-    assert "holds features with options" in capsys.readouterr().err.splitlines()[-1]
+    assert "holds features with fit 'stretch', and 'pad' is asked for" in capsys.readouterr().err.splitlines()[-1]
     Image.fromarray(data.coffee()).save(photos / "zebra.png")
     assert run(*command) == 0
     assert "4 pictures, (128, 10, 10) each" in capsys.readouterr().out

@@ -41,7 +41,7 @@ def test_a_photograph_has_a_panel_for_every_scale_and_one_for_the_result(photo, 
     output = tmp_path / "show.png"
     assert run(photo, *TINY, "--output", output) == 0
     out, err = capsys.readouterr()
-    assert (out, err) == ("", f"wrote {output}\n")  # and no bar, where nobody watches
+    assert (out, err) == (f"wrote {output}\n", "")  # and no bar, where nobody watches
     with Image.open(output) as picture:
         assert picture.format == "PNG"
         assert picture.width == 4 * SIDE + 5 * GAP
@@ -56,6 +56,10 @@ def test_photographs_are_rows_and_another_model_stands_beside_the_first(photo, t
         sizes.append(Image.open(output).size)
     assert sizes[1][1] >= sizes[0][1] + SIDE
     assert sizes[2][0] == sizes[0][0] + SIDE + GAP
+    head = np.asarray(Image.open(output).convert("L"))[GAP : GAP + round(1.3 * FONT)] < 128
+    begins = [GAP + number * (SIDE + GAP) for number in range(5)]  # the photograph, three maps, and one of the other
+    written = [bool(head[:, left : left + SIDE].any()) for left in begins]
+    assert written == [False, True, False, False, True]
 
 
 def test_every_pixel_of_a_panel_has_the_colour_of_the_cell_that_lies_there(model, images):

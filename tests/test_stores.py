@@ -222,11 +222,16 @@ def test_a_full_disk_is_one_clear_error(output, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("spec", "made:up@1,2"), ("options", {"fit": "stretch"}), ("weights_sha256", "abd")]
+    ("key", "value", "named"),
+    [
+        ("spec", "made:up@1,2", "spec"),
+        ("options", {"fit": "stretch"}, "fit"),
+        ("weights_sha256", "abd", "weights_sha256"),
+    ],
 )
-def test_rows_of_another_model_or_option_are_refused(output, key, value):
+def test_rows_of_another_model_or_option_are_refused(output, key, value, named):
     fill(output, 6)
-    with pytest.raises(S2WrapError, match=f"holds features with {key} .*choose another --output"):
+    with pytest.raises(S2WrapError, match=f"holds features with {named} .*choose another --output"):
         fill(output, 12, about=ABOUT | {key: value})
     assert_holds(output, 6)
 

@@ -66,12 +66,16 @@ def parse_spec(text: Any) -> Spec:
     model, _, scales = text.partition("@")
     family, _, rest = model.partition(":")
     name, *words = re.split(r":(?=\w+=)", rest)
-    if not name:
+    if not family or not name:
+        if "/" in text and ":" not in text:
+            raise S2WrapError(
+                f"{text!r}: there is no such folder of a saved model; a model by name is FAMILY:NAME@SCALES"
+            )
         raise S2WrapError(f"{text!r} is no model; write FAMILY:NAME@SCALES, such as sample:dinov2_s14@1,2")
     if family not in FAMILIES or FAMILIES[family].load is None:
         known = ", ".join(name for name, family in FAMILIES.items() if family.load)
         raise S2WrapError(f"{text!r}: family {family!r} is unknown; use one of {known}")
-    parsed = tuple(parse_scale(part.strip()) for part in (scales or "1").split(","))
+    parsed = tuple(parse_scale(part.strip()) for part in (scales if "@" in text else "1").split(","))
     return Spec(family, name, parsed, **_built(text, words))
 
 

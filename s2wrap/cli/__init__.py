@@ -21,7 +21,10 @@ COMMANDS = {
     "show": ("show:show", "Draw what a model sees in photographs, at every scale and fused."),
     "play": ("play:play", "Open a page in the browser that shows what models see in your photographs."),
     "features": ("features:extract", "Write the features of pictures, as many as there are."),
-    "inspect": ("inspect:describe", "Show what is known of a model and what an image costs; nothing is downloaded."),
+    "inspect": (
+        "inspect:describe",
+        "Show what is known of a model and what an image costs; no weights are downloaded.",
+    ),
     "export": ("export:export_model", "Compile a wrapped model for serving, and prove that it computes the same."),
     "verify": (
         "export:verify_file",

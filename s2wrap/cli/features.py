@@ -123,7 +123,8 @@ def extract(
         make = partial(_load_model, model, place, options)
     keep_freed_memory()
     console = out.notes()
-    with _Bar(console) as bar, _last_words(bar, console):
+    continued = shard is not None or output.suffix in (".parquet", ".zarr")
+    with _Bar(console) as bar, _last_words(bar, console, output if continued else None):
         outcome = extract_features(
             photos,
             output,
@@ -176,12 +177,14 @@ def _kept(spec: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _last_words(bar: "_Bar", console: Console) -> Iterator[None]:
-    """Say how far a run came that is interrupted."""
+def _last_words(bar: "_Bar", console: Console, store: Path | None) -> Iterator[None]:
+    """Say how far a run came that is interrupted, and whether the same command goes on."""
     try:
         yield
     except KeyboardInterrupt:
-        out.print_line(f"stopped after {bar.done} pictures; the same command goes on with a store", console, "yellow")
+        kept = "nothing is written: a single file is whole or not at all; .parquet, .zarr or --shard N can be continued"
+        kept = kept if store is None else f"the same command goes on with {store}"
+        out.print_line(f"stopped after {bar.done} pictures; {kept}", console, "yellow")
         raise
 
 

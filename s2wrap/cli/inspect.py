@@ -20,7 +20,7 @@ def describe(
     as_json: output.Json = False,
     options: dict[str, Any],
 ) -> None:
-    """Show what is known of a model and what an image costs; nothing is downloaded.
+    """Show what is known of a model and what an image costs; no weights are downloaded.
 
     Beside what the model takes stands where that is known from. Weights are random unless a checkpoint is given.
     """

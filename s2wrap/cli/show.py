@@ -1,5 +1,6 @@
 """`s2wrap show`: what a model sees, as one picture."""
 
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,9 +33,10 @@ def show(
 ) -> None:
     """Draw what a model sees in photographs, at every scale and fused.
 
-    Red, green and blue are the first three principal components of the features, which all photographs have in common:
-    equal colours are alike things. With --point, every cell is as bright as its features are alike (their cosine) to
-    those at one pixel of the first photograph, in all photographs. Options are those of both models.
+    Red, green and blue are the first three principal components of the features: like colours, like features. All
+    photographs and scales have them in common; a fused map has its own. With --point, every cell is as bright as its
+    features are alike (their cosine) to those at one pixel of the first photograph, in all photographs. Options are
+    those of both models.
     """
     import torch
 
@@ -49,13 +51,15 @@ def show(
         place_of(marked, (pictures[0].shape[1], pictures[0].shape[2]))  # before the work
     specs = [model] if other is None else [model, other]
     with whole_file(output) as draft:
-        models = [each for spec in specs for each in every_scale(load(spec, **options).to(place))]
+        models = [every_scale(load(spec, **options).to(place)) for spec in specs]
         looks = []
-        for picture in track(pictures, "looking", console=console, transient=True):
+        for picture in track(pictures, "looking", console=console, transient=True, disable=not console.is_terminal):
             with torch.inference_mode():
-                looks.append([each.encode(picture)[0].cpu() for each in models])
-        draw(pictures, looks, marked, specs).save(draft, "PNG")
-    print_line(f"wrote {output}", console)
+                looks.append([[each.encode(picture)[0].cpu() for each in ways] for ways in models])
+        maps = [sum(len(features.maps) for features in seen) for seen in looks[0]]
+        heads = list(zip(specs, maps, strict=True))
+        draw(pictures, [list(chain(*seen)) for seen in looks], marked, heads).save(draft, "PNG")
+    print_line(f"wrote {output}")
 
 
 def _file(path: Path) -> Path:

@@ -180,12 +180,20 @@ def _check_description(folder: Path, description: Mapping[str, Any]) -> None:
         _write_json(path, requested)
         return
     existing = _read_json(path)
-    for key in sorted(existing.keys() | requested.keys()):
-        if existing.get(key) != requested.get(key):
-            raise S2WrapError(
-                f"{folder} holds features with {key} {existing.get(key)!r}, and {requested.get(key)!r} is asked for; "
-                f"they cannot stand in one store: choose another --output, or add --overwrite to begin it anew"
-            )
+    if differences := list(_differences(existing, requested)):
+        raise S2WrapError(
+            f"{folder} holds features with {'; '.join(differences)}; they cannot stand in one store: choose another "
+            f"--output, or add --overwrite to begin it anew"
+        )
+
+
+def _differences(existing: Any, requested: Any, name: str = "") -> Iterator[str]:
+    """What differs between two descriptions, in words; of descriptions in them, each part that differs."""
+    if isinstance(existing, dict) and isinstance(requested, dict):
+        for key in sorted(existing.keys() | requested.keys()):
+            yield from _differences(existing.get(key), requested.get(key), key)
+    elif existing != requested:
+        yield f"{name} {existing!r}, and {requested!r} is asked for"
 
 
 def _read_progress(folder: Path) -> Progress:
