@@ -95,7 +95,7 @@ def test_an_empty_list_gives_an_empty_list(vit):
         (5, "takes images or one image, not 5"),
         ([torch.zeros(3, 20, 20), "missing.jpg"], "image 1: missing.jpg: there is no such file"),
         ([torch.zeros(3, 20)], "image 0: (3, 20) is no image"),
-        ([torch.zeros(1, 20, 20)], "image 0: images have shape (1, 1, 20, 20)"),
+        ([torch.zeros(1, 20, 20)], "image 0: images have shape (1, 20, 20); give (3, height, width)"),
         ([None], "image 0: a NoneType is no image"),
         ([np.zeros((20, 20, 3))], "image 0: an array (20, 20, 3) of float64; give uint8"),
         ([np.zeros((20, 20, 4), np.uint8)], "image 0: an array (20, 20, 4) of uint8"),

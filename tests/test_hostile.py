@@ -187,9 +187,11 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path):
     (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
     (tmp_path / "gone.png").symlink_to(tmp_path / "nothing")
     (tmp_path / "folder.png").mkdir()
-    for name in ("pipe.png", "zero.png", "folder.png"):
+    for name in ("pipe.png", "zero.png"):
         with pytest.raises(S2WrapError, match=f"{name}: cannot be decoded; it is no file"):
             load_image(tmp_path / name)
+    with pytest.raises(S2WrapError, match="folder.png is a folder"):
+        load_image(tmp_path / "folder.png")
     signal.alarm(0)
     for name in ("loop.png", "gone.png", "nul\0.png", "a" * 300):
         with pytest.raises(S2WrapError, match=f"{name}: there is no such file"):

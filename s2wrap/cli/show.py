@@ -5,15 +5,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import track
 
 from s2wrap.cli import model as flags
 from s2wrap.cli.output import Overwrite, check_free, notes, print_line
 from s2wrap.errors import S2WrapError
-from s2wrap.factory import load
 from s2wrap.files import whole_file
-from s2wrap.images import load_image
-from s2wrap.look import draw, every_scale, place_of
 
 
 @flags.model_options()
@@ -39,6 +35,11 @@ def show(
     those of both models.
     """
     import torch
+    from rich.progress import track
+
+    from s2wrap.factory import load
+    from s2wrap.images import load_image
+    from s2wrap.look import draw, every_scale, place_of
 
     if output.suffix.lower() != ".png":
         raise S2WrapError(f"--output {output} is no .png; name it such as {output.stem or 'show'}.png")
