@@ -166,7 +166,7 @@ def from_hub(get: Callable[[], Answer], name: str) -> Answer:
         raise
     except Exception as error:
         raise S2WrapError(
-            f"what {name} is made of could not be had from its hub ({type(error).__name__}: {_first_line(error)}); "
+            f"the weights or configuration of {name} could not be had ({type(error).__name__}: {_first_line(error)}); "
             f"give a file with --checkpoint FILE (checkpoint=) where the model has one, draw random weights "
             f"(pretrained=False), or use packaged ones such as sample:dinov2_s14"
         ) from error
