@@ -10,12 +10,13 @@ from importlib.metadata import version
 import numpy as np
 import pytest
 import torch
+from commands import run
 from PIL import Image
 from safetensors import safe_open
 from skimage import data
 
 import s2wrap
-from s2wrap import S2WrapError, cli
+from s2wrap import S2WrapError
 from s2wrap.images import load_image
 
 PHOTOS = {"astronaut.jpg": data.astronaut(), "cat.png": data.chelsea(), "sub/coffee.webp": data.coffee()}
@@ -29,16 +30,6 @@ def photos(tmp_path):
     for name, photo in PHOTOS.items():
         Image.fromarray(photo).save(folder / name)
     return folder
-
-
-def run(*arguments):
-    """The command in this process: its exit code, and what it printed."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["s2wrap", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-            sys.exit(0)
-    return stop.value.code or 0
 
 
 def checkpoint(tmp_path):

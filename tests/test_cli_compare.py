@@ -1,12 +1,13 @@
 import json
-import sys
+from functools import partial
 
+import commands
 import numpy as np
 import pandas
 import pytest
 from PIL import Image
 
-from s2wrap import cli
+run = partial(commands.run, "compare")
 
 FAST = ["--backend", "none", "--random-weights"]
 
@@ -20,16 +21,6 @@ def pictures(tmp_path):
             pixels = rng.normal(level, 30, (60, 80, 3)).clip(0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(tmp_path / "data" / name / f"{i}.png")
     return tmp_path / "data"
-
-
-def run(*arguments):
-    """The command in this process: its exit code."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["s2wrap", "compare", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-            sys.exit(0)
-    return stop.value.code or 0
 
 
 def test_it_prints_a_table_and_a_verdict_and_writes_reports(pictures, tmp_path, capsys):

@@ -1,14 +1,16 @@
-import sys
+from functools import partial
 
+import commands
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import s2wrap
-from s2wrap import cli
 from s2wrap.errors import S2WrapError
 from s2wrap.look import FONT, GAP, RAMP, SIDE, every_scale, panels
+
+run = partial(commands.run, "show")
 
 TINY = ["--model", "timm:test_vit@1,2", "--random-weights"]
 TOP = GAP + 2 * round(1.3 * FONT)
@@ -25,16 +27,6 @@ def photo(tmp_path):
 @pytest.fixture
 def images():
     return torch.randint(0, 256, (2, 3, 60, 90), dtype=torch.uint8)
-
-
-def run(*arguments):
-    """The command in this process: its exit code."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["s2wrap", "show", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-            sys.exit(0)
-    return stop.value.code or 0
 
 
 def test_a_photograph_has_a_panel_for_every_scale_and_one_for_the_result(photo, tmp_path, capsys):

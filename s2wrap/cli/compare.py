@@ -75,7 +75,7 @@ def compare_models(
         check_ending(path)
         if not path.absolute().parent.is_dir():
             raise S2WrapError(f"cannot write {path}: there is no such folder")
-    output.check_free(report or [], overwrite)
+    output.check_overwrite(report or [], overwrite)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise PyTorch's profiler writes to stderr for every model
     place = flags.device(device)
     backends = () if backend == "none" else tuple(part.strip() for part in backend.split(","))

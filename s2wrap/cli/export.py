@@ -55,7 +55,7 @@ def export_model(
     _repeat_one_number(export_options)
     chosen = ExportOptions(**export_options, pictures=pictures, console=console)
     kind, served = kind_of(output), TritonOptions(**triton_options, overwrite=overwrite)
-    out.check_free([output, manifest_path(output), output.with_name(f"{output.name}.data")], overwrite)
+    out.check_overwrite([output, manifest_path(output), output.with_name(f"{output.name}.data")], overwrite)
     if triton is None and triton_options:
         names = ", ".join(TRITON_FLAGS.get(name, flags.flag_name(name, TritonOptions)) for name in triton_options)
         raise S2WrapError(f"{names}: for --triton DIR, which is not given")

@@ -112,7 +112,7 @@ def extract(
     from s2wrap.extraction.run import extract_features
 
     if not output.is_dir():  # a store goes on, and so does its list of errors
-        out.check_free([path for path in (output, errors) if path is not None], overwrite)
+        out.check_overwrite([path for path in (output, errors) if path is not None], overwrite)
     exported = model.endswith(flags.FILE_ENDINGS)
     usual = "cuda" if exported and not model.endswith(".onnx") else "cpu"
     cluster = _cluster(ray, ray_address, actors, device or usual)

@@ -109,7 +109,7 @@ def print_table(columns: Mapping[str, Sequence[str]], *, kept: int = 1, title: s
     console.print(table)
 
 
-def check_free(paths: Sequence[Path], overwrite: bool) -> None:
+def check_overwrite(paths: Sequence[Path], overwrite: bool) -> None:
     """Raise S2WrapError for a file that is there already, unless it may be replaced."""
     for path in () if overwrite else paths:
         if path.exists():

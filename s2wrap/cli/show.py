@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from s2wrap.cli import model as flags
-from s2wrap.cli.output import Overwrite, check_free, notes, print_line
+from s2wrap.cli.output import Overwrite, check_overwrite, notes, print_line
 from s2wrap.errors import S2WrapError
 from s2wrap.files import whole_file
 
@@ -43,7 +43,7 @@ def show(
 
     if output.suffix.lower() != ".png":
         raise S2WrapError(f"--output {output} is no .png; name it such as {output.stem or 'show'}.png")
-    check_free([output], overwrite)
+    check_overwrite([output], overwrite)
     console = notes()
     place = flags.device(device)
     pictures = [load_image(_file(path)) for path in photos]
