@@ -183,7 +183,7 @@ class Engine:
         if isinstance(images, np.ndarray) and images.ndim == 4:
             images = torch.from_numpy(images)
         elif not isinstance(images, Tensor):
-            images = as_batch(images, self.input.channels)
+            images = as_batch(images, self.input.channels, self.input.value_range)
         images, channels = images.to(self.device, non_blocking=True), self.input.channels
         last = images.ndim == 4 and not images.is_floating_point() and images.shape[3] == channels != images.shape[1]
         return rearrange(images, "b h w c -> b c h w") if last else images
@@ -192,7 +192,7 @@ class Engine:
         """Pictures as batches of one as the graph takes them, each with its own height and width."""
         for number, source in enumerate(images):
             try:
-                image = as_image(source, self.input.channels)[None].to(self.device)
+                image = as_image(source, self.input.channels, self.input.value_range)[None].to(self.device)
                 self._check(image)
                 yield self._as_graph_takes(self._stretched(image)), (image.shape[2], image.shape[3])
             except S2WrapError as error:

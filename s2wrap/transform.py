@@ -47,7 +47,7 @@ class NormalisePicture(v2.Transform):
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> tv_tensors.Image:
         """One picture of a sample; what is no picture, such as a label, torchvision passes by."""
-        images = as_image(inpt, self.input.channels)[None].as_subclass(torch.Tensor)
+        images = as_image(inpt, self.input.channels, self.input.value_range)[None].as_subclass(torch.Tensor)
         self.input.check(images, self.name)
         return tv_tensors.Image(self.input.normalise(images)[0])
 

@@ -327,7 +327,7 @@ class MultiScale(nn.Module):
         if not isinstance(images, Tensor):
             from s2wrap.images import as_batch
 
-            images = as_batch(images, self.input.channels).to(self.device)
+            images = as_batch(images, self.input.channels, self.input.value_range).to(self.device)
         self.input.check(images, self.backbone.name)
         if not torch.compiler.is_compiling():
             self._check_values(images)
@@ -426,7 +426,7 @@ class MultiScale(nn.Module):
 
         for number, image in enumerate(images):
             try:
-                yield self._batch(as_image(image, self.input.channels)[None].to(self.device))
+                yield self._batch(as_image(image, self.input.channels, self.input.value_range)[None].to(self.device))
             except S2WrapError as error:
                 raise S2WrapError(f"image {number}: {error}") from error
 

@@ -224,7 +224,7 @@ def test_a_disk_too_small_is_found_before_the_work(photos, tmp_path, capsys, mon
 
 
 def test_an_interrupted_run_leaves_nothing(photos, tmp_path, capsys, monkeypatch):
-    def interrupt(path):
+    def interrupt(path, reading):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("s2wrap.extraction.decode.load_image", interrupt)

@@ -158,7 +158,7 @@ def test_json_is_all_that_stdout_holds(run, picture, tmp_path):
     code, out, err = run("features", picture, *MODEL, "--output", store, "--json")
     assert (code, err) == (0, "")
     shapes = [{"spatial": [128, 10, 10], "prefix": [1, 128]}]
-    assert json.loads(out) == {"output": str(store), "pictures": 1, "failed": 0, "shapes": shapes}
+    assert json.loads(out) == {"output": str(store), "pictures": 1, "failed": 0, "left_out": {}, "shapes": shapes}
     rows = json.loads(run("bench", "timm:test_vit", "--seconds", "0.01", "--backend", "eager,cuda-graph", "--json")[1])
     assert [row["way"] for row in rows["rows"]] == ["eager", "cuda-graph"]
     file = tmp_path / "a.onnx"

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from s2wrap import S2WrapError
-from s2wrap.images import find_images, load_image, silence_decoders
+from s2wrap.images import Reading, find_images, load_image, silence_decoders
 
 SECONDS = 10
 """Of the processor, for a file."""
@@ -37,14 +37,14 @@ def outcome(path: Path) -> tuple[str, str]:
     """What came of a file, and what is wrong with that, if anything."""
     opened, error, image = set(os.listdir("/proc/self/fd")), None, None
     try:
-        image = load_image(path, max_pixels=MAX_PIXELS)
+        image = load_image(path, Reading(max_pixels=MAX_PIXELS))
     except BaseException as caught:
         error = caught
     left = set(os.listdir("/proc/self/fd")) - opened  # while the error lives, and the frames that it came through
     if left:
         return "", f"left {len(left)} files open"
     if image is not None:
-        fine = image.dtype == torch.uint8 and image.ndim == 3 and image.shape[0] == 3 and min(image.shape) > 1
+        fine = image.dtype == torch.uint8 and image.ndim == 3 and image.shape[0] > 1 and min(image.shape[1:]) > 1
         return "a picture", "" if fine else f"gave {image.dtype} {tuple(image.shape)}"
     said = str(error)
     clear = type(error) is S2WrapError and said.startswith(f"{path}: ") and "\n" not in said

@@ -8,7 +8,7 @@ from PIL import Image
 from skimage import data
 
 from s2wrap import S2WrapError
-from s2wrap.images import find_images, load_image
+from s2wrap.images import Reading, find_images, load_image
 
 PHOTO = data.chelsea()  # 300 × 451
 
@@ -36,9 +36,8 @@ def test_grey_16_bit_and_float_pictures_are_the_same_grey(tmp_path):
     Image.fromarray(grey).save(tmp_path / "8.png")
     Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "16.png")
     Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "16.tiff")
-    Image.fromarray(grey.astype(np.int32) * 257).save(tmp_path / "32.tiff")
     Image.fromarray(grey.astype(np.float32) / 255).save(tmp_path / "float.tiff")
-    for name in ("8.png", "16.png", "16.tiff", "32.tiff", "float.tiff"):
+    for name in ("8.png", "16.png", "16.tiff", "float.tiff"):
         np.testing.assert_array_equal(pixels(tmp_path / name), np.repeat(grey[:, :, None], 3, axis=2), err_msg=name)
 
 
@@ -108,8 +107,8 @@ def test_bombs_and_absurd_sizes_are_refused_before_decoding(tmp_path):
         with pytest.raises(S2WrapError, match=r"bomb.png: .*178956970"):
             load_image(path)
     Image.fromarray(PHOTO).save(path)
-    with pytest.raises(S2WrapError, match="300×451 pixels, more than the 1000"):
-        load_image(path, max_pixels=1000)
+    with pytest.raises(S2WrapError, match="300×451 pixels, more than max_pixels=1000"):
+        load_image(path, Reading(max_pixels=1000))
 
 
 def test_files_that_are_no_pictures_say_so(tmp_path):
@@ -163,7 +162,7 @@ def test_damaged_files_give_a_picture_or_one_clear_error(tmp_path):
 @pytest.mark.parametrize("values", [np.nan, np.inf, -0.5, 200.0])
 def test_floats_outside_0_to_1_are_refused(tmp_path, values):
     Image.fromarray(np.full((8, 8), values, np.float32)).save(tmp_path / "float.tiff")
-    with pytest.raises(S2WrapError, match=r"scale them to 0…1"):
+    with pytest.raises(S2WrapError, match="nothing says which of them are black and white"):
         load_image(tmp_path / "float.tiff")
 
 

@@ -16,6 +16,7 @@ from s2wrap.allocator import keep_freed_memory
 from s2wrap.cli import model as flags
 from s2wrap.cli import output as out
 from s2wrap.errors import S2WrapError
+from s2wrap.images.options import Reading, ReadOptions, WindowOptions
 from s2wrap.options import LoadOptions, Options, make_options, option_types
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ SHOWN = 20
 
 
 @flags.model_options()
+@flags.option_flags(ReadOptions, "read_options")
+@flags.option_flags(WindowOptions, "window_options")
 def extract(
     photos: Annotated[
         list[str],
@@ -76,17 +79,11 @@ def extract(
     skip_errors: Annotated[
         bool, typer.Option("--skip-errors", help="Exit with 0 although pictures could not be read, not with 3.")
     ] = False,
-    reject_scaling_attacks: Annotated[
-        bool,
-        typer.Option(
-            "--reject-scaling-attacks",
-            help="Count pictures that seem to hide another one, for a careless downscale, as unreadable; a megapixel "
-            "takes 5 seconds.",
-        ),
-    ] = False,
     as_json: out.Json = False,
     overwrite: out.Overwrite = False,
     options: dict[str, Any],
+    read_options: dict[str, Any],
+    window_options: dict[str, Any],
 ) -> None:
     """Write the features of pictures, as many as there are.
 
@@ -124,29 +121,46 @@ def extract(
     keep_freed_memory()
     console = out.notes()
     continued = shard is not None or output.suffix in (".parquet", ".zarr")
+    reading, windows = Reading(**read_options), WindowOptions(**window_options)
+    common: dict[str, Any] = {
+        "load": make,
+        "spec": model,
+        "options": options if exported else _kept(model, options),
+        "dtype": dtype,
+        "reading": reading,
+        "overwrite": overwrite,
+    }
     with _Bar(console) as bar, _last_words(bar, console, output if continued else None):
-        outcome = extract_features(
-            photos,
-            output,
-            load=make,
-            spec=model,
-            options=options if exported else _kept(model, options),
-            dtype=dtype,
-            shard=shard,
-            workers=workers,
-            cluster=cluster,
-            errors=errors,
-            reject_attacks=reject_scaling_attacks,
-            overwrite=overwrite,
-            tell=bar.show,
-        )
+        if windows.window is not None:
+            given = {"--shard": shard, "--workers": workers, "--errors": errors, "--ray": cluster}
+            _check_scene(photos, exported, [flag for flag, value in given.items() if value is not None])
+            from s2wrap.extraction.scene import extract_scene
+
+            outcome = extract_scene(photos[0], output, windows=windows, tell=bar.show, **common)
+        else:
+            outcome = extract_features(
+                photos, output, shard=shard, workers=workers, cluster=cluster, errors=errors, tell=bar.show, **common
+            )
+        if outcome.left_out:
+            out.print_line(f"left out, as no pictures by their endings: {outcome.left_out}", console, "yellow")
     if as_json:
-        counts = {"pictures": outcome.rows, "failed": outcome.failed, "shapes": outcome.shapes}
+        counts = {"pictures": outcome.rows, "failed": outcome.failed, "left_out": outcome.left_out}
+        counts["shapes"] = outcome.shapes
         out.print_json({"output": str(output), **counts})
     else:
-        out.print_line(_summary(outcome, output))
+        out.print_line(_summary(outcome, output, windows))
     if outcome.failed and not skip_errors:
         raise typer.Exit(3)
+
+
+def _check_scene(photos: list[str], exported: bool, flags_without_effect: list[str]) -> None:
+    """Raise S2WrapError for what a run over windows of one picture cannot take."""
+    if len(photos) != 1:
+        raise S2WrapError(f"--window with {len(photos)} pictures; give one, and a store for each")
+    if exported:
+        raise S2WrapError("--window with an exported file; give the model that it was made of, as FAMILY:NAME@SCALES")
+    if flags_without_effect:
+        raise S2WrapError(f"{', '.join(flags_without_effect)} has no effect with --window; leave it out")
 
 
 def _load_model(spec: str, device: "torch.device", options: dict[str, Any]) -> "s2wrap.MultiScale":
@@ -202,8 +216,11 @@ def _cluster(
     return None
 
 
-def _summary(outcome: "s2wrap.extraction.run.Outcome", output: Path) -> str:
+def _summary(outcome: "s2wrap.extraction.run.Outcome", output: Path, windows: WindowOptions) -> str:
     """One line: how many pictures, of which shape, where."""
+    if windows.window is not None:
+        shape = f"of shape {outcome.shapes[0]['spatial']}" if outcome.shapes else "there before"
+        return f"a map {shape} → {output}"
     seen = outcome.shapes[0] if outcome.shapes else {}
     shapes = [shape for name, shape in seen.items() if not name.startswith("prefix")]
     told = " + ".join(map(str, shapes)) + " each" if len(outcome.shapes) == 1 else "each on a grid of its own"

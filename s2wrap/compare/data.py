@@ -11,7 +11,8 @@ from PIL import Image
 
 from s2wrap.compare.folds import Fold, check_folds, deal
 from s2wrap.errors import S2WrapError
-from s2wrap.images import SUFFIXES, find_images, load_image
+from s2wrap.images import find_images, load_image
+from s2wrap.images.folders import is_hidden, is_picture
 
 TEST_NAMES = ("val", "valid", "validation", "test")
 """Accepted names of the folder of test pictures beside `train`."""
@@ -135,8 +136,8 @@ def _list_part(folder: Path) -> list[_File]:
         if len(set(masks)) < len(masks):
             raise S2WrapError(f"{folder / 'images'}: two pictures differ in their endings only, and share a mask")
         return [_File(path, mask=mask) for path, mask in zip(images, masks, strict=True)]
-    entries = [entry for entry in sorted(folder.iterdir()) if entry.name[0] != "."]  # hidden folders are no classes
-    loose = [entry for entry in entries if entry.suffix.lower() in SUFFIXES and entry.is_file()]
+    entries = [entry for entry in sorted(folder.iterdir()) if not is_hidden(entry.name)]
+    loose = [entry for entry in entries if is_picture(entry.name) and entry.is_file()]
     classes = [entry for entry in entries if entry.is_dir()]
     if loose and classes:
         raise S2WrapError(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from s2wrap.errors import MissingExtraError, S2WrapError, first_line
-from s2wrap.images import SUFFIXES
+from s2wrap.images.folders import LeftOut, is_hidden, is_picture, walk_folder
 
 LONGEST_NAME = 255
 """The most bytes that a file name has on any common file system."""
@@ -17,11 +17,6 @@ LONGEST_NAME = 255
 def is_remote(address: str) -> bool:
     """Whether an address is opened by fsspec rather than by the local file system."""
     return "://" in address
-
-
-def is_picture(name: str) -> bool:
-    """Whether a name has the suffix of a picture; ._NAME files, where macOS keeps metadata of NAME, do not count."""
-    return os.path.splitext(name)[1].lower() in SUFFIXES and not os.path.basename(name).startswith("._")
 
 
 @contextmanager
@@ -68,44 +63,37 @@ def expand(pattern: str) -> list[str]:
         return sorted(map(file_system.unstrip_protocol, file_system.glob(path)))
 
 
-def walk(folder: str) -> Iterator[str]:
+def walk(folder: str, left_out: LeftOut) -> Iterator[str]:
     """The addresses of all pictures in a folder and its subfolders, sorted by name.
 
     Only the folders on the way to the current one are listed at a time, so memory stays small. Links to folders are not
-    followed, as they may form cycles.
+    followed, as they may form cycles; other files are counted in `left_out`.
 
     Raises:
         S2WrapError: a folder cannot be listed.
     """
     with answers(folder):
         if not is_remote(folder):
-            yield from _walk_local(str(Path(folder)))
+            yield from walk_folder(str(Path(folder)), left_out)
         else:
             file_system, root = _file_system(folder)
-            for path in _walk_remote(file_system, root):
+            for path in _walk_remote(file_system, root, left_out):
                 yield folder.rstrip("/") + path.removeprefix(root.rstrip("/"))
 
 
-def _walk_local(folder: str) -> Iterator[str]:
-    with os.scandir(folder) as entries:
-        in_order = sorted(entries, key=lambda entry: entry.name)
-    for entry in in_order:
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk_local(entry.path)
-        elif is_picture(entry.name) and entry.is_file():
-            yield entry.path
-
-
-def _walk_remote(file_system: Any, folder: str) -> Iterator[str]:
+def _walk_remote(file_system: Any, folder: str, left_out: LeftOut) -> Iterator[str]:
     for entry in sorted(file_system.ls(folder, detail=True), key=lambda entry: entry["name"]):
         if entry["name"].rstrip("/") == folder.rstrip("/"):
             if entry.get("StorageClass") == "DIRECTORY":  # s3fs marks a key prefix so
                 raise S2WrapError(f"{folder} has names with //, which cannot be searched; give a list of the pictures")
             continue  # an empty object that some tools create to represent the folder itself
         if entry["type"] == "directory":
-            yield from _walk_remote(file_system, entry["name"])
+            if not is_hidden(os.path.basename(entry["name"].rstrip("/"))):
+                yield from _walk_remote(file_system, entry["name"], left_out)
         elif is_picture(entry["name"]):
             yield entry["name"]
+        else:
+            left_out.add(entry["name"])
 
 
 def _file_system(address: str) -> tuple[Any, str]:

@@ -26,6 +26,7 @@ from s2wrap.extraction.fleet import Fleet, silent_logs
 from s2wrap.extraction.picture import Failure, Mark, Picture, Row
 from s2wrap.extraction.sources import Piece, Section, pieces_after
 from s2wrap.extraction.workers import grouped, portable
+from s2wrap.images import Reading
 from s2wrap.wrapper import MultiScale
 
 FILES = 64
@@ -45,14 +46,14 @@ class EncodingOptions:
         keep: picks the arrays to store from the features of one picture.
         dtype: the dtype of the stored arrays.
         weights: the expected `weights_of` the model.
-        reject_attacks: as for `decode_all`.
+        reading: how pictures are read.
     """
 
     load: Callable[[], Encoder]
     keep: Keep
     dtype: torch.dtype
     weights: str
-    reject_attacks: bool
+    reading: Reading
 
 
 def encode_on(fleet: Fleet, options: EncodingOptions, sections: list[Section], mark: Mark) -> Generator[Row | Failure]:
@@ -102,9 +103,7 @@ def _pipeline(fleet: Fleet, options: EncodingOptions, sections: list[Section], m
         if tars:
             readers = TaskPoolStrategy(min(tars, fleet.actors + 1))
             rows = rows.map_batches(step(_read), **whole, num_cpus=0, compute=readers, max_retries=RETRIES)
-        rows = rows.map_batches(
-            step(partial(_decode, options.reject_attacks)), **whole, num_cpus=1, max_retries=RETRIES
-        )
+        rows = rows.map_batches(step(partial(_decode, options.reading)), **whole, num_cpus=1, max_retries=RETRIES)
         return rows.map_batches(
             _Encoder,
             fn_constructor_args=(options, fleet.device, version("s2wrap"), os.getcwd()),
@@ -125,9 +124,9 @@ def _read(piece: Piece) -> Iterator[list[Picture]]:
     return grouped(piece(), lambda picture: len(picture.content or b""), count=FILES, most=BYTES)
 
 
-def _decode(reject_attacks: bool, pictures: list[Picture]) -> Iterator[list[Decoded]]:
+def _decode(reading: Reading, pictures: list[Picture]) -> Iterator[list[Decoded]]:
     # in a process of its own, as Ray would retry a picture that crashes a Ray process again and again
-    decoded = decode_all(pictures, workers=1, reject_attacks=reject_attacks)
+    decoded = decode_all(pictures, reading, workers=1)
     return grouped(decoded, _tensor_bytes, count=FILES, most=BYTES)
 
 

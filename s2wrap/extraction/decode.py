@@ -14,6 +14,7 @@ from s2wrap.extraction.addresses import fetch, is_remote
 from s2wrap.extraction.picture import START, Mark, Picture
 from s2wrap.extraction.workers import by_workers
 from s2wrap.images import decode_image, load_image
+from s2wrap.images.options import USUAL, Reading
 
 AHEAD = 4
 """The most pictures that each worker decodes ahead."""
@@ -25,7 +26,7 @@ PASSING = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
 
 @dataclass(frozen=True)
 class Decoded:
-    """A decoded picture, (3, height, width) in 0…255, or the problem that prevented it.
+    """A decoded picture, (channels, height, width), or the problem that prevented it.
 
     Attributes:
         gone: whether the file is missing or access is denied; if all are, their disk or server is probably offline.
@@ -44,20 +45,18 @@ class Decoded:
         return self if self.image is None else replace(self, image=self.image.pin_memory())
 
 
-def decode(picture: Picture, *, reject_attacks: bool = False) -> Decoded:
+def decode(picture: Picture, reading: Reading = USUAL) -> Decoded:
     """The decoded picture, or its problem: errors of reading and decoding are returned, not raised.
 
     Args:
         picture: the picture to read.
-        reject_attacks: whether to reject images that look like image-scaling attacks, see `s2wrap.scaling_attacks`.
+        reading: how.
     """
     result = Decoded(picture.name, mark=picture.mark)
     if picture.problem is not None:
         return replace(result, problem=picture.problem)
     try:
-        image = _load(picture)
-        if reject_attacks:
-            _check_attack(image, picture.name)
+        image = _load(picture, reading)
         return replace(result, image=image)
     except MissingExtraError as error:
         return replace(result, problem=str(error), lost=True)
@@ -69,10 +68,10 @@ def decode(picture: Picture, *, reject_attacks: bool = False) -> Decoded:
         return replace(result, problem=str(error), lost=True)
 
 
-def _load(picture: Picture) -> Tensor:
+def _load(picture: Picture, reading: Reading) -> Tensor:
     if picture.content is None and not is_remote(picture.name):
-        return load_image(picture.name)
-    return decode_image(_fetch(picture.name) if picture.content is None else picture.content, picture.name)
+        return load_image(picture.name, reading)
+    return decode_image(_fetch(picture.name) if picture.content is None else picture.content, picture.name, reading)
 
 
 def _is_gone(picture: Picture, cause: BaseException | None) -> bool:
@@ -82,34 +81,21 @@ def _is_gone(picture: Picture, cause: BaseException | None) -> bool:
     return missing or isinstance(cause, FileNotFoundError | PermissionError)
 
 
-def _check_attack(image: Tensor, name: str) -> None:
-    """Raise S2WrapError if an image looks like an image-scaling attack."""
-    from s2wrap.scaling_attacks import find_scaling_attack
-
-    verdict = find_scaling_attack(image)
-    if verdict.is_attack:
-        height, width = verdict.image_hw
-        raise S2WrapError(
-            f"{name}: may hide another picture, which a {verdict.kernel} downscale to {height}×{width} shows (score "
-            f"{verdict.round_trip:.1f}; regular patterns score as much)"
-        )
-
-
 def decode_all(
-    pictures: Iterable[Picture], *, workers: int, pin: bool = False, reject_attacks: bool = False
+    pictures: Iterable[Picture], reading: Reading = USUAL, *, workers: int, pin: bool = False
 ) -> Iterator[Decoded]:
     """The decoded pictures, in order.
 
     Args:
         pictures: read lazily, a few pictures ahead of the output.
+        reading: how.
         workers: number of decoding processes; 0 decodes in this process.
         pin: whether to put the pixels in page-locked memory, for a GPU.
-        reject_attacks: as for `decode`.
 
     Raises:
         S2WrapError: a server, the disk or the memory failed; see `Decoded.lost`.
     """
-    decode_one = partial(decode, reject_attacks=reject_attacks)
+    decode_one = partial(decode, reading=reading)
     if workers == 0:
         results = map(decode_one, pictures)
     else:

@@ -19,6 +19,7 @@ from s2wrap.extraction.encode import Encoder, Keep, encode_all
 from s2wrap.extraction.picture import Failure, Mark, Picture, Row
 from s2wrap.extraction.sources import Section, pictures_after
 from s2wrap.extraction.workers import by_workers, grouped, portable
+from s2wrap.images import Reading
 from s2wrap.wrapper import MultiScale
 
 CALLS = 2
@@ -34,7 +35,7 @@ def encode_here(
     keep: Keep,
     dtype: torch.dtype,
     workers: int | None,
-    reject_attacks: bool,
+    reading: Reading,
     sections: list[Section],
     mark: Mark,
 ) -> Generator[Row | Failure]:
@@ -51,7 +52,7 @@ def encode_here(
         workers: number of processes; 0 works in this process alone. None: one per processor less one if they only
             decode (one in all outside Linux); if they encode, one per processor, or two if pictures come from a server,
             so that one can wait, and none if there are fewer blocks of pictures than that.
-        reject_attacks: as for `decode_all`.
+        reading: how pictures are read.
         sections: the sources.
         mark: the position of the last picture that is done.
     """
@@ -61,11 +62,11 @@ def encode_here(
         if workers is None:
             workers, blocks = _choose_workers(blocks)
         if workers:
-            return _encode_by_workers(model, blocks, keep, dtype, workers, reject_attacks)
+            return _encode_by_workers(model, blocks, keep, dtype, workers, reading)
         pictures = chain.from_iterable(blocks)
     workers = _processors() - 1 if workers is None else workers
     on_gpu = model.device.type == "cuda"
-    decoded = decode_all(pictures, workers=workers, pin=on_gpu, reject_attacks=reject_attacks)
+    decoded = decode_all(pictures, reading, workers=workers, pin=on_gpu)
     return encode_all(model, decoded, keep, dtype=dtype)
 
 
@@ -103,9 +104,9 @@ def _encode_by_workers(
     keep: Keep,
     dtype: torch.dtype,
     workers: int,
-    reject_attacks: bool,
+    reading: Reading,
 ) -> Generator[Row | Failure]:
-    work = partial(_encode_block, model, keep, dtype, reject_attacks)
+    work = partial(_encode_block, model, keep, dtype, reading)
 
     def crashed(block: list[Picture]) -> Packed:
         if len(block) > 1:  # find the picture that caused it
@@ -126,12 +127,12 @@ def _encode_by_workers(
         gc.unfreeze()
 
 
-def _encode_block(model: Encoder, keep: Keep, dtype: torch.dtype, reject_attacks: bool, block: list[Picture]) -> Packed:
+def _encode_block(model: Encoder, keep: Keep, dtype: torch.dtype, reading: Reading, block: list[Picture]) -> Packed:
     """The results of a block of pictures, in shared memory."""
     items: list[Row | Failure] = []
     cause = None
     try:
-        decoded = decode_all(block, workers=0, reject_attacks=reject_attacks)
+        decoded = decode_all(block, reading, workers=0)
         for item in encode_all(model, decoded, keep, dtype=dtype):
             items.append(item)
     except Exception as error:

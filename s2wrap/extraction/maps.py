@@ -35,7 +35,7 @@ class MapWriter(Writer):
     keep: Keep = staticmethod(filled_maps)
 
     def __init__(self, folder: Path, dtype: str, chunk: int | None):
-        _zarr()
+        open_zarr()
         super().__init__(folder, dtype)
         self.chunk = chunk
         self.group: Any = None
@@ -45,12 +45,12 @@ class MapWriter(Writer):
         """Discard all rows but the first `rows`; those of the last block are returned if it is not full."""
         if rows == 0:
             self._clear()
-            self.group = _zarr().open_group(self.folder, mode="a", zarr_format=3, attributes=dict(description))
+            self.group = open_zarr().open_group(self.folder, mode="a", zarr_format=3, attributes=dict(description))
             self.group.require_group(CONTROL)  # as a group, since readers warn about other folders
             return []
         for path in self.folder.rglob("*.partial"):  # chunks that were being written when a run was killed
             path.unlink()
-        self.group = _zarr().open_group(self.folder, mode="r+")
+        self.group = open_zarr().open_group(self.folder, mode="r+")
         self._set_block(self.group["spatial" if "spatial" in self.group else "spatial_0"].chunks[0])
         self._resize(rows)
         (last,) = self._read(rows - 1, rows)
@@ -123,7 +123,8 @@ def _sync(folder: Path, chunks: range) -> None:
         sync_folder(parent)
 
 
-def _zarr() -> Any:
+def open_zarr() -> Any:
+    """The library for Zarr."""
     try:
         import zarr
     except ImportError as error:

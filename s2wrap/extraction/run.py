@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -20,11 +20,13 @@ from s2wrap.extraction.formats import make_writer
 from s2wrap.extraction.local import encode_here
 from s2wrap.extraction.picture import Failure, Mark, Row
 from s2wrap.extraction.single import SingleFile
-from s2wrap.extraction.sources import Section, count_pictures, find_sections
+from s2wrap.extraction.sources import Section, count_pictures, files_left_out, find_sections
 from s2wrap.extraction.store import Store, check_parent, check_place, opened_store
 from s2wrap.extraction.tars import container
 from s2wrap.extraction.writer import PartWriter, Writer
 from s2wrap.files import whole_file
+from s2wrap.images.folders import LeftOut
+from s2wrap.images.options import USUAL, Reading
 
 GONE = 1000
 """Successive missing pictures after which their disk or server is checked."""
@@ -55,11 +57,13 @@ class Outcome:
         rows: number of pictures whose features are in the output, including earlier runs.
         failed: number of pictures that could not be read, including earlier runs.
         shapes: the shapes of a picture's arrays by name; two entries if pictures differ, none if all were done.
+        left_out: the files of folders that are no pictures, counted by ending.
     """
 
     rows: int
     failed: int
     shapes: list[Shapes]
+    left_out: LeftOut = field(default_factory=LeftOut)
 
 
 def extract_features(
@@ -74,7 +78,7 @@ def extract_features(
     workers: int | None = None,
     cluster: Cluster | None = None,
     errors: Path | None = None,
-    reject_attacks: bool = False,
+    reading: Reading = USUAL,
     overwrite: bool = False,
     tell: Callable[[State], object] = lambda state: None,
 ) -> Outcome:
@@ -93,8 +97,7 @@ def extract_features(
         workers: number of worker processes, 0 for none; see `encode_here`.
         cluster: the Ray cluster that reads, decodes and encodes, instead of worker processes on this machine.
         errors: file for the pictures that could not be read, one JSON line {"path": …, "reason": …} each.
-        reject_attacks: whether images that look like image-scaling attacks count as unreadable, see
-            `s2wrap.scaling_attacks`.
+        reading: how pictures are read; its range of values is that of the model.
         overwrite: whether a store is begun anew, instead of resumed.
         tell: called at the start and after every picture.
 
@@ -109,6 +112,7 @@ def extract_features(
     total = count_pictures(sections)
     with _reserved(output, writer) as draft, nullcontext() if cluster is None else connected(cluster) as fleet:
         model = load()
+        reading = replace(reading, value_range=model.input.value_range)
         description = {
             "spec": spec,
             "options": dict(options),
@@ -116,21 +120,21 @@ def extract_features(
             "s2wrap_version": version("s2wrap"),
             "dtype": dtype,
             "shard": writer.block if isinstance(writer, PartWriter) else shard,
-            "reject_scaling_attacks": reject_attacks,
+            "reading": {"bands": reading.bands, "reject_scaling_attacks": reading.reject_scaling_attacks},
         }
         keep, torch_dtype = writer.keep if writer else whole_maps, getattr(torch, dtype)
         encode: Encode
         if fleet is None:
-            encode = partial(encode_here, model, keep, torch_dtype, workers, reject_attacks)
+            encode = partial(encode_here, model, keep, torch_dtype, workers, reading)
         else:
             sha256 = description["weights_sha256"]
-            encode = partial(encode_on, fleet, EncodingOptions(load, keep, torch_dtype, sha256, reject_attacks))
+            encode = partial(encode_on, fleet, EncodingOptions(load, keep, torch_dtype, sha256, reading))
         del model
         single = SingleFile(output, draft, description)
         with nullcontext(single) if writer is None else opened_store(output, writer, description, overwrite) as sink:
             with _failure_list(sink, errors), closing(encode(sections, sink.mark)) as items:
-                shapes = _fill(sink, _check_sources(items, sink.rows), total, len(sections), tell)
-            return Outcome(sink.rows, sink.failed, shapes)
+                shapes = fill(sink, _check_sources(items, sink.rows), total, len(sections), tell)
+            return Outcome(sink.rows, sink.failed, shapes, files_left_out(sections))
 
 
 def _check_workers(workers: int | None, cluster: Cluster | None) -> None:
@@ -140,7 +144,7 @@ def _check_workers(workers: int | None, cluster: Cluster | None) -> None:
         raise S2WrapError(f"--workers {workers} is no number of processes; use 0 (none) or more")
 
 
-def _fill(
+def fill(
     sink: Store | SingleFile,
     items: Iterable[Row | Failure],
     total: int | None,

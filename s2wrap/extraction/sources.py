@@ -4,7 +4,7 @@ import codecs
 import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import blake2b
 from itertools import islice
@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from s2wrap.errors import MissingExtraError, S2WrapError
-from s2wrap.extraction.addresses import answers, expand, is_picture, is_remote, kind, opened, walk
+from s2wrap.extraction.addresses import answers, expand, is_remote, kind, opened, walk
 from s2wrap.extraction.picture import START, Mark, Picture
 from s2wrap.extraction.tars import is_tar, read_tar
 from s2wrap.extraction.writer import CONTROL
-from s2wrap.images import SUFFIXES
+from s2wrap.images.folders import SUFFIXES, LeftOut, is_picture
 
 LISTS = (".txt", ".parquet")
 WILD = frozenset("*?[")
@@ -33,11 +33,13 @@ class Section:
         address: the address of the tar, folder or list; empty for files.
         read: yields the pictures, in the same order every time.
         tar: whether it is a tar, whose pictures are only known by reading it from the start.
+        left_out: the files of a folder that are no pictures, counted anew whenever it is read.
     """
 
     address: str
     read: Callable[[], Iterator[Picture]]
     tar: bool = False
+    left_out: LeftOut = field(default_factory=LeftOut, compare=False)
 
 
 def find_sections(addresses: Iterable[str]) -> list[Section]:
@@ -81,9 +83,18 @@ def count_pictures(sections: list[Section]) -> int | None:
     if not hashes and not tars:
         places = ", ".join(section.address for section in sections) or "nothing"
         endings = ", ".join(SUFFIXES)
-        raise S2WrapError(f"no picture in {places}; endings read: {endings}; tars in a folder are named as x/*.tar")
+        left_out = str(files_left_out(sections)) or "none"
+        raise S2WrapError(
+            f"no picture in {places}; endings read: {endings}; left out: {left_out}; tars in a folder are named as "
+            f"x/*.tar"
+        )
     _check_unique(countable, np.array(hashes))
     return None if tars else len(hashes)
+
+
+def files_left_out(sections: list[Section]) -> LeftOut:
+    """The files of all folders that are no pictures, once these were read."""
+    return LeftOut(sum((section.left_out for section in sections), LeftOut()))
 
 
 def pictures_after(sections: list[Section], mark: Mark) -> Iterator[Picture]:
@@ -186,13 +197,19 @@ def _section(address: str) -> Section | None:
     if address_kind is None:
         raise S2WrapError(f"{address}: there is no such file or folder")
     if address_kind == "folder":
-        return Section(address, lambda: map(Picture, walk(address)))
+        left_out = LeftOut()
+        return Section(address, partial(_read_folder, address, left_out), left_out=left_out)
     if is_tar(address):
         return Section(address, partial(read_tar, address), tar=True)
     suffix = Path(address).suffix.lower()
     if suffix == ".txt":
         return Section(address, partial(_read_lines, address))
     return Section(address, partial(_read_column, address)) if suffix == ".parquet" else None
+
+
+def _read_folder(address: str, left_out: LeftOut) -> Iterator[Picture]:
+    left_out.clear()
+    yield from map(Picture, walk(address, left_out))
 
 
 def _files(files: list[str]) -> Section:

@@ -19,8 +19,9 @@ from tarfile import (
 )
 
 from s2wrap.errors import first_line
-from s2wrap.extraction.addresses import answers, is_picture, opened
+from s2wrap.extraction.addresses import answers, opened
 from s2wrap.extraction.picture import Picture
+from s2wrap.images.folders import is_picture
 
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 LARGEST = 1 << 30

@@ -1,0 +1,209 @@
+"""Large pictures, read in windows: TIFFs of tiles or strips, with the coarser levels that they may hold."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from s2wrap.errors import MissingExtraError, S2WrapError, warn
+from s2wrap.images.limits import Stream
+from s2wrap.images.options import Reading
+from s2wrap.images.read import decode_image, readable
+from s2wrap.images.tiff import MAGIC, samples_of, tifffile
+from s2wrap.images.values import Samples, to_tensor
+
+Affine = tuple[float, float, float, float, float, float]
+METRES = {2: 0.0254, 3: 0.01}
+"""Metres of the values of ResolutionUnit, inch and centimetre (TIFF 6.0, page 38)."""
+
+
+class Ground(NamedTuple):
+    """Where a picture lies on the ground.
+
+    Attributes:
+        transform: (a, b, c, d, e, f): x = a · column + b · row + c, y = d · column + e · row + f, at corners of pixels.
+        crs: its coordinate reference system, as WKT.
+        metres: in one unit of it; None for degrees.
+    """
+
+    transform: Affine
+    crs: str
+    metres: float | None
+
+
+@dataclass(frozen=True)
+class Level:
+    """A picture at one resolution: `read(top, left, bottom, right)` gives (channels, height, width)."""
+
+    image_hw: tuple[int, int]
+    read: Callable[[int, int, int, int], Tensor]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture that is read in windows.
+
+    Attributes:
+        name: what errors call it.
+        levels: from fine to coarse; the first has all pixels.
+        ground: where it lies, if it says so.
+        pixel_metres: the size of a pixel in metres, if it says so.
+    """
+
+    name: str
+    levels: tuple[Level, ...]
+    ground: Ground | None = None
+    pixel_metres: float | None = None
+
+    @property
+    def image_hw(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.levels[0].image_hw
+
+    def level_for(self, shrink: float) -> Level:
+        """The coarsest level that still has all the detail of the picture made smaller by a factor."""
+        height, width = self.image_hw
+        fine_enough = [
+            level
+            for level in self.levels
+            if max(height / level.image_hw[0], width / level.image_hw[1]) <= shrink * 1.01  # sides are rounded
+        ]
+        return fine_enough[-1] if fine_enough else self.levels[0]
+
+    def window(self, top: int, left: int, size_hw: tuple[int, int], shrink: float = 1) -> Tensor:
+        """A window (channels, height, width), from the level for a factor; its edge is repeated beyond the picture.
+
+        Args:
+            top: its first row, in pixels of the whole picture.
+            left: its first column.
+            size_hw: its height and width in pixels of the whole picture.
+            shrink: by how much it will be made smaller.
+
+        Raises:
+            S2WrapError: damaged.
+        """
+        level = self.level_for(shrink)
+        spans = []
+        for start, size, whole, side in zip((top, left), size_hw, self.image_hw, level.image_hw, strict=True):
+            factor = side / whole
+            first = min(round(start * factor), side - 1)
+            spans.append((first, min(first + max(2, round(size * factor)), side), max(2, round(size * factor))))
+        (first_row, last_row, rows), (first_col, last_col, cols) = spans
+        with readable(self.name):
+            pixels = level.read(first_row, first_col, last_row, last_col)
+        missing = (0, cols - (last_col - first_col), 0, rows - (last_row - first_row))
+        return pixels if not any(missing) else _repeat_edge(pixels, missing)
+
+
+@contextmanager
+def open_scene(stream: Stream, name: str, reading: Reading) -> Iterator[Scene]:
+    """A picture of which windows are read: a TIFF as needed, of whatever size; others are decoded whole at once.
+
+    Args:
+        stream: the file, open as long as the scene is used.
+        name: what errors call it.
+        reading: bands and range of values; of its limits, only pictures that are read whole have any.
+
+    Raises:
+        S2WrapError: no picture, damaged, or values that need a `value_range`.
+        MissingExtraError: tifffile, zarr, or rasterio for a georeferenced picture, is not installed.
+    """
+    with readable(name):
+        start = stream.read(4)
+        stream.seek(0)
+        whole = None if start in MAGIC else decode_image(stream.read(), name, reading)
+    if whole is not None:
+        yield Scene(name, (Level((whole.shape[1], whole.shape[2]), partial(_crop, whole)),))
+        return
+    with ExitStack() as stack:
+        with readable(name):
+            tiff = stack.enter_context(tifffile().TiffFile(stream))
+            series = max(tiff.series, key=lambda each: np.prod(each.shape))
+            levels = tuple(_level(series, number, name, reading) for number in range(len(series.levels)))
+            ground = _ground(series.keyframe, stream, name)
+        yield Scene(name, levels, ground, _pixel_metres(tiff, series.keyframe, ground))
+
+
+def _crop(pixels: Tensor, top: int, left: int, bottom: int, right: int) -> Tensor:
+    return pixels[:, top:bottom, left:right]
+
+
+def _level(series: Any, number: int, name: str, reading: Reading) -> Level:
+    """A level of a TIFF, whose pixels mean what the page of the finest one says."""
+    try:
+        import zarr
+    except ImportError as error:
+        raise MissingExtraError("zarr", "images") from error
+    axes, page = series.axes, series.keyframe
+    if "Y" not in axes or "X" not in axes:
+        raise S2WrapError(f"{name}: axes {axes}; a picture has Y and X")
+    array = zarr.open_array(series.aszarr(level=number), mode="r")
+    sizes = dict(zip(axes, array.shape, strict=True))
+    samples_axis = next((axis for axis in "SC" if axis in axes), None)
+
+    def samples(top: int, left: int, bottom: int, right: int) -> Samples:
+        spans = {"Y": slice(top, bottom), "X": slice(left, right), samples_axis: slice(None)}
+        part = np.asarray(array[tuple(spans.get(axis, 0) for axis in axes)])
+        order = [axis for axis in axes if axis in spans]
+        part = np.moveaxis(part, [order.index(axis) for axis in ("Y", "X")], [0, 1])
+        return samples_of(page, part if part.ndim == 3 else part[:, :, None], name)
+
+    def read(top: int, left: int, bottom: int, right: int) -> Tensor:
+        return to_tensor(samples(top, left, bottom, right), name, reading)
+
+    corner = samples(0, 0, 1, 1)
+    if corner.bounds is None and corner.to_rgb is None and reading.value_range is None:
+        raise S2WrapError(
+            f"{name}: values of {corner.values.dtype}, and the file does not say which of them are black and white; "
+            f"give value_range="
+        )
+    return Level((sizes["Y"], sizes["X"]), read)
+
+
+def _ground(page: Any, stream: Stream, name: str) -> Ground | None:
+    """Where a GeoTIFF lies, by rasterio."""
+    if not page.is_geotiff:
+        return None
+    try:
+        import rasterio
+    except ImportError as error:
+        raise MissingExtraError("rasterio", "images") from error
+    stream.seek(0)
+    with rasterio.open(getattr(stream, "name", stream)) as dataset:
+        if dataset.crs is None or dataset.transform.is_identity:
+            warn(f"{name}: has GeoTIFF tags without a place that could be kept; its map will lie on pixels")
+            return None
+        metres = dataset.crs.linear_units_factor[1] if dataset.crs.is_projected else None
+        return Ground(tuple(dataset.transform)[:6], dataset.crs.to_wkt(), metres)
+
+
+def _pixel_metres(tiff: Any, page: Any, ground: Ground | None) -> float | None:
+    """The width of a pixel in metres, as far as the file tells it: on the ground, of a slide, by its resolution."""
+    if ground is not None:
+        return abs(ground.transform[0]) * ground.metres if ground.metres else None
+    if tiff.is_svs:
+        microns = tifffile().tifffile.svs_description_metadata(page.description).get("MPP")
+        return float(microns) * 1e-6 if microns else None
+    if tiff.is_ome:
+        image = tifffile().xml2dict(tiff.ome_metadata)["OME"]["Image"]
+        pixels = (image[0] if isinstance(image, list) else image)["Pixels"]
+        unit = {"nm": 1e-9, "µm": 1e-6, "mm": 1e-3}.get(pixels.get("PhysicalSizeXUnit", "µm"))
+        size = pixels.get("PhysicalSizeX")
+        return float(size) * unit if size and unit else None
+    unit = METRES.get(page.resolutionunit)
+    per_unit = page.resolution[0]
+    return unit / per_unit if unit and per_unit > 0 else None
+
+
+def _repeat_edge(pixels: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
+    """Pixels of any type with their last column and row repeated."""
+    _, right, _, bottom = padding
+    height, width = pixels.shape[1:]
+    rows = torch.arange(height + bottom).clamp(max=height - 1)
+    cols = torch.arange(width + right).clamp(max=width - 1)
+    return pixels[:, rows][:, :, cols]

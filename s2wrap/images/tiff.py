@@ -1,0 +1,196 @@
+"""TIFF files of any depth, layout and compression, by tifffile."""
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from s2wrap.errors import MissingExtraError, S2WrapError
+from s2wrap.images.limits import LimitedFile
+from s2wrap.images.options import Range, Reading
+from s2wrap.images.pillow import upright
+from s2wrap.images.values import Colours, Samples, integer_bounds, to_tensor
+
+MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""How TIFF and BigTIFF files begin."""
+MAX_STRIPS = 200_000
+"""The most strips or tiles of a picture that is read as a whole: each takes time."""
+ASSOCIATED, UNASSOCIATED = 1, 2
+"""Values of ExtraSamples (TIFF 6.0, page 31): colours multiplied with alpha, or not."""
+ORIENTATION, INK_SET, REFERENCE_BLACK_WHITE = 274, 332, 532
+
+
+def read_tiff(file: LimitedFile, name: object, reading: Reading) -> Tensor:
+    """The first full picture of a TIFF, (channels, height, width), upright.
+
+    Raises:
+        S2WrapError: a picture beyond the limits, damaged, or of a kind that is not read.
+        MissingExtraError: tifffile is not installed.
+    """
+    with tifffile().TiffFile(file) as tiff:
+        page = first_picture(tiff)
+        check_page(page, name, reading)
+        samples = samples_of(page, decoded(page), name)
+        orientation = page.tags.get(ORIENTATION)
+        return upright(to_tensor(samples, name, reading), 1 if orientation is None else orientation.value)
+
+
+def tifffile() -> Any:
+    """The library for TIFF files."""
+    try:
+        import tifffile
+    except ImportError as error:
+        raise MissingExtraError("tifffile", "images") from error
+    return tifffile
+
+
+def imagecodecs() -> Any:
+    """The library of decoders."""
+    try:
+        import imagecodecs
+    except ImportError as error:
+        raise MissingExtraError("imagecodecs", "images") from error
+    return imagecodecs
+
+
+def first_picture(tiff: Any) -> Any:
+    """The first page that is no thumbnail of another one."""
+    for page in tiff.pages[:16]:
+        if not page.aspage().is_reduced:
+            return page.aspage()
+    return tiff.pages.first
+
+
+def check_page(page: Any, name: object, reading: Reading) -> None:
+    """Raise S2WrapError for what is too large to be read as a whole, or is no plain picture."""
+    samples = page.samplesperpixel * max(1, page.imagedepth)
+    item = max(1, page.bitspersample // 8)
+    height, width = page.imagelength, page.imagewidth
+    # decoded samples, those of the strip or tile at hand twice, and the result
+    tile = page.tilelength * page.tilewidth if page.is_tiled else min(page.rowsperstrip or height, height) * width
+    reading.check_size(name, (height, width), samples * item + 3, fixed=2 * tile * samples * item)
+    if page.imagedepth > 1:
+        raise S2WrapError(f"{name}: a volume of {page.imagedepth} slices; give one slice as an array")
+    if len(page.dataoffsets) > MAX_STRIPS:
+        raise S2WrapError(
+            f"{name}: {len(page.dataoffsets)} strips or tiles, more than the {MAX_STRIPS} that are safe to decode"
+        )
+
+
+def decoded(page: Any) -> np.ndarray:
+    """The samples of a page, (height, width, samples)."""
+    values = page.asarray(maxworkers=1, squeeze=False)  # (planes, depth, height, width, samples)
+    planes = np.moveaxis(values[:, 0], 0, 2)  # (height, width, planes, samples), of which one is 1
+    return planes.reshape(*planes.shape[:2], -1)
+
+
+def samples_of(page: Any, values: np.ndarray, name: object) -> Samples:
+    """What the samples of a page, or of a part of it, mean.
+
+    Args:
+        page: of tifffile.
+        values: (height, width, samples).
+        name: what errors call it.
+
+    Raises:
+        S2WrapError: colours that are not read.
+    """
+    values = values.view(np.uint8) if values.dtype == bool else values
+    kind = getattr(page.photometric, "name", str(page.photometric))
+    count = values.shape[2]
+    extra = [int(value) for value in page.extrasamples]
+    bounds = _declared_bounds(page, values)
+    invalid = _invalid(page)
+    if kind in ("MINISBLACK", "MINISWHITE"):
+        alpha, colours = _alpha(extra, count, 1)
+        return Samples(values, colours, bounds, kind == "MINISWHITE", alpha, invalid=invalid)
+    if count >= 3 and (kind == "RGB" or (kind == "YCBCR" and _is_rgb_already(page))):
+        alpha, colours = _alpha(extra, count, 3)
+        return Samples(values, colours, bounds, alpha=alpha, invalid=invalid)
+    if kind == "PALETTE":
+        return Samples(values, "rgb", bounds, to_rgb=_palette(page))
+    if kind == "SEPARATED" and count >= 4 and values.dtype.kind == "u":
+        ink_set = page.tags.get(INK_SET)
+        if ink_set is None or ink_set.value == 1:
+            return Samples(values, "rgb", bounds, to_rgb=_cmyk)
+    if kind == "YCBCR" and count == 3 and values.dtype == np.uint8 and _has_full_range(page):
+        return Samples(values, "rgb", bounds, to_rgb=_ycbcr)
+    if kind in ("CIELAB", "ICCLAB") and count == 3 and values.dtype.itemsize <= 2:
+        return Samples(values, "rgb", bounds, to_rgb=_lab_of(kind))
+    raise S2WrapError(f"{name}: {kind} colours with {count} samples of {values.dtype} are not read; convert it to RGB")
+
+
+def _alpha(extra: list[int], count: int, colour_count: int) -> tuple[Any, Colours]:
+    """The kind of alpha, and what the samples are: colours, or bands if there are others beside them."""
+    colours: Colours = "grey" if colour_count == 1 else "rgb"
+    if count == colour_count + 1 and extra[:1] in ([ASSOCIATED], [UNASSOCIATED]):
+        return "premultiplied" if extra[0] == ASSOCIATED else "straight", colours
+    return "none", colours if count == colour_count else "bands"
+
+
+def _declared_bounds(page: Any, values: np.ndarray) -> Range | None:
+    """Black and white as the file says them: by fewer bits than its type has, or by MinSampleValue and its kin."""
+    if values.dtype == np.uint8 or (values.dtype.kind == "u" and 8 < page.bitspersample < 16):
+        return integer_bounds(page.bitspersample)
+    low, high = ((page.tags.get(signed) or page.tags.get(plain)) for signed, plain in ((340, 280), (341, 281)))
+    if high is None:
+        return None
+    bounds = float(np.min(low.value)) if low is not None else 0.0, float(np.max(high.value))
+    return bounds if bounds[0] < bounds[1] and np.isfinite(bounds).all() else None
+
+
+def _invalid(page: Any) -> float | None:
+    """The value of pixels without data: GDAL's tag."""
+    return float(page.nodata) if "GDAL_NODATA" in page.tags else None
+
+
+def _is_rgb_already(page: Any) -> bool:
+    """Whether imagecodecs has made RGB of YCbCr: that of JPEG strips and tiles."""
+    return page.compression in (6, 7, 33007)
+
+
+def _has_full_range(page: Any) -> bool:
+    """Whether YCbCr uses all 8 bits, as JPEG does; not the range of video."""
+    tag = page.tags.get(REFERENCE_BLACK_WHITE)
+    numbers = (0, 255, 128, 255, 128, 255) if tag is None else tag.value
+    return tuple(numbers) in ((0, 255, 128, 255, 128, 255), (0, 1, 255, 1, 128, 1, 255, 1, 128, 1, 255, 1))
+
+
+def _palette(page: Any) -> Any:
+    """The colour map of a page as a function; its 16-bit values, or 8-bit ones that some programs write."""
+    colours = np.moveaxis(np.asarray(page.colormap), 0, -1)  # (indices, 3)
+    table = colours if colours.max() <= 255 else np.round(colours / 257)
+    return lambda indices: table.astype(np.uint8)[np.minimum(indices[..., 0], len(table) - 1)]
+
+
+def _eight_bits(values: np.ndarray) -> np.ndarray:
+    return values if values.dtype == np.uint8 else np.round(values / 257).astype(np.uint8)
+
+
+def _cmyk(values: np.ndarray) -> np.ndarray:
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(np.ascontiguousarray(_eight_bits(values[..., :4])), "CMYK").convert("RGB"))
+
+
+def _ycbcr(values: np.ndarray) -> np.ndarray:
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(np.ascontiguousarray(values), "YCbCr").convert("RGB"))
+
+
+def _lab_of(kind: str) -> Any:
+    """CIE L*a*b* (TIFF 6.0, page 110: a and b are signed) or ICC L*a*b* (they are shifted by half) → sRGB."""
+    from PIL import Image, ImageCms
+
+    to_srgb = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
+
+    def convert(values: np.ndarray) -> np.ndarray:
+        values = np.array(values)
+        if kind == "CIELAB":
+            values[..., 1:] ^= 1 << (8 * values.dtype.itemsize - 1)  # the sign bit: −128 → 0
+        rows = Image.fromarray(np.ascontiguousarray(_eight_bits(values)), "LAB")
+        converted = ImageCms.applyTransform(rows, to_srgb)
+        return np.asarray(converted)
+
+    return convert
