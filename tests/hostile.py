@@ -107,7 +107,7 @@ def _by_tifffile(rgb: Image.Image) -> dict[str, tuple[np.ndarray, dict[str, Any]
         "float64 .tif": (grey / 255.0, {"compression": "zlib"}),
         "nan .tif": (np.where(grey < 99, np.nan, 0.5).astype(np.float32), {}),
         "int32 .tif": (grey.astype(np.int32) * -257, {}),
-        "motorola .tif": (grey.astype(np.uint16), {"byteorder": ">"}),
+        "motorola .tif": (grey.astype(np.uint16) * 257, {"byteorder": ">"}),
     }
 
 

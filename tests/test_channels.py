@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -98,8 +99,10 @@ def test_a_model_of_another_number_of_channels_is_refused_as_the_model_refuses_i
         with pytest.raises(S2WrapError) as models:
             model(images)
         assert str(ours.value) == str(models.value)
-    with pytest.raises(S2WrapError, match="has 3 channels, and the model takes 4"):
-        engine.encode(["photo.png"])
+    with pytest.raises(
+        S2WrapError, match="an array \\(8, 8, 3\\) of uint8; give uint8 or uint16 \\(height, width, 4\\)"
+    ):
+        engine.encode([np.zeros((8, 8, 3), np.uint8)])
 
 
 @pytest.mark.parametrize("value_range", [(0, 255), (0, 1), (-1, 3)])

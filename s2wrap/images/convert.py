@@ -46,7 +46,8 @@ def as_image(source: Any, channels: int = 3, value_range: Range | None = None) -
             f"({channels}, height, width)"
         )
     if source.shape[0] != channels:
-        raise S2WrapError(f"images have shape {tuple(source.shape)}; give ({channels}, height, width)")
+        hint = "" if source.is_floating_point() else ", or choose bands of a file: Reading(bands=…), --bands N,N,…"
+        raise S2WrapError(f"images have shape {tuple(source.shape)}; give ({channels}, height, width){hint}")
     return source
 
 

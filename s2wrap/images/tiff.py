@@ -115,7 +115,7 @@ def samples_of(page: Any, values: np.ndarray, name: object) -> Samples:
             return Samples(values, "rgb", bounds, to_rgb=_cmyk)
     if kind == "YCBCR" and count == 3 and values.dtype == np.uint8 and _has_full_range(page):
         return Samples(values, "rgb", bounds, to_rgb=_ycbcr)
-    if kind in ("CIELAB", "ICCLAB") and count == 3 and values.dtype.itemsize <= 2:
+    if (kind, values.dtype.itemsize) in (("CIELAB", 1), ("CIELAB", 2), ("ICCLAB", 1)) and count == 3:
         return Samples(values, "rgb", bounds, to_rgb=_lab_of(kind))
     raise S2WrapError(f"{name}: {kind} colours with {count} samples of {values.dtype} are not read; convert it to RGB")
 
@@ -186,11 +186,9 @@ def _lab_of(kind: str) -> Any:
     to_srgb = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
 
     def convert(values: np.ndarray) -> np.ndarray:
-        values = np.array(values)
-        if kind == "CIELAB":
-            values[..., 1:] ^= 1 << (8 * values.dtype.itemsize - 1)  # the sign bit: −128 → 0
-        rows = Image.fromarray(np.ascontiguousarray(_eight_bits(values)), "LAB")
-        converted = ImageCms.applyTransform(rows, to_srgb)
-        return np.asarray(converted)
+        signed = values[..., 1:] if values.dtype == np.uint8 else (values[..., 1:] >> 8).astype(np.uint8)
+        signed = signed ^ 128 if kind == "ICCLAB" else signed
+        rows = np.concatenate([_eight_bits(values[..., :1]), signed], axis=2)
+        return np.asarray(ImageCms.applyTransform(Image.fromarray(rows, "LAB"), to_srgb))
 
     return convert

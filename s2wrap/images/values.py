@@ -125,7 +125,7 @@ def _convert(
 ) -> np.ndarray:
     """Rows of samples as channels of a type, whose black and white are `bounds` except for uint8: 0 and 255."""
     low, high = bounds
-    if dtype == np.uint8 == rows.dtype and bounds == (0, 255) and alpha == "none":
+    if dtype == np.uint8 == rows.dtype and bounds == (0, 255) and alpha == "none" and samples.invalid is None:
         channel_values = 255 - rows if samples.white_is_zero else rows
         return np.broadcast_to(channel_values, (*rows.shape[:2], channels))
     colours = rows.astype(np.float64)
