@@ -9,6 +9,7 @@ numpy builds the matrices in float64.
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,6 +24,10 @@ from s2wrap.plan import Axis
 
 Array = np.ndarray
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+STRIP_ROWS = {True: 64, False: 1024}
+"""Rows of an image that are resized at a time, on a CPU, whose cache holds them, and on other devices."""
 
 
 def constant_when_traced(function: Function) -> Function:
@@ -54,16 +59,19 @@ def resize(
         antialias: widen the kernel when shrinking, as PIL does. Without it PyTorch's cubic kernel has a = -0.75,
             with it a = -0.5.
     """
-    if images.is_floating_point():
-        images = images.to(torch.promote_types(images.dtype, torch.float32))
-    else:
-        images = images.to(torch.float32, memory_format=torch.contiguous_format)
-    old_h, old_w = images.shape[-2:]
-    new_h, new_w = image_hw
+    (old_h, old_w), (new_h, new_w) = images.shape[-2:], image_hw
+    interpolate = partial(F.interpolate, mode=interpolation, antialias=antialias, align_corners=False)
+    if images.dtype not in (torch.float32, torch.float64) and new_w < old_w and not torch.compiler.is_compiling():
+        # across first, as PyTorch does it too, a strip at a time: a large image is never held as floats
+        narrow, rows = images.new_empty((*images.shape[:-1], new_w), dtype=torch.float32), STRIP_ROWS[images.is_cpu]
+        for strip, into in zip(images.split(rows, dim=-2), narrow.split(rows, dim=-2), strict=True):
+            into.copy_(interpolate(_to_floats(strip), (strip.shape[-2], new_w)))
+        images, old_w = narrow, new_w
+    images = _to_floats(images)
     if (old_h, old_w) == (new_h, new_w):
         return images
     if not _exporting():
-        return F.interpolate(images, size=image_hw, mode=interpolation, antialias=antialias, align_corners=False)
+        return interpolate(images, image_hw)
     rows = _matrix_tensor(old_h, new_h, interpolation, antialias).to(images)
     cols = _matrix_tensor(old_w, new_w, interpolation, antialias).to(images)
     with full_precision(images.device):
@@ -75,6 +83,13 @@ def full_precision(device: torch.device) -> AbstractContextManager:
     if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
+
+
+def _to_floats(images: Tensor) -> Tensor:
+    """Images in at least float32; integers plane by plane in memory, where they were pixels."""
+    if images.is_floating_point():
+        return images.to(torch.promote_types(images.dtype, torch.float32))
+    return images.to(torch.float32, memory_format=torch.contiguous_format)
 
 
 @constant_when_traced

@@ -17,8 +17,6 @@ from s2wrap.policies import Pair
 from s2wrap.resample import resize
 
 Tensors = tuple[Tensor, ...]
-LARGE = 2**22
-"""Values in a batch of images from which on channels are resized one after the other, to hold few as floats."""
 
 
 @dataclass
@@ -226,11 +224,8 @@ def _runs(batch: list[_Part]) -> Iterator[list[_Part]]:
 
 
 def _resized(job: Job, image_hw: Pair, backbone: Backbone) -> Tensor:
-    """The images of a job resized, and normalised then: a large image is never held as floats but for one channel."""
-    whole = torch.compiler.is_compiling() or job.images.numel() < LARGE
-    parts = [job.images] if whole or job.bounds is None else job.images.split(1, dim=1)
-    resized = [resize(part, image_hw, interpolation=backbone.input.interpolation) for part in parts]
-    images = resized[0] if len(resized) == 1 else torch.cat(resized, dim=1)
+    """The images of a job resized, and normalised then: a large image is never held as floats."""
+    images = resize(job.images, image_hw, interpolation=backbone.input.interpolation)
     return images if job.bounds is None else normalise_values(images, job.bounds, job.placement.mean_std)
 
 

@@ -80,6 +80,9 @@ def to_tensor(samples: Samples, name: object, reading: Reading) -> Tensor:
         )
     channels = values.shape[2] if colours == "bands" else 3
     alpha = "none" if colours == "bands" else samples.alpha
+    plain = bounds == (0, 255) and alpha == "none" and samples.invalid is None and not samples.white_is_zero
+    if plain and values.dtype == scaled == np.uint8 and values.shape[2] == channels:
+        return torch.from_numpy(rearrange(values, "h w c -> c h w"))
     return _by_rows(values, scaled, channels, lambda rows: _convert(rows, samples, bounds, scaled, alpha, channels))
 
 
