@@ -1,3 +1,4 @@
+import gc
 import importlib.util
 import os
 
@@ -6,6 +7,10 @@ import timm
 import torch
 
 import s2wrap
+
+
+LONGEST = "demos extraction pipeline channels untyped zoo cluster engine docs cli registry hostile"
+"""Test files in the order in which they are handed out, before all others: workers that run in parallel end together."""
 
 
 def pytest_configure(config):
@@ -17,10 +22,19 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
+    first = {f"test_{name}": number for number, name in enumerate(LONGEST.split())}
+    items.sort(key=lambda item: first.get(item.path.stem, len(first)))
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def pytest_collection_finish():
+    """Python looks through a million objects of libraries again and again, where tests trace models."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 @pytest.fixture(autouse=True)
