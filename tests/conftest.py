@@ -1,6 +1,9 @@
 import gc
+import hashlib
 import importlib.util
+import io
 import os
+import pickle
 
 import pytest
 import timm
@@ -8,9 +11,8 @@ import torch
 
 import s2wrap
 
-
 LONGEST = "demos extraction pipeline channels untyped zoo cluster engine docs cli registry hostile"
-"""Test files in the order in which they are handed out, before all others: workers that run in parallel end together."""
+"""Test files that are handed out first, in this order, so that workers end together."""
 
 
 def pytest_configure(config):
@@ -59,3 +61,38 @@ def vit():
 @pytest.fixture
 def model(vit):
     return s2wrap.wrap(vit, scales=(1, 2))
+
+
+class _Fingerprint(pickle.Pickler):
+    """Of an object with everything in it; a tensor is its values."""
+
+    def persistent_id(self, obj):
+        if not isinstance(obj, torch.Tensor):
+            return None
+        values = obj.detach().contiguous().flatten().view(torch.uint8)
+        return str((type(obj), obj.dtype, obj.shape, obj.stride(), hashlib.sha256(values.numpy()).hexdigest()))
+
+
+TRACES: dict[bytes, bytes] = {}
+
+
+@pytest.fixture
+def kept_traces(monkeypatch):
+    """ONNX models of traced graphs by all that is in the graph, which is traced once: it takes seconds."""
+    import onnx
+
+    from s2wrap.export import trace as tracing
+
+    trace = tracing.trace
+
+    def once(graph, *, opset):
+        try:
+            _Fingerprint(file := io.BytesIO()).dump((graph, opset))
+        except (pickle.PicklingError, AttributeError, TypeError):  # a module holds a local function
+            return trace(graph, opset=opset)
+        if (key := file.getvalue()) not in TRACES:
+            TRACES[key] = trace(graph, opset=opset).SerializeToString()
+        return onnx.ModelProto.FromString(TRACES[key])
+
+    monkeypatch.setattr(tracing, "trace", once)
+    return TRACES
