@@ -1,11 +1,18 @@
+import gc
+import hashlib
 import importlib.util
+import io
 import os
+import pickle
 
 import pytest
 import timm
 import torch
 
 import s2wrap
+
+LONGEST = "demos extraction pipeline channels untyped zoo cluster engine docs cli registry hostile"
+"""Test files that are handed out first, in this order, so that workers end together."""
 
 
 def pytest_configure(config):
@@ -17,10 +24,19 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
+    first = {f"test_{name}": number for number, name in enumerate(LONGEST.split())}
+    items.sort(key=lambda item: first.get(item.path.stem, len(first)))
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def pytest_collection_finish():
+    """Python looks through a million objects of libraries again and again, where tests trace models."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 @pytest.fixture(autouse=True)
@@ -45,3 +61,38 @@ def vit():
 @pytest.fixture
 def model(vit):
     return s2wrap.wrap(vit, scales=(1, 2))
+
+
+class _Fingerprint(pickle.Pickler):
+    """Of an object with everything in it; a tensor is its values."""
+
+    def persistent_id(self, obj):
+        if not isinstance(obj, torch.Tensor):
+            return None
+        values = obj.detach().contiguous().flatten().view(torch.uint8)
+        return str((type(obj), obj.dtype, obj.shape, obj.stride(), hashlib.sha256(values.numpy()).hexdigest()))
+
+
+TRACES: dict[bytes, bytes] = {}
+
+
+@pytest.fixture
+def kept_traces(monkeypatch):
+    """ONNX models of traced graphs by all that is in the graph, which is traced once: it takes seconds."""
+    import onnx
+
+    from s2wrap.export import trace as tracing
+
+    trace = tracing.trace
+
+    def once(graph, *, opset):
+        try:
+            _Fingerprint(file := io.BytesIO()).dump((graph, opset))
+        except (pickle.PicklingError, AttributeError, TypeError):  # a module holds a local function
+            return trace(graph, opset=opset)
+        if (key := file.getvalue()) not in TRACES:
+            TRACES[key] = trace(graph, opset=opset).SerializeToString()
+        return onnx.ModelProto.FromString(TRACES[key])
+
+    monkeypatch.setattr(tracing, "trace", once)
+    return TRACES

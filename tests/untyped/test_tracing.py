@@ -17,6 +17,17 @@ def _reset_dynamo():
     torch._dynamo.reset()
 
 
+def small_vit(**options):
+    """Two blocks: what tracing takes grows with the blocks."""
+    return timm.create_model("test_vit", num_classes=0, depth=2, **options).eval()
+
+
+@pytest.fixture(scope="module")
+def vit():
+    torch.manual_seed(0)
+    return small_vit()
+
+
 @pytest.fixture
 def few_graphs():
     """Three graphs of a function instead of PyTorch's eight: each takes seconds to make."""
@@ -45,7 +56,7 @@ def test_export_with_any_batch(vit, strict, scales, fuse):
     "options", [{"fit": "pad", "overlap": 2}, {"fuse": "detail"}, {"whole": True, "fit": "aspect"}]
 )
 def test_compile_takes_every_fit(options):
-    model = s2wrap.wrap(timm.create_model("test_vit", num_classes=0), (1, 2), **options)
+    model = s2wrap.wrap(small_vit(), (1, 2), **options)
     images = torch.randn(2, 3, 100, 180)
     with torch.inference_mode():
         assert_same(torch.compile(model, fullgraph=True, backend="eager")(images), model(images))
@@ -63,7 +74,7 @@ def test_export_makes_the_matrices_of_a_size_that_was_never_seen_and_keeps_real_
 @pytest.mark.usefixtures("few_graphs")
 @pytest.mark.parametrize("fullgraph", [False, True])
 def test_compile_takes_any_number_of_sizes_of_stretched_images(fullgraph):
-    model = s2wrap.wrap(timm.create_model("test_vit", num_classes=0), (1, 2))
+    model = s2wrap.wrap(small_vit(), (1, 2))
     compiled = torch.compile(model, fullgraph=fullgraph, backend="eager")
     for number in range(5):
         images = torch.randn(1, 3, 100 + 8 * number, 150 + 4 * number)
@@ -73,7 +84,7 @@ def test_compile_takes_any_number_of_sizes_of_stretched_images(fullgraph):
 
 @pytest.mark.usefixtures("few_graphs")
 def test_compile_takes_more_sizes_of_padded_images_than_graphs_and_runs_the_last_ones_eagerly():
-    model = s2wrap.wrap(timm.create_model("test_vit", num_classes=0), (1, 2), fit="pad")
+    model = s2wrap.wrap(small_vit(), (1, 2), fit="pad")
     compiled = torch.compile(model, backend="eager")
     for number in range(5):
         images = torch.randn(1, 3, 100 + 8 * number, 150 + 4 * number)
@@ -83,7 +94,7 @@ def test_compile_takes_more_sizes_of_padded_images_than_graphs_and_runs_the_last
 
 @pytest.mark.usefixtures("few_graphs")
 def test_a_graph_for_each_padded_size_is_too_much_and_pytorch_says_what_to_raise():
-    model = s2wrap.wrap(timm.create_model("test_vit", num_classes=0), (1, 2), fit="pad")
+    model = s2wrap.wrap(small_vit(), (1, 2), fit="pad")
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     with pytest.raises(Exception) as error:  # noqa: PT011 (which class is PyTorch's own affair)
         for number in range(5):
@@ -105,7 +116,7 @@ def test_an_exported_program_survives_being_saved(vit, tmp_path):
 
 
 def test_an_exported_graph_calls_the_backbone_once():
-    vit = timm.create_model("test_vit", num_classes=0, dynamic_img_size=False)
+    vit = small_vit(dynamic_img_size=False)
     model = s2wrap.wrap(vit, (1, 2, 3), tile_batch=1)
     graph = torch.export.export(model, (torch.randn(1, 3, 160, 160),)).graph
     names = [str(node.target) for node in graph.nodes]
@@ -113,17 +124,25 @@ def test_an_exported_graph_calls_the_backbone_once():
     assert not any("upsample" in name or "adaptive" in name for name in names)
 
 
-def test_compile_takes_other_batches_and_sizes(vit):
-    """One test for all: compiling takes a while."""
-    model = s2wrap.wrap(vit, (1, 2))
-    compiled = torch.compile(model, fullgraph=True)
-    for shape in ((2, 3, 160, 160), (3, 3, 160, 160), (1, 3, 200, 300)):
+def takes_other_batches_and_sizes(network, backend, shapes):
+    model = s2wrap.wrap(network, (1, 2))
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    for shape in shapes:
         images = torch.randn(*shape)
         with torch.inference_mode():
             assert_same(compiled(images), model(images))
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
         images = torch.randn(2, 3, 160, 160)
         torch.testing.assert_close(compiled(images).spatial, model(images).spatial, atol=0.1, rtol=0)
+
+
+def test_compile_takes_other_batches_and_sizes(vit):
+    takes_other_batches_and_sizes(vit, "aot_eager", [(2, 3, 160, 160), (3, 3, 160, 160), (1, 3, 200, 300)])
+
+
+def test_generated_code_takes_other_batches_and_sizes():
+    """Two graphs of float32: one of the first shape, one of any. Each takes seconds to make."""
+    takes_other_batches_and_sizes(small_vit(), "inductor", [(2, 3, 160, 160), (3, 3, 200, 300), (5, 3, 160, 200)])
 
 
 def test_a_compiled_backbone_can_be_wrapped(vit):
