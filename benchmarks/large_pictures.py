@@ -118,9 +118,9 @@ def scenes(folder: Path, spec: str) -> list[tuple[str, ...]]:
     rows = []
     for name, height, width, window, every in (
         ("20,000 × 30,000, tiles", 20_480, 30_208, 4096, 1),
-        ("100,000 × 100,000, sparse", 100_352, 100_352, 12_544, 50),
+        ("100,000 × 100,000, sparse", 100_352, 100_352, 4096, 50),
     ):
-        path = folder / "scene.tif"
+        path = folder / f"{height}.tif"
         tifffile.imwrite(
             path,
             tiles(height // 512, width // 512, every),

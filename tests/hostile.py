@@ -1,4 +1,4 @@
-"""Damaged and crafted picture files, the same ones every time: 4,700 recipes and the bytes that each gives."""
+"""Damaged and crafted picture files, the same ones every time: 6,500 recipes and the bytes that each gives."""
 
 import io
 import pickle
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
+import hostile_formats
 import numpy as np
 import tifffile
 from PIL import Image
@@ -38,6 +39,7 @@ def files() -> Iterator[tuple[str, bytes]]:
         yield from _damaged(name, content, list(clean.values()), np.random.default_rng(number))
         for ending in ("jpg", "png", "tif", "webp"):
             yield f"{name} named .{ending}", content
+    yield from hostile_formats.files(tiff)
     for makers in (_pngs, _jpegs, _webps, _tiffs, _bmps, _gifs):
         yield from makers(clean)
     for (name, content), ending in product(OTHERS.items(), ("jpg", "png", "webp", "tif", "bmp", "gif")):
@@ -53,6 +55,7 @@ def seeds() -> dict[str, bytes]:
         ending = name.rpartition(".")[2]
         image.save(file := io.BytesIO(), {"jpg": "JPEG", "tif": "TIFF"}.get(ending, ending.upper()), **options)
         found[name] = file.getvalue()
+    found |= hostile_formats.seeds()
     for name, (array, options) in _by_tifffile(rgb).items():
         tifffile.imwrite(file := io.BytesIO(), array, **options)
         found[name] = file.getvalue()

@@ -182,13 +182,13 @@ def test_a_killed_run_goes_on_with_the_same_command(address, sources, expected, 
 def test_a_picture_that_crashes_the_decoder_is_one_failure(address, sources, tmp_path, monkeypatch):
     killer = str(sources / "photos" / "00100.png")
 
-    def deadly(reject_attacks, pictures):
+    def deadly(reading, pictures):
         from s2wrap.extraction import decode as decoding
         from s2wrap.extraction.cluster import _decode
         from s2wrap.images import load_image
 
         decoding.load_image = lambda path: ctypes.string_at(0) if path == killer else load_image(path)
-        yield from _decode(reject_attacks, pictures)
+        yield from _decode(reading, pictures)
         decoding.load_image = load_image
 
     monkeypatch.setattr(cluster, "_decode", deadly)

@@ -33,7 +33,8 @@ from s2wrap.extraction.picture import START, Failure, Picture, Row
 from s2wrap.extraction.run import extract_features
 from s2wrap.extraction.sources import find_sections
 from s2wrap.extraction.workers import by_workers
-from s2wrap.images import load_image
+from s2wrap.images import Reading, load_image
+from s2wrap.images.options import USUAL
 
 ROOT = Path(__file__).parent.parent
 SPEC = "timm:test_vit@1,2"
@@ -235,10 +236,10 @@ def test_a_picture_that_kills_its_worker_is_named_and_the_others_are_kept(folder
     paths = sorted(folder.iterdir())
     killers = {str(paths[3]), str(paths[10])}
 
-    def deadly(path):
+    def deadly(path, reading):
         if str(path) in killers:
             ctypes.string_at(0)  # a segmentation fault, as a broken decoder makes
-        return load_image(path)
+        return load_image(path, reading)
 
     monkeypatch.setattr(decoding, "load_image", deadly)
     found = list(decode_all([Picture(str(path)) for path in paths], workers=2))
@@ -251,10 +252,10 @@ def test_a_picture_that_kills_its_worker_is_named_and_the_others_are_kept(folder
 def test_a_worker_that_dies_while_the_model_works_does_not_stop_that(folder, monkeypatch):
     paths = sorted(folder.iterdir())[:8]
 
-    def deadly(path):
+    def deadly(path, reading):
         if str(path) == str(paths[5]):
             ctypes.string_at(0)
-        return load_image(path)
+        return load_image(path, reading)
 
     monkeypatch.setattr(decoding, "load_image", deadly)
     found = []
@@ -275,7 +276,7 @@ def test_workers_that_encode_give_what_this_process_gives(model, folder, expecte
         return whole_maps(features) | {"threads": torch.tensor(torch.get_num_threads())}
 
     for workers in (1, 2, 3):
-        items = list(encode_here(model, keep, torch.float32, workers, False, find_sections([str(listed)]), START))
+        items = list(encode_here(model, keep, torch.float32, workers, USUAL, find_sections([str(listed)]), START))
         threads += [int(item.arrays["threads"]) for item in items if isinstance(item, Row)]
         assert [item.name for item in items] == listed.read_text().split()
         assert "not a picture" in items.pop(7).reason
@@ -291,13 +292,13 @@ def test_pictures_that_kill_a_worker_which_encodes_are_named_and_the_others_are_
     killers = {paths[3]}
     model = s2wrap.wrap(model.backbone, scales=(1,))
 
-    def deadly(path):
+    def deadly(path, reading):
         if str(path) in killers:
             os.kill(os.getpid(), signal.SIGKILL)  # as the system does where memory is short
-        return load_image(path)
+        return load_image(path, reading)
 
     monkeypatch.setattr(decoding, "load_image", deadly)
-    items = list(encode_here(model, whole_maps, torch.float32, 2, False, find_sections(paths), START))
+    items = list(encode_here(model, whole_maps, torch.float32, 2, USUAL, find_sections(paths), START))
     assert [item.name for item in items] == paths
     assert {item.name for item in items if isinstance(item, Failure)} == killers
     assert items[3].reason == f"{paths[3]}: the process that worked on it crashed, or was killed for its memory"
@@ -307,10 +308,10 @@ def test_pictures_that_kill_a_worker_which_encodes_are_named_and_the_others_are_
 def test_what_ends_a_worker_that_encodes_is_told_and_what_was_done_is_kept(model, folder, monkeypatch):
     paths, done = [str(path) for path in sorted(folder.iterdir())], []
 
-    def failing(path):
+    def failing(path, reading):
         if str(path) == paths[6]:
             raise error
-        return load_image(path)
+        return load_image(path, reading)
 
     monkeypatch.setattr(decoding, "load_image", failing)
     model = s2wrap.wrap(model.backbone, scales=(1,))
@@ -322,7 +323,7 @@ def test_what_ends_a_worker_that_encodes_is_told_and_what_was_done_is_kept(model
         kind = {ConnectionError: S2WrapError, MemoryError: MemoryError, ValueError: RuntimeError}[type(error)]
         done.clear()
         with pytest.raises(kind, match=message):
-            for item in encode_here(model, whole_maps, torch.float32, 1, False, find_sections(paths), START):
+            for item in encode_here(model, whole_maps, torch.float32, 1, USUAL, find_sections(paths), START):
                 done.append(item.name)
         assert done == paths[: len(done)]
         assert len(done) >= 4
@@ -333,15 +334,15 @@ def test_a_worker_that_dies_while_it_hands_over_much_is_not_waited_for(model, fo
     """Killed on its next block, while this process has not yet taken the megabytes of the last one."""
     paths = [str(path) for path in sorted(folder.iterdir())[:8]]
 
-    def deadly(path):
+    def deadly(path, reading):
         if str(path) == paths[2]:
             os.kill(os.getpid(), signal.SIGKILL)
-        return load_image(path)
+        return load_image(path, reading)
 
     monkeypatch.setattr(decoding, "load_image", deadly)
     items = []
     for item in encode_here(
-        model, lambda _: {"large": torch.zeros(2**21)}, torch.float32, 1, False, find_sections(paths), START
+        model, lambda _: {"large": torch.zeros(2**21)}, torch.float32, 1, USUAL, find_sections(paths), START
     ):
         items.append(item.name)
         time.sleep(1 if len(items) == 1 else 0)
@@ -393,7 +394,7 @@ def test_as_many_workers_as_processors_by_default(model, folder, monkeypatch, ki
     for place in (local, decoding):
         monkeypatch.setattr(place, "by_workers", by_workers)
     sections = find_sections(["memory://shared"] if address == "memory" else [str(file) for file in files])
-    rows = list(encode_here(model, whole_maps, torch.float32, None, False, sections, START))
+    rows = list(encode_here(model, whole_maps, torch.float32, None, USUAL, sections, START))
     assert [os.path.basename(row.name) for row in rows] == [file.name for file in files]
     assert all(isinstance(row, Row) for row in rows)
     assert started == found
@@ -481,7 +482,7 @@ def test_going_on_without_any_picture_left_stops_the_run(model, folder, tmp_path
 
 
 def test_what_the_system_lacks_is_no_fault_of_the_picture(folder, monkeypatch):
-    def load(path):
+    def load(path, reading):
         try:
             raise OSError(24, "Too many open files")
         except OSError as error:
@@ -536,7 +537,9 @@ def test_pictures_that_hide_another_one_are_rejected_on_demand(model, tmp_path):
     assert extract(model, [tmp_path], tmp_path / "all.safetensors").rows == 2
     for workers in (0, 1):
         errors, output = tmp_path / "errors.jsonl", tmp_path / f"{workers}.safetensors"
-        outcome = extract(model, [tmp_path], output, reject_attacks=True, workers=workers, errors=errors)
+        outcome = extract(
+            model, [tmp_path], output, reading=Reading(reject_scaling_attacks=True), workers=workers, errors=errors
+        )
         assert (outcome.rows, outcome.failed) == (1, 1)
         assert read(output)[0] == [str(tmp_path / "a.png")]
         reason = json.loads(errors.read_text())["reason"]

@@ -104,7 +104,7 @@ def extract_scene(
         with answers(address):
             stream = stack.enter_context(opened(address))
         scene = stack.enter_context(open_scene(stream, address, reading))
-        grid, channels = plan_windows(model, scene, windows)
+        grid, channels = plan_windows(model, scene, windows, reading.max_memory)
         description = {
             "spec": spec,
             "options": dict(options),
@@ -123,11 +123,12 @@ def extract_scene(
             return Outcome(store.rows, store.failed, shapes and [{"spatial": layout.shape}])
 
 
-def plan_windows(model: MultiScale, scene: Scene, windows: WindowOptions) -> tuple[Grid, int]:
+def plan_windows(model: MultiScale, scene: Scene, windows: WindowOptions, max_memory: int) -> tuple[Grid, int]:
     """The windows of a scene, whose cells are whole pixels, and the channels of its map.
 
     Raises:
-        S2WrapError: a picture smaller than a window or of unknown pixel size, or a model of several maps.
+        S2WrapError: a picture smaller than a window or of unknown pixel size, a window that takes more than
+            `max_memory` bytes, or a model of several maps.
     """
     assert windows.window is not None
     side = windows.window
@@ -137,6 +138,13 @@ def plan_windows(model: MultiScale, scene: Scene, windows: WindowOptions) -> tup
                 f"{scene.name} does not say how large its pixels are; leave pixel_size={windows.pixel_size!r} out"
             )
         side = max(2, round(side * windows.pixel_metres / scene.pixel_metres))
+    shrink = side / finest_side(model, (side, side))
+    needed = 4 * scene.pixels_read((side, side), shrink) * scene.pixel_bytes
+    if needed > max_memory:
+        raise S2WrapError(
+            f"a window of {side} pixels takes up to {needed / 1e9:.1f} GB, more than max_memory={max_memory}; give a "
+            f"smaller --window, or raise it"
+        )
     shapes = model.map_shapes((side, side))
     if len(shapes) != 1:
         raise S2WrapError(f"{len(shapes)} maps; windows are joined into one: use another --fuse, or --join-layers")
@@ -219,7 +227,7 @@ def _encode_row(
     """For each window of a row: its first column of cells, which of its cells are seen, and its features if any is."""
     window_hw = grid.window_hw
     shrink = min(window_hw) / finest_side(model, window_hw)
-    batch = max(1, min(model.tile_batch_for(1, model.device), int(BATCH_PIXELS * shrink**2 / math.prod(window_hw))))
+    batch = max(1, min(model.tile_batch_for(1, model.device), BATCH_PIXELS // scene.pixels_read(window_hw, shrink)))
 
     def read(col: int) -> tuple[int, Tensor, Tensor]:
         pixels = scene.window(top * grid.cell[0], col * grid.cell[1], window_hw, shrink)

@@ -58,8 +58,8 @@ def walk_folder(folder: str, left_out: LeftOut) -> Iterator[str]:
                 stack.append(_entries(entry.path))
         elif not is_picture(entry.name):
             left_out.add(entry.name)
-        elif os.path.isfile(entry.path):  # false for a link that loops, where entry.is_file() raises
-            yield entry.path
+        elif entry.is_file(follow_symlinks=False) or (entry.is_symlink() and os.path.isfile(entry.path)):
+            yield entry.path  # asked of the listing: a file that is gone by now is a failure, not left out
 
 
 def _entries(folder: str) -> Iterator[os.DirEntry[str]]:

@@ -53,12 +53,14 @@ class Scene:
         levels: from fine to coarse; the first has all pixels.
         ground: where it lies, if it says so.
         pixel_metres: the size of a pixel in metres, if it says so.
+        pixel_bytes: of all samples of a pixel.
     """
 
     name: str
     levels: tuple[Level, ...]
     ground: Ground | None = None
     pixel_metres: float | None = None
+    pixel_bytes: int = 3
 
     @property
     def image_hw(self) -> tuple[int, int]:
@@ -74,6 +76,11 @@ class Scene:
             if max(height / level.image_hw[0], width / level.image_hw[1]) <= shrink * 1.01  # sides are rounded
         ]
         return fine_enough[-1] if fine_enough else self.levels[0]
+
+    def pixels_read(self, size_hw: tuple[int, int], shrink: float) -> int:
+        """How many pixels are read for a window of this size that will be made smaller by a factor."""
+        level_hw, (height, width) = self.level_for(shrink).image_hw, self.image_hw
+        return max(1, size_hw[0] * level_hw[0] // height) * max(1, size_hw[1] * level_hw[1] // width)
 
     def window(self, top: int, left: int, size_hw: tuple[int, int], shrink: float = 1) -> Tensor:
         """A window (channels, height, width), from the level for a factor; its edge is repeated beyond the picture.
@@ -126,7 +133,9 @@ def open_scene(stream: Stream, name: str, reading: Reading) -> Iterator[Scene]:
             series = max(tiff.series, key=lambda each: np.prod(each.shape))
             levels = tuple(_level(series, number, name, reading) for number in range(len(series.levels)))
             ground = _ground(series.keyframe, stream, name)
-        yield Scene(name, levels, ground, _pixel_metres(tiff, series.keyframe, ground))
+            page = series.keyframe
+            pixel_bytes = page.samplesperpixel * max(1, page.bitspersample // 8)
+        yield Scene(name, levels, ground, _pixel_metres(tiff, page, ground), pixel_bytes)
 
 
 def _crop(pixels: Tensor, top: int, left: int, bottom: int, right: int) -> Tensor:
