@@ -2,6 +2,7 @@ import gc
 import hashlib
 import importlib.util
 import io
+import logging
 import os
 import pickle
 
@@ -17,6 +18,9 @@ LONGEST = "demos extraction pipeline channels untyped zoo cluster engine docs cl
 
 def pytest_configure(config):
     """Parallel test processes share the cores, and so do the processes that they start."""
+    tracing = logging.getLogger("torch.__trace")  # pytest would keep every line of it
+    tracing.handlers.clear()
+    tracing.addHandler = lambda handler: None
     if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
         threads = max(1, (os.cpu_count() or 1) // int(workers))
         torch.set_num_threads(threads)

@@ -1,5 +1,8 @@
 import csv
 import importlib.util
+import inspect
+import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +18,40 @@ from s2wrap.images import load_image
 DEMOS = Path(__file__).parent.parent / "demos"
 
 
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """A function that runs a demo as `python demos/NAME.py WORDS` does: exit code, or last words, and printed text."""
+
+    def run(name, *words):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
+        monkeypatch.syspath_prepend(DEMOS)
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(DEMOS / name), run_name="__main__")
+        return stop.value.code, capsys.readouterr().out
+
+    return run
+
+
 @pytest.mark.usefixtures("has_samples")
-def test_first_look_writes_a_picture_with_something_in_every_panel(tmp_path):
+@pytest.mark.parametrize("name", ["first_look", "export_engine", "search"])
+def test_the_model_of_a_demo_can_be_had(monkeypatch, name):
+    """Other tests take smaller ones."""
+    monkeypatch.syspath_prepend(DEMOS)
+    default = inspect.signature(importlib.import_module(name).main).parameters["model"].default
+    assert s2wrap.load(default).num_features >= 384
+
+
+def test_a_demo_is_a_program():
+    command = [sys.executable, DEMOS / "seamless.py", "--help"]
+    ran = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | {"COLUMNS": "200"})
+    assert "How many photographs." in ran.stdout
+
+
+@pytest.mark.usefixtures("has_samples")
+def test_first_look_writes_a_picture_with_something_in_every_panel(tmp_path, run):
     output = tmp_path / "look.png"
-    subprocess.run([sys.executable, DEMOS / "first_look.py", "--output", output], check=True, capture_output=True)
+    code, _ = run("first_look.py", "--output", output, "--model", "sample:efficientnet_lite0@1,2,3")
+    assert code == 0
     picture = np.asarray(Image.open(output).convert("RGB")).astype(float)
     assert output.stat().st_size < 1_000_000
     height, width = picture.shape[:2]
@@ -29,10 +62,9 @@ def test_first_look_writes_a_picture_with_something_in_every_panel(tmp_path):
 
 
 @pytest.mark.usefixtures("has_samples")
-def test_seamless_writes_a_picture_with_a_title_and_something_in_every_panel(tmp_path):
+def test_seamless_writes_a_picture_with_a_title_and_something_in_every_panel(tmp_path, run):
     output = tmp_path / "seamless.png"
-    command = [sys.executable, DEMOS / "seamless.py", "--photos", "1", "--output", output]
-    subprocess.run(command, check=True, capture_output=True)
+    assert run("seamless.py", "--photos", 1, "--output", output)[0] == 0
     picture = np.asarray(Image.open(output).convert("RGB")).astype(float)
     height, width = picture.shape[:2]
     for col in range(7):
@@ -43,13 +75,13 @@ def test_seamless_writes_a_picture_with_a_title_and_something_in_every_panel(tmp
         assert title.std() > 5
 
 
-def test_zero_shot_runs_with_random_weights_and_says_that_they_mean_nothing(tmp_path):
+def test_zero_shot_runs_with_random_weights_and_says_that_they_mean_nothing(tmp_path, run):
     output = tmp_path / "zero_shot.png"
-    command = [sys.executable, DEMOS / "zero_shot.py", "--model", "ViT-B-32-quickgelu", "--output", output]
-    ran = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert "1×: " in ran.stdout
-    assert "S² at 1,2: " in ran.stdout
-    assert "the weights are random" in ran.stdout
+    code, said = run("zero_shot.py", "--model", "ViT-B-32-quickgelu", "--output", output)
+    assert code == 0
+    assert "1×: " in said
+    assert "S² at 1,2: " in said
+    assert "the weights are random" in said
     picture = np.asarray(Image.open(output).convert("RGB")).astype(float)
     height, width = picture.shape[:2]
     for row in range(4):
@@ -67,13 +99,13 @@ def test_zero_shot_says_in_one_line_what_cannot_be_had(tmp_path):
 
 
 @pytest.mark.usefixtures("has_samples")
-def test_defects_writes_a_line_for_each_way_to_look_and_a_picture_with_something_in_every_panel(tmp_path):
+def test_defects_writes_a_line_for_each_way_to_look_and_a_picture_with_something_in_every_panel(tmp_path, run):
     for package in ("conformal_clip_data", "sklearn"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"needs {package}")
     output, table = tmp_path / "defects.png", tmp_path / "defects.csv"
-    command = [sys.executable, DEMOS / "defects.py", "--backbones", "efficientnet_lite0", "--pictures", "5"]
-    subprocess.run([*command, "--output", output, "--csv", table], check=True, capture_output=True)
+    words = ["--backbones", "efficientnet_lite0", "--pictures", 5, "--output", output, "--csv", table]
+    assert run("defects.py", *words)[0] == 0
     with table.open() as stream:
         lines = {line["scales"]: line for line in csv.DictReader(stream)}
     passes = {scales: line["passes"] for scales, line in lines.items()}
@@ -100,16 +132,24 @@ def test_defects_writes_a_line_for_each_way_to_look_and_a_picture_with_something
 
 
 @pytest.mark.usefixtures("has_samples")
-def test_export_engine_writes_the_files_and_a_picture_of_the_same_features(tmp_path):
+def test_export_engine_writes_the_files_and_a_picture_of_the_same_features(tmp_path, run, monkeypatch):
     if importlib.util.find_spec("tensorrt_rtx") is None:
         pytest.skip("needs the [tensorrt-rtx] extra")
-    output = tmp_path / "engine.png"
-    command = [sys.executable, DEMOS / "export_engine.py", "--model", "sample:dinov2_s14@1", "--side", "224"]
-    command += ["--targets", "sm89", "--folder", tmp_path, "--output", output]
-    ran = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert ran.stdout.count("passes") == 4  # two outputs of two files
+    output, load = tmp_path / "engine.png", s2wrap.load
+
+    def short(spec):
+        """Of two blocks."""
+        model = load(spec)
+        del model.backbone.model.blocks[2:]
+        return model
+
+    monkeypatch.setattr(s2wrap, "load", short)
+    words = ["--model", "sample:dinov2_s14@1", "--side", 224, "--targets", "sm89"]
+    code, said = run("export_engine.py", *words, "--folder", tmp_path, "--output", output)
+    assert code == 0
+    assert said.count("passes") == 4  # two outputs of two files
     names = {path.name for path in tmp_path.iterdir() if path.suffix != ".png"}
-    assert names == {"dinov2_s14.onnx", "dinov2_s14.onnx.json", "dinov2_s14.rtx", "dinov2_s14.rtx.json"}
+    assert names == {f"dinov2_s14.{ending}" for ending in ("onnx", "onnx.json", "rtx", "rtx.json")}
     picture = np.asarray(Image.open(output).convert("RGB")).astype(float)
     height, width = picture.shape[:2]
     panels = []
@@ -145,7 +185,7 @@ def test_compare_prints_its_comparisons_and_writes_their_pages(tmp_path, monkeyp
     assert picture.std() > 5
 
 
-def test_search_finds_what_a_plain_sort_finds_and_draws_it(tmp_path):
+def test_search_finds_what_a_plain_sort_finds_and_draws_it(tmp_path, run):
     random = np.random.default_rng(0)
     for kind in ("light", "dark"):
         (tmp_path / "photos" / kind).mkdir(parents=True)
@@ -154,11 +194,12 @@ def test_search_finds_what_a_plain_sort_finds_and_draws_it(tmp_path):
             Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "photos" / kind / f"{number}.png")
     (tmp_path / "photos" / "broken.png").write_text("no picture")
     output, table = tmp_path / "search.png", tmp_path / "nearest.csv"
-    command = [sys.executable, DEMOS / "search.py", tmp_path / "photos", "--model", "timm:test_vit", "--random-weights"]
-    command += ["--nearest", "3", "--queries", "2", "--output", output, "--csv", table, "--stores", tmp_path / "stores"]
-    ran = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert "1 pictures could not be read" in ran.stdout
-    assert "10 pictures of 2 classes" in ran.stdout
+    words = ["search.py", tmp_path / "photos", "--model", "timm:test_vit", "--random-weights", "--nearest", 3]
+    words += ["--queries", 2, "--output", output, "--csv", table, "--stores", tmp_path / "stores"]
+    code, said = run(*words)
+    assert code == 0
+    assert "1 pictures could not be read" in said
+    assert "10 pictures of 2 classes" in said
     with table.open() as stream:
         rows = list(csv.DictReader(stream))
     paths = sorted((tmp_path / "photos").glob("*/*.png"))
@@ -179,8 +220,7 @@ def test_search_finds_what_a_plain_sort_finds_and_draws_it(tmp_path):
     picture = np.asarray(Image.open(output).convert("RGB")).astype(float)
     height, width = picture.shape[:2]
     assert picture[int(0.2 * height) : int(0.4 * height), : width // 10].std() > 3
-    ran = subprocess.run([*command, "--query", "none.png"], capture_output=True, text=True)
-    assert ran.returncode == 1
-    assert ran.stderr.strip().endswith("error: --query none.png: 0 pictures of the folder end so; name one of them")
-    ran = subprocess.run([*command, "--nearest", "10"], capture_output=True, text=True)
-    assert "10 pictures, and 10 are to be found for each: give --nearest below" in ran.stderr
+    code, _ = run(*words, "--query", "none.png")
+    assert code == "error: --query none.png: 0 pictures of the folder end so; name one of them"
+    code, _ = run(*words, "--nearest", 10)
+    assert "10 pictures, and 10 are to be found for each: give --nearest below" in code

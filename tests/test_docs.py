@@ -1,5 +1,4 @@
 import json
-import logging
 import re
 import subprocess
 import sys
@@ -34,7 +33,6 @@ def in_folder(tmp_path, monkeypatch):
         small.resize((640, 480) if name == "photo.jpg" else (160, 120), Image.Resampling.BICUBIC).save(path)
     (tmp_path / "demos").symlink_to(pages.ROOT / "demos")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(logging.getLogger("torch.__trace"), "propagate", False)  # pytest would keep every line of it
     monkeypatch.setattr(registry, "FAMILIES", dict(registry.FAMILIES))  # a page adds one
 
 
