@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import zarr
 from PIL import Image
 
 import s2wrap
@@ -224,3 +225,22 @@ def test_search_finds_what_a_plain_sort_finds_and_draws_it(tmp_path, run):
     assert code == "error: --query none.png: 0 pictures of the folder end so; name one of them"
     code, _ = run(*words, "--nearest", 10)
     assert "10 pictures, and 10 are to be found for each: give --nearest below" in code
+
+
+@pytest.mark.usefixtures("has_samples")
+@pytest.mark.filterwarnings("ignore:Use `@` matmul")
+def test_scene_draws_the_scene_and_its_two_maps_and_overlap_softens_the_borders(tmp_path, run):
+    code, printed = run("scene.py", "--output", tmp_path / "scene.png", "--side", 448, "--folder", tmp_path / "files")
+    assert (code, printed) == (0, f"wrote {tmp_path / 'scene.png'}\n")
+    picture = np.asarray(Image.open(tmp_path / "scene.png").convert("RGB")).astype(float)
+    height, width = picture.shape[:2]
+    for col in range(3):
+        left = int((0.03 + 0.33 * col) * width)
+        assert picture[int(0.4 * height) : int(0.8 * height), left : left + width // 4].std() > 5
+    steps = []
+    for overlap in (0, 8):
+        spatial = zarr.open_group(tmp_path / "files" / f"overlap_{overlap}.zarr", mode="r")["spatial"][:]
+        assert spatial.shape == (384, 32, 48)
+        step = np.linalg.norm(np.diff(spatial, axis=2), axis=0).mean(axis=0)  # from each column to the next
+        steps.append(step[[15, 31]].mean() / step.mean())
+    assert steps[1] < 0.8 * steps[0]
