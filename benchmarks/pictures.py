@@ -357,7 +357,9 @@ def png_cases() -> list[Case]:
         on_white = to_bytes(rgb / white * (alpha / white) + 1 - alpha / white)
         grey_on_white = to_bytes(grey / white * (alpha / white) + 1 - alpha / white)
         four, two = np.concatenate([rgb, alpha], axis=2), np.concatenate([grey, alpha], axis=2)
-        key = rgb[3, 5]
+        key, grey_key = rgb[3, 5], grey[3, 5]
+        grey_keyed = np.where(grey == grey_key, 255, to_bytes(grey / white))
+        grey_transparent = (b"tRNS", struct.pack(">H", grey_key[0]))
         keyed = np.where((rgb == key).all(-1, keepdims=True), 255, to_bytes(rgb / white))
         transparent = (b"tRNS", b"".join(struct.pack(">H", value) for value in key))
         depth = f"{bits} bits"
@@ -365,6 +367,7 @@ def png_cases() -> list[Case]:
             Case("PNG", depth, "rgb", "png", png(rgb, bits, 2), to_bytes(rgb / white), 0, rgb, "OpenCV"),
             Case("PNG", depth, "rgb and alpha", "png", png(four, bits, 6), on_white, 1, four, "OpenCV"),
             Case("PNG", depth, "grey and alpha", "png", png(two, bits, 4), grey_on_white, 1),
+            Case("PNG", depth, "grey, a transparent key", "png", png(grey, bits, 0, grey_transparent), grey_keyed),
             Case("PNG", depth, "rgb, a transparent key", "png", png(rgb, bits, 2, transparent), keyed),
         ]
     return cases

@@ -170,6 +170,19 @@ def test_the_pixel_size_is_that_of_the_picture(tmp_path):
         extract(tmp_path / "scene.tif", tmp_path / "c.zarr", model, pixel_size="10m")
 
 
+def test_a_slide_of_aperio_says_its_size_and_its_levels(tmp_path):
+    words = "Aperio Image Library v12\n480x320 [0,0 480x320] (64x64)|AppMag = 20|MPP = 0.5"
+    with tifffile.TiffWriter(tmp_path / "slide.svs") as file:
+        common = {"photometric": "rgb", "metadata": None}
+        file.write(SCENE, tile=(64, 64), description=words, **common)
+        file.write(SCENE[::8, ::8].copy(), description="Aperio Image Library v12\nthumbnail", **common)
+        file.write(np.full((80, 120, 3), 77, np.uint8), tile=(64, 64), description="Aperio Image Library v12", **common)
+    with open(tmp_path / "slide.svs", "rb") as stream, open_scene(stream, "slide.svs", Reading()) as scene:
+        assert [level.image_hw for level in scene.levels] == [(320, 480), (80, 120)]
+        assert scene.pixel_metres == pytest.approx(5e-7)
+        assert scene.window(0, 0, (64, 64), shrink=4).unique().tolist() == [77]
+
+
 def test_background_and_mask_are_left_out_as_nan(tmp_path):
     pixels = SCENE.copy()
     pixels[:128, :200] = 255

@@ -145,8 +145,8 @@ def extract(
             out.print_line(f"left out, as no pictures by their endings: {outcome.left_out}", console, "yellow")
     if as_json:
         counts = {"pictures": outcome.rows, "failed": outcome.failed, "left_out": outcome.left_out}
-        counts["shapes"] = outcome.shapes
-        out.print_json({"output": str(output), **counts})
+        counts = {} if windows.window is not None else counts
+        out.print_json({"output": str(output), **counts, "shapes": outcome.shapes})
     else:
         out.print_line(_summary(outcome, output, windows))
     if outcome.failed and not skip_errors:

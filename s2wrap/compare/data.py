@@ -11,7 +11,7 @@ from PIL import Image
 
 from s2wrap.compare.folds import Fold, check_folds, deal
 from s2wrap.errors import S2WrapError
-from s2wrap.images import find_images, load_image
+from s2wrap.images import Reading, find_images, load_image
 from s2wrap.images.folders import is_hidden, is_picture
 
 TEST_NAMES = ("val", "valid", "validation", "test")
@@ -151,7 +151,7 @@ def _list_part(folder: Path) -> list[_File]:
 
 def _hash_file(file: _File) -> str:
     """Return the hash of a picture's pixels. Raises S2WrapError if the picture or its mask cannot be used."""
-    image = load_image(file.path)
+    image = load_image(file.path, Reading(value_range=(0, 1)))  # as they are, whatever a model takes them for
     if file.mask is not None:
         mask = load_mask(file.mask)
         if mask.shape != image.shape[1:]:

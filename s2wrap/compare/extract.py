@@ -16,7 +16,6 @@ from s2wrap.compare.data import Pictures
 from s2wrap.errors import S2WrapError
 from s2wrap.features import Features
 from s2wrap.files import disk_errors, whole_file
-from s2wrap.images import load_image
 from s2wrap.wrapper import MultiScale
 
 POOLS = ("mean", "max", "cls")
@@ -68,7 +67,7 @@ class Extractor:
 
     def _compute(self, paths: list[Path]) -> list[dict[str, Tensor]]:
         with torch.inference_mode():
-            encoded = self.model.encode([load_image(path) for path in paths])
+            encoded = self.model.encode(paths)
         features = [_pooled(each, self.maps) for each in encoded]
         for path, tensors in zip(paths, features, strict=True):
             if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):

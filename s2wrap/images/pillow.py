@@ -121,9 +121,10 @@ def _jpeg(file: LimitedFile, image: Image.Image, name: object, reading: Reading)
 
 
 def _has_16_bits(image: Image.Image) -> bool:
-    """Whether a picture of colours, or with alpha, has samples of 16 bits, of which Pillow keeps 8."""
+    """Whether a picture with colours or transparency has samples of 16 bits, of which Pillow keeps 8."""
     raw = [str(tile[3]) for tile in getattr(image, "tile", [])]
-    return image.format == "PNG" and any(";16B" in mode for mode in raw) and image.mode in ("RGB", "RGBA", "LA")
+    more = image.mode in ("RGB", "RGBA", "LA") or "transparency" in image.info
+    return image.format == "PNG" and any(";16B" in mode for mode in raw) and more
 
 
 def _wide(file: LimitedFile, image: Image.Image, name: object, reading: Reading) -> Tensor:
