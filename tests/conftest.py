@@ -12,7 +12,7 @@ import torch
 
 import s2wrap
 
-LONGEST = "demos extraction pipeline channels untyped zoo cluster engine docs cli registry hostile"
+LONGEST = "demos extraction pipeline untyped zoo cluster channels docs probed fits trace engine options compare cli"
 """Test files that are handed out first, in this order, so that workers end together."""
 
 

@@ -73,8 +73,8 @@ def sources(tmp_path_factory):
     return root
 
 
-def loader(sources, loads=None, seconds=0.0):
-    """A `load` that leaves the number of its process in a folder, of a model that takes so long for a call."""
+def loader(sources, loads=None, least=0):
+    """A `load` that leaves the number of its process in a folder; after 100 calls its model waits for so many there."""
     spec, weights, here = SPEC, str(sources / "weights.safetensors"), os.getpid()
 
     def load():
@@ -88,7 +88,15 @@ def loader(sources, loads=None, seconds=0.0):
         if os.getpid() != here:
             if loads is not None:
                 (Path(loads) / str(os.getpid())).touch()
-            model.backbone.model.register_forward_pre_hook(lambda *_: time.sleep(seconds))
+            calls, deadline = [], time.monotonic() + 60
+
+            def wait(*_):
+                calls.append(None)
+                while len(calls) > 100 and len(os.listdir(loads)) < least and time.monotonic() < deadline:
+                    time.sleep(0.05)
+
+            if least:
+                model.backbone.model.register_forward_pre_hook(wait)
         return model
 
     return load
@@ -153,7 +161,7 @@ def test_one_of_two_actors_killed_in_the_middle_changes_nothing(address, sources
             killed.append(int(next(loads.iterdir()).name))
             os.kill(killed[0], signal.SIGKILL)
 
-    options = {"shard": 50, "dtype": "bfloat16", "load": loader(sources, loads, seconds=0.01), "tell": kill}
+    options = {"shard": 50, "dtype": "bfloat16", "load": loader(sources, loads, least=3), "tell": kill}
     extract(sources, output, ["photos"], cluster=Cluster(actors=2), **options)
     assert_same(output, expected / "photos.safetensors")
     assert len(list(loads.iterdir())) == 3  # another took its place: it had not done its work

@@ -98,8 +98,10 @@ def test_activations_are_what_convolutions_put_out():
 
 @cache
 def backbone_of(name, image_size):
+    """Without weights, which are slow to draw."""
     options = {} if image_size is None else {"img_size": image_size}
-    return timm.create_model(name, num_classes=0, **options)
+    with torch.device("meta"):
+        return timm.create_model(name, num_classes=0, **options)
 
 
 def cost_of(name, image_size, scales):

@@ -124,25 +124,27 @@ def test_an_exported_graph_calls_the_backbone_once():
     assert not any("upsample" in name or "adaptive" in name for name in names)
 
 
-def takes_other_batches_and_sizes(network, backend, shapes):
+def compiled_for(network, backend, shapes):
+    """A model and the same one compiled, after it was compared on images of these shapes."""
     model = s2wrap.wrap(network, (1, 2))
     compiled = torch.compile(model, fullgraph=True, backend=backend)
     for shape in shapes:
         images = torch.randn(*shape)
         with torch.inference_mode():
             assert_same(compiled(images), model(images))
+    return model, compiled
+
+
+def test_compile_takes_other_batches_and_sizes(vit):
+    model, compiled = compiled_for(vit, "aot_eager", [(2, 3, 160, 160), (3, 3, 160, 160), (1, 3, 200, 300)])
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
         images = torch.randn(2, 3, 160, 160)
         torch.testing.assert_close(compiled(images).spatial, model(images).spatial, atol=0.1, rtol=0)
 
 
-def test_compile_takes_other_batches_and_sizes(vit):
-    takes_other_batches_and_sizes(vit, "aot_eager", [(2, 3, 160, 160), (3, 3, 160, 160), (1, 3, 200, 300)])
-
-
 def test_generated_code_takes_other_batches_and_sizes():
-    """Two graphs of float32: one of the first shape, one of any. Each takes seconds to make."""
-    takes_other_batches_and_sizes(small_vit(), "inductor", [(2, 3, 160, 160), (3, 3, 200, 300), (5, 3, 160, 200)])
+    """Two graphs: one of the first shape, one of any. Each takes seconds to make."""
+    compiled_for(small_vit(), "inductor", [(2, 3, 160, 160), (3, 3, 200, 300), (5, 3, 160, 200)])
 
 
 def test_a_compiled_backbone_can_be_wrapped(vit):
