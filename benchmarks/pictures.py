@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import tifffile
 from PIL import Image
@@ -176,9 +177,7 @@ def tiff_cases() -> list[Case]:
     cases.append(tiff_case("floats in 0…100", floats * 100, REFUSED, photometric="rgb"))
     cases.append(tiff_case("floats, value_range", floats * 100, floats * 100, photometric="rgb", reading=hundred))
     bounds = [(340, "f", 1, 0.0, True), (341, "f", 1, 100.0, True)]  # SMinSampleValue, SMaxSampleValue
-    cases.append(
-        tiff_case("floats, range in tags", UNIT.astype(np.float32) * 100, to_bytes(UNIT), extratags=bounds, tolerance=1)
-    )
+    cases.append(tiff_case("floats, statistics in tags", UNIT.astype(np.float32) * 100, REFUSED, extratags=bounds))
     for dtype in (np.int8, np.int16, np.int32, np.uint32):
         stored = np.round(UNIT * 100).astype(dtype)
         cases.append(tiff_case("nothing says what is white", stored, REFUSED, photometric="minisblack"))
@@ -189,7 +188,7 @@ def tiff_cases() -> list[Case]:
     twelve = integers(UNIT, 12)
     cases.append(tiff_case("12 bits in 16, no tag", twelve, REFUSED, photometric="minisblack"))
     tag = [(281, "H", 1, 4095, True)]
-    cases.append(tiff_case("12 bits in 16, MaxSampleValue", twelve, to_bytes(twelve / 4095), extratags=tag))
+    cases.append(tiff_case("12 bits in 16, MaxSampleValue (a statistic)", twelve, REFUSED, extratags=tag))
     said = Reading(value_range=(0, 4095))
     cases.append(tiff_case("12 bits in 16, value_range", twelve, np.repeat(twelve, 3, axis=2), reading=said))
     bands = integers(np.concatenate([RGB, UNIT, ALPHA], axis=2), 8)
@@ -205,6 +204,15 @@ def tiff_cases() -> list[Case]:
             reading=chosen,
         )
     )
+    opaque = np.full_like(twelve, 65535)
+    grey_alpha = {"photometric": "minisblack", "extrasamples": ("unassalpha",), "planarconfig": "contig"}
+    both = np.concatenate([twelve, opaque], axis=2)
+    cases.append(tiff_case("12 bits in 16 and alpha of 16, no tag", both, REFUSED, **grey_alpha))
+    wanted, meaning = np.repeat(twelve, 3, axis=2), "12 bits in 16 and alpha of 16, value_range"
+    cases.append(tiff_case(meaning, both, wanted, reading=said, **grey_alpha))
+    ink = integers(np.concatenate([RGB, ALPHA / 2], axis=2), 12)
+    inks = to_bytes((1 - ink[..., :3] / 4095) * (1 - ink[..., 3:] / 4095))
+    cases.append(tiff_case("cmyk", ink, inks, photometric="separated", bitspersample=12, tolerance=1))
     return [*cases, *palette_cases(), *colour_space_cases(), *bit_cases(), *turned_cases()]
 
 
@@ -351,6 +359,11 @@ def png_cases() -> list[Case]:
                 "OpenCV",
             )
         )
+    for bits in (2, 4):
+        grey = integers(UNIT, bits)
+        keyed = np.where(grey == 1, 255, to_bytes(grey / (2**bits - 1)))
+        content = png(grey, bits, 0, (b"tRNS", struct.pack(">H", 1)))
+        cases.append(Case("PNG", f"{bits} bits", "grey, a transparent key", "png", content, keyed))
     for bits in (8, 16):
         white = 2**bits - 1
         rgb, alpha, grey = integers(RGB, bits), integers(ALPHA, bits), integers(UNIT, bits)
@@ -401,6 +414,12 @@ def other_cases() -> list[Case]:
         file = io.BytesIO()
         np.save(file, array)
         cases.append(Case(".npy", str(array.dtype), name, "npy", file.getvalue(), wanted, 1, reading=reading))
+    for bits in (10, 12, 16):
+        for meaning, values in (("rgb", RGB), ("rgb and opaque alpha", np.dstack([RGB, np.ones_like(UNIT)]))):
+            stored = integers(values, bits)
+            content = imagecodecs.jpeg2k_encode(stored, bitspersample=bits, codecformat="jp2", reversible=True, level=0)
+            wanted = to_bytes(stored[..., :3] / (2**bits - 1))
+            cases.append(Case("JPEG2000", f"{bits} bits", meaning, "jp2", content, wanted, 0, stored, "OpenCV"))
     return [*cases, *heic_cases(), *dicom_cases()]
 
 
@@ -422,12 +441,20 @@ def dicom_cases() -> list[Case]:
     cases = []
     hounsfield = np.round(UNIT[..., 0] * 2000 - 1000).astype(np.int16)
     twelve = integers(UNIT, 12)[..., 0]
+    table = pydicom.Dataset()
+    table.LUTDescriptor = [4096, 0, 12]
+    table.add_new("LUTData", "OW", np.where(np.arange(4096) < 2048, 0, np.arange(4096)).astype("<u2").tobytes())
+    padded = np.where(np.arange(WIDTH) < 8, -2000, hounsfield).astype(np.int16)
     rescaled = {"WindowCenter": 40, "WindowWidth": 400, "RescaleSlope": 1, "RescaleIntercept": -24}
     inverted = {"WindowCenter": 0, "WindowWidth": 1500, "PhotometricInterpretation": "MONOCHROME1"}
     for meaning, stored, tags in (
         ("MONOCHROME2, window 40 400, rescale", hounsfield, rescaled),
         ("MONOCHROME1, window 0 1500", hounsfield, inverted),
         ("MONOCHROME2, 12 bits stored, no window", twelve, {}),
+        ("window of the form SIGMOID", hounsfield, rescaled | {"VOILUTFunction": "SIGMOID"}),
+        ("a table (VOI LUT)", twelve, {"VOILUTSequence": [table]}),
+        ("MONOCHROME1, padding", padded, inverted | {"PixelPaddingValue": -2000}),
+        ("enhanced, frames of their own", twelve, {"SharedFunctionalGroupsSequence": [pydicom.Dataset()]}),
         ("signed, no window", hounsfield, {}),
     ):
         data = pydicom.Dataset()
@@ -451,7 +478,9 @@ def dicom_cases() -> list[Case]:
         low, high = (0, 4095) if stored is twelve else (shown.min(), shown.max())
         unit = (shown - low) / (high - low)
         unit = 1 - unit if data.PhotometricInterpretation == "MONOCHROME1" else unit
-        wanted = REFUSED if meaning.startswith("signed") else to_bytes(unit[..., None])
+        unit = np.where(stored == tags.get("PixelPaddingValue"), 0, unit)
+        refused = meaning.startswith(("signed", "enhanced")) or "SIGMOID" in meaning
+        wanted = REFUSED if refused else to_bytes(unit[..., None])
         cases.append(
             Case(
                 "DICOM",

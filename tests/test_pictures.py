@@ -55,14 +55,61 @@ def test_a_thumbnail_before_the_picture_is_not_taken_for_it(tmp_path):
     np.testing.assert_array_equal(load_image(tmp_path / "x.tif").permute(1, 2, 0), picture)
 
 
-def test_pixels_without_data_are_black(tmp_path):
-    values = np.full((16, 16), 200, np.uint8)
-    values[4:8] = 7
-    with rasterio.open(
-        tmp_path / "x.tif", "w", driver="GTiff", height=16, width=16, count=1, dtype="uint8", nodata=7
-    ) as file:
-        file.write(values, 1)
-    np.testing.assert_array_equal(load_image(tmp_path / "x.tif")[0], np.where(values == 7, 0, values))
+def with_nodata(path, values, nodata, **options):
+    height, width, count = values.shape
+    profile = {"driver": "GTiff", "height": height, "width": width, "count": count, "dtype": values.dtype}
+    with rasterio.open(path, "w", nodata=nodata, **profile, **options) as file:
+        file.write(values.transpose(2, 0, 1))
+
+
+@pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
+def test_pixels_without_data_are_black_and_count_in_no_guess(tmp_path):
+    colours = np.full((16, 16, 3), (255, 100, 7), np.uint8)
+    colours[4:8] = 255
+    with_nodata(tmp_path / "rgb.tif", colours, 255, photometric="rgb")
+    wanted = np.where((colours == 255).all(-1, keepdims=True), 0, colours)  # one band of three is no missing pixel
+    np.testing.assert_array_equal(load_image(tmp_path / "rgb.tif").permute(1, 2, 0), wanted)
+    grey = np.full((16, 16, 1), 200, np.uint8)
+    grey[4:8] = 7
+    with_nodata(tmp_path / "white.tif", grey, 7, photometric="miniswhite")
+    np.testing.assert_array_equal(load_image(tmp_path / "white.tif")[0], np.where(grey == 7, 0, 55)[..., 0])
+    wide = np.full((16, 16, 1), 4000, np.uint16)
+    wide[4:8] = 65535
+    with_nodata(tmp_path / "wide.tif", wide, 65535)
+    with pytest.raises(S2WrapError, match="nothing says which of them are black and white"):
+        load_image(tmp_path / "wide.tif")
+    found = load_image(tmp_path / "wide.tif", Reading(value_range=(100, 5000)))
+    np.testing.assert_array_equal(found[0], np.where(wide == 65535, 100, wide)[..., 0])
+    heights = np.full((16, 16, 1), 0.5, np.float32)
+    heights[4:8] = np.nan
+    with_nodata(tmp_path / "nan.tif", heights, np.nan)
+    np.testing.assert_array_equal(load_image(tmp_path / "nan.tif")[0], np.where(np.isnan(heights), 0, 128)[..., 0])
+
+
+def test_a_file_whose_pages_are_thumbnails_alone_is_refused(tmp_path):
+    import tifffile
+
+    picture = np.zeros((40, 60, 3), np.uint8)
+    with tifffile.TiffWriter(tmp_path / "raw.tif") as file:
+        file.write(picture[::4, ::4].copy(), photometric="rgb", subfiletype=1, subifds=1)
+        file.write(picture, photometric="rgb", subfiletype=0)
+    with pytest.raises(S2WrapError, match="its pages are thumbnails"):
+        load_image(tmp_path / "raw.tif")
+
+
+@pytest.mark.parametrize("mode", ["1", "P", "CMYK"])
+def test_bands_of_what_has_none_are_refused(tmp_path, mode):
+    path = tmp_path / ("x.jpg" if mode == "CMYK" else "x.png")
+    Image.new("RGB", (16, 16), (200, 150, 100)).convert(mode).save(path)
+    with pytest.raises(S2WrapError, match=f"of a picture of mode {mode}; leave bands out"):
+        load_image(path, Reading(bands=(1, 1, 1)))
+
+
+def test_a_deflated_dicom_is_refused_before_it_is_inflated():
+    content = next(case.content for case in pictures.dicom_cases())
+    deflated = content.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.1.99", 1)
+    with pytest.raises(S2WrapError, match="a deflated DICOM file is not read"):
+        decode_image(deflated, "x.dcm")
 
 
 @pytest.mark.parametrize(

@@ -165,7 +165,7 @@ def test_the_pixel_size_is_that_of_the_picture(tmp_path):
     extract(tmp_path / "slide.tif", tmp_path / "b.zarr", model, window=128)
     maps = [zarr.open_group(tmp_path / name, mode="r")["spatial"][:] for name in ("a.zarr", "b.zarr")]
     np.testing.assert_array_equal(*maps)
-    with pytest.raises(S2WrapError, match="scene.tif does not say how large its pixels are"):
+    with pytest.raises(S2WrapError, match="scene.tif does not say how many metres its pixels have"):
         tifffile.imwrite(tmp_path / "scene.tif", SCENE, photometric="rgb", resolutionunit="NONE")
         extract(tmp_path / "scene.tif", tmp_path / "c.zarr", model, pixel_size="10m")
 
@@ -231,9 +231,104 @@ def test_bands_and_wide_values_reach_a_model_of_as_many(tmp_path):
         ({"window": None, "mask": "x.png"}, "mask has no effect without window"),
         ({"pixel_size": "10 miles"}, "pixel_size='10 miles'; give a number and nm"),
         ({"background": "255"}, "background='255'; give the lowest and the highest value"),
+        ({"background": "nan:nan"}, "background='nan:nan'"),
+        ({"pixel_size": "9" * 400 + "m"}, "pixel_size='999"),
     ],
 )
 def test_windows_that_cannot_be_are_refused(tmp_path, scene, options, words):
     with pytest.raises(S2WrapError, match=words):
         extract(scene, tmp_path / "map.zarr", local_model(), **options)
     assert not (tmp_path / "map.zarr").exists()
+
+
+def ground_tiff(path, pixels, transform=None, overviews=(), **options):
+    height, width = pixels.shape[:2]
+    profile = {"driver": "GTiff", "height": height, "width": width, "count": pixels.shape[2], "dtype": pixels.dtype}
+    options = {"tiled": True, "blockxsize": 64, "blockysize": 64, "crs": "EPSG:32633"} | options
+    with rasterio.open(path, "w", transform=transform or from_origin(0, 0, 10, 10), **profile, **options) as file:
+        file.write(pixels.transpose(2, 0, 1))
+        file.build_overviews(list(overviews), rasterio.enums.Resampling.average)
+
+
+@pytest.mark.filterwarnings("ignore:Use `@` matmul")
+@pytest.mark.parametrize("image_hw", [(512, 704), (501, 703), (503, 711)])
+def test_levels_of_odd_sizes_do_not_shift_the_map(tmp_path, image_hw):
+    rows, cols = np.mgrid[: image_hw[0], : image_hw[1]]
+    waves = (127 + 120 * np.sin(rows / 23) * np.sin(cols / 31)).astype(np.uint8)[..., None].repeat(3, 2)
+    model, maps = local_model(), []
+    for name, overviews in (("plain", ()), ("levels", (2, 4))):
+        ground_tiff(tmp_path / f"{name}.tif", waves, overviews=overviews, photometric="rgb")
+        extract(tmp_path / f"{name}.tif", tmp_path / f"{name}.zarr", model, window=256, window_overlap=1)
+        maps.append(zarr.open_group(tmp_path / f"{name}.zarr", mode="r")["spatial"][:])
+    assert np.abs(maps[0] - maps[1]).mean() < 0.015 * maps[0].std()
+
+
+@pytest.mark.filterwarnings("ignore:Use `@` matmul")
+def test_a_picture_that_lies_askew_keeps_its_place_and_the_size_of_its_pixels(tmp_path):
+    askew = rasterio.Affine(0, 10, 500_000, 10, 0, 4_600_000)  # a quarter turn
+    ground_tiff(tmp_path / "askew.tif", SCENE, askew, photometric="rgb")
+    model = local_model()
+    extract(tmp_path / "askew.tif", tmp_path / "map.zarr", model, window=64, pixel_size="10m")
+    found = xarray.open_zarr(tmp_path / "map.zarr", consolidated=False)
+    assert found.spatial.rio.transform() == rasterio.Affine(0, 160, 500_000, 160, 0, 4_600_000)
+    assert "x" not in found.coords
+
+
+def test_another_file_of_the_same_name_does_not_go_on_with_a_map(tmp_path, scene):
+    model = local_model()
+
+    def stop(state):
+        if state.done == 2:
+            raise KeyboardInterrupt
+
+    options = WindowOptions(window=64)
+    common = {"load": lambda: model, "spec": "local", "options": {}, "windows": options, "reading": Reading()}
+    with pytest.raises(KeyboardInterrupt):
+        extract_scene(str(scene), tmp_path / "map.zarr", tell=stop, **common)
+    tifffile.imwrite(scene, SCENE[::-1].copy(), tile=(64, 64), photometric="rgb", compression="zlib")
+    with pytest.raises(S2WrapError, match=r"holds features with .*scene.tif \["):
+        extract_scene(str(scene), tmp_path / "map.zarr", **common)
+
+
+def test_a_mask_counts_cell_by_cell_and_must_have_the_shape_of_its_scene(tmp_path):
+    import PIL.Image
+
+    tifffile.imwrite(tmp_path / "scene.tif", SCENE[:90, :75], photometric="rgb")
+    mask = np.zeros((90, 75), np.uint16)
+    mask[64:80, 3] = 1  # the fifth row of cells and the first column, exactly
+    PIL.Image.fromarray(mask).save(tmp_path / "mask.png")
+    extract(tmp_path / "scene.tif", tmp_path / "map.zarr", local_model(), mask=str(tmp_path / "mask.png"))
+    seen = zarr.open_group(tmp_path / "map.zarr", mode="r")["seen"][:]
+    assert np.argwhere(seen).tolist() == [[4, 0]]
+    PIL.Image.fromarray(mask[:, :40]).save(tmp_path / "narrow.png")
+    with pytest.raises(S2WrapError, match=r"narrow.png: 90×40 pixels, and the scene has 90×75; a mask has its shape"):
+        extract(tmp_path / "scene.tif", tmp_path / "none.zarr", local_model(), mask=str(tmp_path / "narrow.png"))
+
+
+def test_what_cannot_be_read_in_windows_leaves_no_store(tmp_path):
+    tifffile.imwrite(tmp_path / "turned.tif", SCENE, photometric="rgb", extratags=[(274, "H", 1, 3, True)])
+    blank = {"photometric": "rgb", "compression": "zlib", "rowsperstrip": 6000}
+    tifffile.imwrite(tmp_path / "strip.tif", np.zeros((6000, 6000, 3), np.uint8), **blank)
+    ground_tiff(tmp_path / "bands.tif", SCENE[..., [0, 1, 2, 0, 1]])
+    small = Reading(max_memory=50_000_000)
+    for name, reading, words in (
+        ("turned.tif", Reading(), "is stored turned"),
+        ("strip.tif", small, "strips or tiles of 36000000 pixels"),
+        ("bands.tif", Reading(), "bands.tif has 5 channels, and the model takes 3; choose bands: --bands 1,2,3"),
+        (".", Reading(), "--window reads one picture"),
+    ):
+        with pytest.raises(S2WrapError, match=words):
+            extract(tmp_path / name, tmp_path / "map.zarr", local_model(), reading)
+    assert not (tmp_path / "map.zarr").exists()
+
+
+def test_a_scene_of_a_server_gives_the_same_map(tmp_path, scene):
+    import fsspec
+
+    with fsspec.open("memory://scenes/scene.tif", "wb") as file:
+        file.write(scene.read_bytes())
+    model = local_model()
+    extract(scene, tmp_path / "a.zarr", model)
+    extract("memory://scenes/scene.tif", tmp_path / "b.zarr", model)
+    maps = [zarr.open_group(tmp_path / name, mode="r")["spatial"][:] for name in ("a.zarr", "b.zarr")]
+    np.testing.assert_array_equal(*maps)

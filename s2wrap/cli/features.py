@@ -133,6 +133,7 @@ def extract(
     with _Bar(console) as bar, _last_words(bar, console, output if continued else None):
         if windows.window is not None:
             given = {"--shard": shard, "--workers": workers, "--errors": errors, "--ray": cluster}
+            given["--skip-errors"] = skip_errors or None
             _check_scene(photos, exported, [flag for flag, value in given.items() if value is not None])
             from s2wrap.extraction.scene import extract_scene
 
@@ -219,8 +220,7 @@ def _cluster(
 def _summary(outcome: "s2wrap.extraction.run.Outcome", output: Path, windows: WindowOptions) -> str:
     """One line: how many pictures, of which shape, where."""
     if windows.window is not None:
-        shape = f"of shape {outcome.shapes[0]['spatial']}" if outcome.shapes else "there before"
-        return f"a map {shape} → {output}"
+        return f"a map {outcome.shapes[0]['spatial']} → {output}" if outcome.shapes else f"{output} was finished before"
     seen = outcome.shapes[0] if outcome.shapes else {}
     shapes = [shape for name, shape in seen.items() if not name.startswith("prefix")]
     told = " + ".join(map(str, shapes)) + " each" if len(outcome.shapes) == 1 else "each on a grid of its own"

@@ -48,6 +48,13 @@ def kind(address: str) -> str | None:
         return "folder" if file_system.isdir(path) else "file" if file_system.exists(path) else None
 
 
+def file_facts(address: str) -> dict[str, Any]:
+    """What a remote file system says of a file: its size, and more under names of its own."""
+    with answers(address):
+        file_system, path = _file_system(address)
+        return file_system.info(path)
+
+
 def fetch(address: str) -> bytes:
     """The content of a remote file, read in one request."""
     file_system, path = _file_system(address)

@@ -22,49 +22,31 @@ class Stream(Protocol):
         ...
 
 
-class LimitedFile(BufferedIOBase):
-    """A file that can be read for some seconds of the processor, and that is not too large to be held.
+class ReadOnlyFile(BufferedIOBase):
+    """A file that is only read, whatever else it can do.
 
     Args:
         file: seekable.
-        name: of the picture.
-        reading: its limits.
-
-    Raises:
-        S2WrapError: the file is larger than `max_memory`; or, by any method, the time is over.
     """
 
-    def __init__(self, file: Stream, name: object, reading: Reading):
-        self.file, self.name_of_picture, self.limit = file, name, reading.max_seconds
-        self.started = time.thread_time()
+    def __init__(self, file: Stream):
+        self.file = file
         self.size = file.seek(0, os.SEEK_END)
         file.seek(0)
-        if self.size > reading.max_memory:
-            raise S2WrapError(f"{name}: a file of {self.size} bytes, more than max_memory={reading.max_memory}")
-
-    def check_time(self) -> None:
-        """Raise S2WrapError if the time is over."""
-        if time.thread_time() - self.started > self.limit:
-            raise S2WrapError(
-                f"{self.name_of_picture}: not decoded after {self.limit:g} seconds of the processor; raise max_seconds"
-            )
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Bytes from the current position."""
-        self.check_time()
-        left = self.size - self.tell()  # a decoder may ask for what a damaged file claims to have
-        return self.file.read(max(0, left if size is None or size < 0 else min(size, left)))
+        """Bytes from the current position; never more memory is asked for than there is of the file."""
+        left = max(0, self.size - self.tell())
+        return self.file.read(left if size is None or size < 0 else min(size, left))
 
     def readinto(self, buffer: Any, /) -> int:
         """Fill a buffer from the current position; the number of bytes."""
-        self.check_time()
-        content = self.file.read(memoryview(buffer).nbytes)
+        content = self.read(memoryview(buffer).nbytes)
         memoryview(buffer).cast("B")[: len(content)] = content
         return len(content)
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
         """Move the position."""
-        self.check_time()
         return self.file.seek(offset, whence)
 
     def tell(self) -> int:
@@ -78,3 +60,39 @@ class LimitedFile(BufferedIOBase):
     def seekable(self) -> bool:
         """Always."""
         return True
+
+
+class LimitedFile(ReadOnlyFile):
+    """A file that can be read for some seconds of the processor, and that is not too large to be held.
+
+    Args:
+        file: seekable.
+        name: of the picture.
+        reading: its limits.
+
+    Raises:
+        S2WrapError: the file is larger than `max_memory`; or, by any method, the time is over.
+    """
+
+    def __init__(self, file: Stream, name: object, reading: Reading):
+        super().__init__(file)
+        self.name_of_picture, self.limit, self.started = name, reading.max_seconds, time.thread_time()
+        if self.size > reading.max_memory:
+            raise S2WrapError(f"{name}: a file of {self.size} bytes, more than max_memory={reading.max_memory}")
+
+    def check_time(self) -> None:
+        """Raise S2WrapError if the time is over."""
+        if time.thread_time() - self.started > self.limit:
+            raise S2WrapError(
+                f"{self.name_of_picture}: not decoded after {self.limit:g} seconds of the processor; raise max_seconds"
+            )
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Bytes from the current position."""
+        self.check_time()
+        return super().read(size)
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """Move the position."""
+        self.check_time()
+        return super().seek(offset, whence)

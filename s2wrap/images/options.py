@@ -1,5 +1,6 @@
 """How pictures are read, and how large ones are cut into windows."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -147,7 +148,7 @@ class WindowOptions(Checked):
             size = float(parts[1]) * UNITS[parts[2]] if parts else 0
         except ValueError:
             size = 0
-        if not size > 0:
+        if not 0 < size < math.inf:
             raise S2WrapError(f"pixel_size={self.pixel_size!r}; give a number and {', '.join(UNITS)}, such as 10m")
         return size
 
@@ -160,6 +161,6 @@ class WindowOptions(Checked):
             low, high = map(float, self.background.split(":"))
         except ValueError:
             low, high = 1.0, 0.0
-        if low > high:
+        if not low <= high:
             raise S2WrapError(f"background={self.background!r}; give the lowest and the highest value, as 235:255")
         return low, high

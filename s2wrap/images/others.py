@@ -36,20 +36,25 @@ def read_array(file: LimitedFile, name: object, reading: Reading) -> Tensor:
 
 
 def read_dicom(file: LimitedFile, name: object, reading: Reading) -> Tensor:
-    """The first frame of a DICOM file through its rescale and its first window.
+    """The first frame of a DICOM file through its rescale and its first window or table.
 
     Raises:
-        S2WrapError: no window, values that are not plain, and no `value_range` (which is in rescaled units, such as
-            Hounsfield's).
+        S2WrapError: values that nothing explains and no `value_range` (in rescaled units, such as Hounsfield's), an
+            enhanced file whose frames have windows of their own, a deflated one.
         MissingExtraError: pydicom is not installed.
     """
     try:
         import pydicom
-        from pydicom.pixels.processing import apply_color_lut, apply_rescale
+        from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi
         from pydicom.pixels.utils import pixel_array
     except ImportError as error:
         raise MissingExtraError("pydicom", "images") from error
+    if b"1.2.840.10008.1.2.1.99" in file.read(4096):  # of whatever size once it is inflated, which pydicom does at once
+        raise S2WrapError(f"{name}: a deflated DICOM file is not read; store it without compression")
+    file.seek(0)
     data = pydicom.dcmread(file)
+    if "SharedFunctionalGroupsSequence" in data or "PerFrameFunctionalGroupsSequence" in data:
+        raise S2WrapError(f"{name}: an enhanced DICOM file of several frames is not read; store one frame in each file")
     count = int(data.get("SamplesPerPixel", 1))
     reading.check_size(name, (int(data.Rows), int(data.Columns)), count * (data.BitsAllocated // 8 + 12))
     values = pixel_array(data, index=0)
@@ -59,21 +64,26 @@ def read_dicom(file: LimitedFile, name: object, reading: Reading) -> Tensor:
         return to_tensor(Samples(values, "rgb", integer_bounds(8 * values.dtype.itemsize)), name, reading)
     if values.ndim == 3:
         return to_tensor(Samples(values, "rgb", integer_bounds(int(data.BitsStored))), name, reading)
-    rescaled = apply_rescale(values, data)[:, :, None]
-    inverted = kind == "MONOCHROME1"
-    if reading.value_range is not None:
-        samples = Samples(rescaled.astype(np.float32), "grey", None, inverted)
-    else:
-        samples = Samples(rescaled, "grey", _window(data), inverted)
+    padding = data.get("PixelPaddingValue")
+    missing = None if padding is None else float(apply_modality_lut(np.array([padding]), data)[0])
+    rescaled, bounds = apply_modality_lut(values, data), _window(data, name)
+    if "VOILUTSequence" in data:
+        bounds, missing = integer_bounds(int(data.VOILUTSequence[0].LUTDescriptor[2])), None
+        rescaled = apply_voi(rescaled, data)
+    rescaled = rescaled if bounds else rescaled.astype(np.float32)
+    samples = Samples(rescaled[:, :, None], "grey", bounds, kind == "MONOCHROME1", missing=missing)
     return to_tensor(samples, name, reading)
 
 
-def _window(data: Any) -> Range | None:
-    """What the first window shows as black and white (DICOM PS3.3, C.11.2.1.2.1); without one, all plain values."""
+def _window(data: Any, name: object) -> Range | None:
+    """What the first window shows as black and white (DICOM PS3.3, C.11.2.1.2); without one, all plain values."""
     if "WindowCenter" in data and "WindowWidth" in data:
+        function = data.get("VOILUTFunction", "LINEAR")
+        if function not in ("LINEAR", "LINEAR_EXACT"):
+            raise S2WrapError(f"{name}: a window of the form {function} is not read; store the values that it shows")
         center, width = (float(np.atleast_1d(data[tag].value)[0]) for tag in ("WindowCenter", "WindowWidth"))
-        half = (width - 1) / 2
-        return (center - 0.5 - half, center - 0.5 + half) if half > 0 else None
+        shift, half = (0.5, (width - 1) / 2) if function == "LINEAR" else (0, width / 2)
+        return (center - shift - half, center - shift + half) if half > 0 else None
     plain = data.PixelRepresentation == 0 and "RescaleSlope" not in data and "ModalityLUTSequence" not in data
     return integer_bounds(int(data.BitsStored)) if plain else None
 

@@ -51,9 +51,12 @@ def read_with_pillow(file: LimitedFile, name: object, reading: Reading) -> Tenso
         reading.check_size(name, (image.height, image.width), MEMORY.get(kind, USUAL_MEMORY))
         if kind == "JPEG" and image.mode in ("RGB", "L"):
             stored = _jpeg(file, image, name, reading)
-        elif _has_16_bits(image):
-            stored = _wide(file, image, name, reading)
+        elif kind == "PNG" and _has_16_bits(image):
+            stored = _wide(file, "png_decode", 16, name, reading)
+        elif kind == "JPEG2000" and (bits := _bits_of_jpeg2000(file)) > 8:
+            stored = _wide(file, "jpeg2k_decode", bits, name, reading)
         else:
+            _widen_key(image)
             stored = stored_pixels(image, name, reading)
         file.check_time()
         return upright(stored, orientation_of(image))
@@ -67,8 +70,9 @@ def stored_pixels(image: Image.Image, name: object, reading: Reading) -> Tensor:
         samples = Samples(values[:, :, None], "grey", _bounds(image, values))
         return to_tensor(samples, name, reading)
     if reading.bands is not None:
-        samples = np.asarray(image)
-        return to_tensor(Samples(np.atleast_3d(samples), "bands", integer_bounds(8)), name, reading)
+        if image.mode not in ("L", "LA", "RGB", "RGBA"):
+            raise S2WrapError(f"{name}: bands={reading.bands} of a picture of mode {image.mode}; leave bands out")
+        return to_tensor(Samples(np.atleast_3d(np.asarray(image)), "bands", integer_bounds(8)), name, reading)
     pixels, side = np.empty((image.height, image.width, 3), np.uint8), 1024
     for top, left in product(range(0, image.height, side), range(0, image.width, side)):
         bottom, right = min(top + side, image.height), min(left + side, image.width)
@@ -120,21 +124,37 @@ def _jpeg(file: LimitedFile, image: Image.Image, name: object, reading: Reading)
     return to_tensor(samples, name, reading)
 
 
+def _widen_key(image: Image.Image) -> None:
+    """Scale a transparent key of 2 or 4 bits as Pillow scales the values of its picture."""
+    key, raw = image.info.get("transparency"), [str(tile[3]) for tile in getattr(image, "tile", [])]
+    if image.mode == "L" and isinstance(key, int) and raw[:1] in (["L;2"], ["L;4"]):
+        image.info["transparency"] = key * {"L;2": 85, "L;4": 17}[raw[0]]
+
+
 def _has_16_bits(image: Image.Image) -> bool:
-    """Whether a picture with colours or transparency has samples of 16 bits, of which Pillow keeps 8."""
+    """Whether a PNG with colours or transparency has samples of 16 bits, of which Pillow keeps 8."""
     raw = [str(tile[3]) for tile in getattr(image, "tile", [])]
     more = image.mode in ("RGB", "RGBA", "LA") or "transparency" in image.info
-    return image.format == "PNG" and any(";16B" in mode for mode in raw) and more
+    return any(";16B" in mode for mode in raw) and more
 
 
-def _wide(file: LimitedFile, image: Image.Image, name: object, reading: Reading) -> Tensor:
-    """A PNG of 16 bits with several channels."""
+def _bits_of_jpeg2000(file: LimitedFile) -> int:
+    """Bits of a sample, by the SIZ segment of the code stream (ISO 15444-1, A.5.1): 40 bytes behind its marker."""
+    file.seek(0)
+    content = file.read()
+    place = content.find(b"\xff\x4f\xff\x51")
+    return (content[place + 42] & 0x7F) + 1 if 0 <= place < len(content) - 42 else 8
+
+
+def _wide(file: LimitedFile, decoder: str, bits: int, name: object, reading: Reading) -> Tensor:
+    """A picture of more than 8 bits a sample, of which Pillow keeps 8 or fewer."""
     from s2wrap.images.tiff import imagecodecs
 
     file.seek(0)
-    values = np.atleast_3d(imagecodecs().png_decode(file.read()))
+    values = np.atleast_3d(getattr(imagecodecs(), decoder)(file.read()))
     count = values.shape[2]
-    samples = Samples(
-        values, "grey" if count < 3 else "rgb", integer_bounds(16), alpha="straight" if count in (2, 4) else "none"
-    )
-    return to_tensor(samples, name, reading)
+    if values.dtype.kind != "u" or count > 4:
+        raise S2WrapError(f"{name}: {count} samples of {values.dtype} are not read; convert it to RGB")
+    alpha = "straight" if count in (2, 4) else "none"
+    colours = "grey" if count < 3 else "rgb"
+    return to_tensor(Samples(values, colours, integer_bounds(bits), alpha=alpha, opaque=2**bits - 1), name, reading)

@@ -47,13 +47,13 @@ def load_image(path: str | Path, reading: Reading = USUAL) -> Tensor:
             what = "cannot be decoded; it is no file" if os.path.exists(path) else "there is no such file"
             raise S2WrapError(f"{path}: {what}")
         with open(path, "rb") as file:
-            return _read(file, path, reading)
+            return read_stream(file, path, reading)
 
 
 def decode_image(content: bytes, name: str, reading: Reading = USUAL) -> Tensor:
     """The picture whose file's content this is, as `load_image` reads it from a file; errors call it by `name`."""
     with readable(name):
-        return _read(BytesIO(content), name, reading)
+        return read_stream(BytesIO(content), name, reading)
 
 
 def silence_decoders() -> None:
@@ -78,8 +78,8 @@ def readable(path: object) -> Iterator[None]:
         raise S2WrapError(f"{path}: cannot be {failed} ({first_line(error)})") from error
 
 
-def _read(file: Stream, name: object, reading: Reading) -> Tensor:
-    """The picture in a stream that can be sought in."""
+def read_stream(file: Stream, name: object, reading: Reading) -> Tensor:
+    """The picture in an open file, as `load_image` reads it; errors are those of decoders, see `readable`."""
     limited = LimitedFile(file, name, reading)
     start = file.read(132)
     file.seek(0)
@@ -110,6 +110,6 @@ def _reader(start: bytes) -> Reader:
         return read_array
     if start[128:] == b"DICM":
         return read_dicom
-    if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS:
+    if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS and b"avif" not in start:  # which Pillow reads
         return read_heic
     return read_with_pillow

@@ -1,5 +1,6 @@
 """Large pictures, read in windows: TIFFs of tiles or strips, with the coarser levels that they may hold."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -11,10 +12,10 @@ import torch
 from torch import Tensor
 
 from s2wrap.errors import MissingExtraError, S2WrapError, warn
-from s2wrap.images.limits import Stream
+from s2wrap.images.limits import ReadOnlyFile, Stream
 from s2wrap.images.options import Reading
-from s2wrap.images.read import decode_image, readable
-from s2wrap.images.tiff import MAGIC, samples_of, tifffile
+from s2wrap.images.read import read_stream, readable
+from s2wrap.images.tiff import MAGIC, ORIENTATION, samples_of, tifffile, tile_pixels
 from s2wrap.images.values import Samples, to_tensor
 
 Affine = tuple[float, float, float, float, float, float]
@@ -50,7 +51,7 @@ class Scene:
 
     Attributes:
         name: what errors call it.
-        levels: from fine to coarse; the first has all pixels.
+        levels: the picture, and smaller ones of it that the file holds.
         ground: where it lies, if it says so.
         pixel_metres: the size of a pixel in metres, if it says so.
         pixel_bytes: of all samples of a pixel.
@@ -68,7 +69,7 @@ class Scene:
         return self.levels[0].image_hw
 
     def level_for(self, shrink: float) -> Level:
-        """The coarsest level that still has all the detail of the picture made smaller by a factor."""
+        """The coarsest level that has all the detail of the picture made smaller by a factor."""
         height, width = self.image_hw
         fine_enough = [
             level
@@ -79,11 +80,13 @@ class Scene:
 
     def pixels_read(self, size_hw: tuple[int, int], shrink: float) -> int:
         """How many pixels are read for a window of this size that will be made smaller by a factor."""
-        level_hw, (height, width) = self.level_for(shrink).image_hw, self.image_hw
-        return max(1, size_hw[0] * level_hw[0] // height) * max(1, size_hw[1] * level_hw[1] // width)
+        sides = zip(size_hw, self.level_for(shrink).image_hw, self.image_hw, strict=True)
+        return math.prod(max(2, round(size * small / large)) for size, small, large in sides)
 
     def window(self, top: int, left: int, size_hw: tuple[int, int], shrink: float = 1) -> Tensor:
         """A window (channels, height, width), from the level for a factor; its edge is repeated beyond the picture.
+
+        Where a coarse level's pixels do not begin with the window, they are interpolated linearly.
 
         Args:
             top: its first row, in pixels of the whole picture.
@@ -95,16 +98,44 @@ class Scene:
             S2WrapError: damaged.
         """
         level = self.level_for(shrink)
-        spans = []
-        for start, size, whole, side in zip((top, left), size_hw, self.image_hw, level.image_hw, strict=True):
-            factor = side / whole
-            first = min(round(start * factor), side - 1)
-            spans.append((first, min(first + max(2, round(size * factor)), side), max(2, round(size * factor))))
-        (first_row, last_row, rows), (first_col, last_col, cols) = spans
+        down, across = (
+            _positions(start, size, whole, side)
+            for start, size, whole, side in zip((top, left), size_hw, self.image_hw, level.image_hw, strict=True)
+        )
+        first_row, first_col = int(down.min()), int(across.min())
+        ends = min(int(down.max()) + 2, level.image_hw[0]), min(int(across.max()) + 2, level.image_hw[1])
         with readable(self.name):
-            pixels = level.read(first_row, first_col, last_row, last_col)
-        missing = (0, cols - (last_col - first_col), 0, rows - (last_row - first_row))
-        return pixels if not any(missing) else _repeat_edge(pixels, missing)
+            pixels = level.read(first_row, first_col, *ends)
+        return _at_positions(_at_positions(pixels, down - first_row, dim=1), across - first_col, dim=2)
+
+
+def _positions(start: int, size: int, whole: int, side: int) -> Tensor:
+    """Where the pixels of a window lie on one axis of a level: 0 is the centre of its first pixel, and none is beyond.
+
+    Args:
+        start: of the window, in pixels of the whole picture.
+        size: of the window.
+        whole: side of the picture.
+        side: of the level.
+    """
+    scale = side / whole
+    count = max(2, round(size * scale))
+    centres = start * scale + (torch.arange(count, dtype=torch.float64) + 0.5) * (size * scale / count) - 0.5
+    nearest = centres.round()
+    return torch.where((centres - nearest).abs() < 1e-3, nearest, centres).clamp(0, side - 1)
+
+
+def _at_positions(pixels: Tensor, positions: Tensor, dim: int) -> Tensor:
+    """Pixels along one axis, interpolated linearly between two where a position is not whole."""
+    lower = positions.long()
+    if bool((positions == lower).all()):
+        return pixels.index_select(dim, lower)
+    shape = [-1 if axis == dim else 1 for axis in range(pixels.ndim)]
+    share = (positions - lower).float().reshape(shape)
+    upper = (lower + 1).clamp(max=pixels.shape[dim] - 1)
+    below, above = (pixels.index_select(dim, index).float() for index in (lower, upper))
+    mixed = below + (above - below) * share
+    return mixed if pixels.is_floating_point() else mixed.round().to(pixels.dtype)
 
 
 @contextmanager
@@ -123,19 +154,35 @@ def open_scene(stream: Stream, name: str, reading: Reading) -> Iterator[Scene]:
     with readable(name):
         start = stream.read(4)
         stream.seek(0)
-        whole = None if start in MAGIC else decode_image(stream.read(), name, reading)
+        whole = None if start in MAGIC else read_stream(stream, name, reading)
     if whole is not None:
         yield Scene(name, (Level((whole.shape[1], whole.shape[2]), partial(_crop, whole)),))
         return
     with ExitStack() as stack:
         with readable(name):
-            tiff = stack.enter_context(tifffile().TiffFile(stream))
+            tiff = stack.enter_context(tifffile().TiffFile(ReadOnlyFile(stream)))
             series = max(tiff.series, key=lambda each: np.prod(each.shape))
             levels = tuple(_level(series, number, name, reading) for number in range(len(series.levels)))
             ground = _ground(series.keyframe, stream, name)
             page = series.keyframe
+            _check_page(page, name, reading)
             pixel_bytes = page.samplesperpixel * max(1, page.bitspersample // 8)
         yield Scene(name, levels, ground, _pixel_metres(tiff, page, ground), pixel_bytes)
+
+
+def _check_page(page: Any, name: str, reading: Reading) -> None:
+    """Raise S2WrapError for a picture that is stored turned, or in strips or tiles that memory cannot hold."""
+    orientation = page.tags.get(ORIENTATION)
+    if orientation is not None and orientation.value != 1:
+        raise S2WrapError(
+            f"{name}: is stored turned (orientation {orientation.value}), and is not read in windows; turn it first"
+        )
+    tile = 3 * tile_pixels(page) * page.samplesperpixel * (8 if page.dtype is None else page.dtype.itemsize)
+    if tile > reading.max_memory:
+        raise S2WrapError(
+            f"{name}: strips or tiles of {tile_pixels(page)} pixels, which are decoded whole, take up to "
+            f"{tile / 1e9:.1f} GB, more than max_memory={reading.max_memory}; store it in smaller tiles, or raise it"
+        )
 
 
 def _crop(pixels: Tensor, top: int, left: int, bottom: int, right: int) -> Tensor:
@@ -194,7 +241,7 @@ def _ground(page: Any, stream: Stream, name: str) -> Ground | None:
 def _pixel_metres(tiff: Any, page: Any, ground: Ground | None) -> float | None:
     """The width of a pixel in metres, as far as the file tells it: on the ground, of a slide, by its resolution."""
     if ground is not None:
-        return abs(ground.transform[0]) * ground.metres if ground.metres else None
+        return math.hypot(ground.transform[0], ground.transform[3]) * ground.metres if ground.metres else None
     if tiff.is_svs:
         microns = tifffile().tifffile.svs_description_metadata(page.description).get("MPP")
         return float(microns) * 1e-6 if microns else None
@@ -207,12 +254,3 @@ def _pixel_metres(tiff: Any, page: Any, ground: Ground | None) -> float | None:
     unit = METRES.get(page.resolutionunit)
     per_unit = page.resolution[0]
     return unit / per_unit if unit and per_unit > 0 else None
-
-
-def _repeat_edge(pixels: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
-    """Pixels of any type with their last column and row repeated."""
-    _, right, _, bottom = padding
-    height, width = pixels.shape[1:]
-    rows = torch.arange(height + bottom).clamp(max=height - 1)
-    cols = torch.arange(width + right).clamp(max=width - 1)
-    return pixels[:, rows][:, :, cols]

@@ -1,5 +1,6 @@
 """TIFF files of any depth, layout and compression, by tifffile."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -7,9 +8,9 @@ from torch import Tensor
 
 from s2wrap.errors import MissingExtraError, S2WrapError
 from s2wrap.images.limits import LimitedFile
-from s2wrap.images.options import Range, Reading
+from s2wrap.images.options import Reading
 from s2wrap.images.pillow import upright
-from s2wrap.images.values import Colours, Samples, integer_bounds, to_tensor
+from s2wrap.images.values import Alpha, Colours, Samples, integer_bounds, to_tensor
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """How TIFF and BigTIFF files begin."""
@@ -28,7 +29,7 @@ def read_tiff(file: LimitedFile, name: object, reading: Reading) -> Tensor:
         MissingExtraError: tifffile is not installed.
     """
     with tifffile().TiffFile(file) as tiff:
-        page = first_picture(tiff)
+        page = first_picture(tiff, name)
         check_page(page, name, reading)
         samples = samples_of(page, decoded(page), name)
         orientation = page.tags.get(ORIENTATION)
@@ -53,28 +54,37 @@ def imagecodecs() -> Any:
     return imagecodecs
 
 
-def first_picture(tiff: Any) -> Any:
-    """The first page that is no thumbnail of another one."""
+def first_picture(tiff: Any, name: object) -> Any:
+    """The first page that is no thumbnail of another one; S2WrapError if there is none, as in raw files of cameras."""
     for page in tiff.pages[:16]:
         if not page.aspage().is_reduced:
             return page.aspage()
-    return tiff.pages.first
+    raise S2WrapError(
+        f"{name}: its pages are thumbnails, and the picture is kept elsewhere; convert it to a plain TIFF"
+    )
 
 
 def check_page(page: Any, name: object, reading: Reading) -> None:
     """Raise S2WrapError for what is too large to be read as a whole, or is no plain picture."""
     samples = page.samplesperpixel * max(1, page.imagedepth)
-    item = max(1, page.bitspersample // 8)
-    height, width = page.imagelength, page.imagewidth
+    item = 8 if page.dtype is None else page.dtype.itemsize
     # decoded samples, those of the strip or tile at hand twice, and the result
-    tile = page.tilelength * page.tilewidth if page.is_tiled else min(page.rowsperstrip or height, height) * width
-    reading.check_size(name, (height, width), samples * item + 3, fixed=2 * tile * samples * item)
+    result = max(3, samples) * (1 if reading.value_range is None else 4)
+    tile = tile_pixels(page) * samples * item
+    reading.check_size(name, (page.imagelength, page.imagewidth), samples * item + result, fixed=2 * tile)
     if page.imagedepth > 1:
         raise S2WrapError(f"{name}: a volume of {page.imagedepth} slices; give one slice as an array")
     if len(page.dataoffsets) > MAX_STRIPS:
         raise S2WrapError(
             f"{name}: {len(page.dataoffsets)} strips or tiles, more than the {MAX_STRIPS} that are safe to decode"
         )
+
+
+def tile_pixels(page: Any) -> int:
+    """Pixels of a strip or tile, which is always decoded whole."""
+    if page.is_tiled:
+        return page.tilelength * page.tilewidth
+    return min(page.rowsperstrip or page.imagelength, page.imagelength) * page.imagewidth
 
 
 def decoded(page: Any) -> np.ndarray:
@@ -97,51 +107,35 @@ def samples_of(page: Any, values: np.ndarray, name: object) -> Samples:
     """
     values = values.view(np.uint8) if values.dtype == bool else values
     kind = getattr(page.photometric, "name", str(page.photometric))
-    count = values.shape[2]
+    count, bits, number = values.shape[2], page.bitspersample, values.dtype.kind
     extra = [int(value) for value in page.extrasamples]
-    bounds = _declared_bounds(page, values)
-    invalid = _invalid(page)
-    if kind in ("MINISBLACK", "MINISWHITE"):
-        alpha, colours = _alpha(extra, count, 1)
-        return Samples(values, colours, bounds, kind == "MINISWHITE", alpha, invalid=invalid)
-    if count >= 3 and (kind == "RGB" or (kind == "YCBCR" and _is_rgb_already(page))):
-        alpha, colours = _alpha(extra, count, 3)
-        return Samples(values, colours, bounds, alpha=alpha, invalid=invalid)
+    bounds = integer_bounds(bits) if values.dtype == np.uint8 or (number == "u" and 8 < bits < 16) else None
+    missing = float(page.nodata) if "GDAL_NODATA" in page.tags else None
+    if kind in ("MINISBLACK", "MINISWHITE", "RGB") or (kind == "YCBCR" and _is_rgb_already(page)):
+        colour_count = 1 if kind.startswith("MINIS") else 3
+        alpha, colours = _alpha(extra, count, colour_count)
+        if count >= colour_count and (alpha == "none" or number in "uf"):
+            opaque = 1 if number == "f" else 2**bits - 1
+            return Samples(values, colours, bounds, kind == "MINISWHITE", alpha, opaque, missing=missing)
     if kind == "PALETTE":
-        return Samples(values, "rgb", bounds, to_rgb=_palette(page))
-    if kind == "SEPARATED" and count >= 4 and values.dtype.kind == "u":
+        return Samples(values, "rgb", bounds, to_rgb=_palette(page), missing=missing)
+    if kind == "SEPARATED" and count == 4 and number == "u" and bits <= 16:
         ink_set = page.tags.get(INK_SET)
         if ink_set is None or ink_set.value == 1:
-            return Samples(values, "rgb", bounds, to_rgb=_cmyk)
+            return Samples(values, "rgb", bounds, to_rgb=partial(_cmyk, white=2**bits - 1), missing=missing)
     if kind == "YCBCR" and count == 3 and values.dtype == np.uint8 and _has_full_range(page):
         return Samples(values, "rgb", bounds, to_rgb=_ycbcr)
-    if (kind, values.dtype.itemsize) in (("CIELAB", 1), ("CIELAB", 2), ("ICCLAB", 1)) and count == 3:
-        return Samples(values, "rgb", bounds, to_rgb=_lab_of(kind))
+    if (kind, number, bits) in (("CIELAB", "u", 8), ("CIELAB", "u", 16), ("ICCLAB", "u", 8)) and count == 3:
+        return Samples(values, "rgb", bounds, to_rgb=_lab_of(kind), missing=missing)
     raise S2WrapError(f"{name}: {kind} colours with {count} samples of {values.dtype} are not read; convert it to RGB")
 
 
-def _alpha(extra: list[int], count: int, colour_count: int) -> tuple[Any, Colours]:
+def _alpha(extra: list[int], count: int, colour_count: int) -> tuple[Alpha, Colours]:
     """The kind of alpha, and what the samples are: colours, or bands if there are others beside them."""
     colours: Colours = "grey" if colour_count == 1 else "rgb"
     if count == colour_count + 1 and extra[:1] in ([ASSOCIATED], [UNASSOCIATED]):
         return "premultiplied" if extra[0] == ASSOCIATED else "straight", colours
     return "none", colours if count == colour_count else "bands"
-
-
-def _declared_bounds(page: Any, values: np.ndarray) -> Range | None:
-    """Black and white as the file says them: by fewer bits than its type has, or by MinSampleValue and its kin."""
-    if values.dtype == np.uint8 or (values.dtype.kind == "u" and 8 < page.bitspersample < 16):
-        return integer_bounds(page.bitspersample)
-    low, high = ((page.tags.get(signed) or page.tags.get(plain)) for signed, plain in ((340, 280), (341, 281)))
-    if high is None:
-        return None
-    bounds = float(np.min(low.value)) if low is not None else 0.0, float(np.max(high.value))
-    return bounds if bounds[0] < bounds[1] and np.isfinite(bounds).all() else None
-
-
-def _invalid(page: Any) -> float | None:
-    """The value of pixels without data: GDAL's tag."""
-    return float(page.nodata) if "GDAL_NODATA" in page.tags else None
 
 
 def _is_rgb_already(page: Any) -> bool:
@@ -150,7 +144,7 @@ def _is_rgb_already(page: Any) -> bool:
 
 
 def _has_full_range(page: Any) -> bool:
-    """Whether YCbCr uses all 8 bits, as JPEG does; not the range of video."""
+    """Whether YCbCr uses all 8 bits, as JPEG does, not the range of video; the tag's fractions may be pairs."""
     tag = page.tags.get(REFERENCE_BLACK_WHITE)
     numbers = (0, 255, 128, 255, 128, 255) if tag is None else tag.value
     return tuple(numbers) in ((0, 255, 128, 255, 128, 255), (0, 1, 255, 1, 128, 1, 255, 1, 128, 1, 255, 1))
@@ -163,14 +157,14 @@ def _palette(page: Any) -> Any:
     return lambda indices: table.astype(np.uint8)[np.minimum(indices[..., 0], len(table) - 1)]
 
 
-def _eight_bits(values: np.ndarray) -> np.ndarray:
-    return values if values.dtype == np.uint8 else np.round(values / 257).astype(np.uint8)
+def _eight_bits(values: np.ndarray, white: float) -> np.ndarray:
+    return np.round(values * (255 / white)).astype(np.uint8)
 
 
-def _cmyk(values: np.ndarray) -> np.ndarray:
+def _cmyk(values: np.ndarray, white: float) -> np.ndarray:
     from PIL import Image
 
-    return np.asarray(Image.fromarray(np.ascontiguousarray(_eight_bits(values[..., :4])), "CMYK").convert("RGB"))
+    return np.asarray(Image.fromarray(_eight_bits(values, white), "CMYK").convert("RGB"))
 
 
 def _ycbcr(values: np.ndarray) -> np.ndarray:
@@ -188,7 +182,7 @@ def _lab_of(kind: str) -> Any:
     def convert(values: np.ndarray) -> np.ndarray:
         signed = values[..., 1:] if values.dtype == np.uint8 else (values[..., 1:] >> 8).astype(np.uint8)
         signed = signed ^ 128 if kind == "ICCLAB" else signed
-        rows = np.concatenate([_eight_bits(values[..., :1]), signed], axis=2)
+        rows = np.concatenate([_eight_bits(values[..., :1], np.iinfo(values.dtype).max), signed], axis=2)
         return np.asarray(ImageCms.applyTransform(Image.fromarray(rows, "LAB"), to_srgb))
 
     return convert

@@ -1,7 +1,7 @@
 """Samples of a picture, and what their values mean → a tensor."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ from s2wrap.errors import S2WrapError
 from s2wrap.images.options import Range, Reading
 
 Colours = Literal["grey", "rgb", "bands"]
+Alpha = Literal["none", "straight", "premultiplied"]
 BLOCK = 1 << 20
 """Pixels that are converted at a time: copies of the whole would double the memory."""
 
@@ -28,22 +29,25 @@ class Samples:
             file does not say it.
         white_is_zero: whether small values are bright.
         alpha: whether the last sample is opacity, and the colours were multiplied with it.
+        opaque: the value of a sample of alpha that hides everything.
         to_rgb: turns rows of values into RGB in 0…255, for palettes, CMYK and Lab; `bounds` are not used then.
-        invalid: the value of pixels without data; None if there is none.
+        missing: pixels all of whose samples have this value hold no data, and become black; None if there are none.
     """
 
     values: np.ndarray
     colours: Colours
     bounds: Range | None
     white_is_zero: bool = False
-    alpha: Literal["none", "straight", "premultiplied"] = "none"
+    alpha: Alpha = "none"
+    opaque: float = 255
     to_rgb: Callable[[np.ndarray], np.ndarray] | None = None
-    invalid: float | None = None
+    missing: float | None = None
 
-    @property
-    def image_hw(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return self.values.shape[0], self.values.shape[1]
+    def is_missing(self, rows: np.ndarray) -> np.ndarray:
+        """Which pixels of some rows hold no data, (rows, columns)."""
+        if self.missing is None:
+            return np.zeros(rows.shape[:2], bool)
+        return np.all(np.isnan(rows) if np.isnan(self.missing) else rows == self.missing, axis=-1)
 
 
 def integer_bounds(bits: int) -> Range:
@@ -64,26 +68,29 @@ def to_tensor(samples: Samples, name: object, reading: Reading) -> Tensor:
     Raises:
         S2WrapError: there are no such bands, or nobody says what the values mean.
     """
-    values, colours = samples.values, samples.colours
     if reading.bands is not None:
-        values, colours = _choose_bands(samples, name, reading.bands), "bands"
+        chosen = _choose_bands(samples, name, reading.bands)
+        samples = replace(samples, values=chosen, colours="bands", alpha="none")
+    values = samples.values
     if samples.to_rgb is not None:
-        return _by_rows(values, np.dtype(np.uint8), 3, samples.to_rgb)
-    bounds, scaled = samples.bounds, np.dtype(np.uint8)
+        return _by_rows(values, np.dtype(np.uint8), 3, lambda rows: _rgb_rows(rows, samples))
+    colours = values[..., :-1] if samples.alpha != "none" else values
+    bounds, dtype = samples.bounds, np.dtype(np.uint8)
     if bounds is None and reading.value_range is not None:
-        bounds, scaled = reading.value_range, np.dtype(np.uint16 if values.dtype == np.uint16 else np.float32)
-    bounds = bounds or _guessed_bounds(values)
+        bounds, dtype = reading.value_range, np.dtype(np.uint16 if values.dtype == np.uint16 else np.float32)
+    bounds = bounds or _guessed_bounds(colours if samples.missing is None else colours[~samples.is_missing(values)])
     if bounds is None:
         raise S2WrapError(
-            f"{name}: values of {values.dtype} from {values.min():g} to {values.max():g}, and nothing says which of "
-            f"them are black and white; give value_range=, such as {_suggested_range(values)}"
+            f"{name}: values of {values.dtype} from {colours.min():g} to {colours.max():g}, and nothing says which of "
+            f"them are black and white; give value_range=, such as {_suggested_range(colours)}"
         )
-    channels = values.shape[2] if colours == "bands" else 3
-    alpha = "none" if colours == "bands" else samples.alpha
-    plain = bounds == (0, 255) and alpha == "none" and samples.invalid is None and not samples.white_is_zero
-    if plain and values.dtype == scaled == np.uint8 and values.shape[2] == channels:
-        return torch.from_numpy(rearrange(values, "h w c -> c h w"))
-    return _by_rows(values, scaled, channels, lambda rows: _convert(rows, samples, bounds, scaled, alpha, channels))
+    channels = values.shape[2] if samples.colours == "bands" else 3
+    plain = bounds == (0, 255) and samples.alpha == "none" and samples.missing is None and not samples.white_is_zero
+    if plain and values.dtype == dtype == np.uint8:
+        if values.shape[2] == channels:
+            return torch.from_numpy(rearrange(values, "h w c -> c h w"))
+        return _by_rows(values, dtype, channels, lambda rows: rows)
+    return _by_rows(values, dtype, channels, lambda rows: _convert(rows, samples, bounds, dtype))
 
 
 def _choose_bands(samples: Samples, name: object, bands: Sequence[int]) -> np.ndarray:
@@ -99,6 +106,8 @@ def _guessed_bounds(values: np.ndarray) -> Range | None:
     """Black and white, where the values themselves show it: 8 bits, all of 16 bits, floats in 0…1."""
     if values.dtype == np.uint8:
         return integer_bounds(8)
+    if not values.size:
+        return 0, 1
     if values.dtype == np.uint16 and (values.max() >= 1 << 15 or not values.any()):
         return integer_bounds(16)
     if values.dtype.kind == "f" and values.min() >= 0 and values.max() <= 1:  # false for NaN
@@ -119,30 +128,31 @@ def _by_rows(values: np.ndarray, dtype: np.dtype, channels: int, convert: Callab
     height, width = values.shape[:2]
     pixels, rows = np.empty((height, width, channels), dtype), max(1, BLOCK // width)
     for top in range(0, height, rows):
-        pixels[top : top + rows] = convert(values[top : top + rows])
+        pixels[top : top + rows] = convert(values[top : top + rows])  # one channel fills all
     return torch.from_numpy(rearrange(pixels, "h w c -> c h w"))
 
 
-def _convert(
-    rows: np.ndarray, samples: Samples, bounds: Range, dtype: np.dtype, alpha: str, channels: int
-) -> np.ndarray:
-    """Rows of samples as channels of a type, whose black and white are `bounds` except for uint8: 0 and 255."""
+def _rgb_rows(rows: np.ndarray, samples: Samples) -> np.ndarray:
+    """Rows of palette, CMYK or Lab colours as RGB."""
+    assert samples.to_rgb is not None
+    return np.where(samples.is_missing(rows)[..., None], 0, samples.to_rgb(rows))
+
+
+def _convert(rows: np.ndarray, samples: Samples, bounds: Range, dtype: np.dtype) -> np.ndarray:
+    """Rows of samples as channels of a type, whose black and white are `bounds`; of uint8, 0 and 255."""
     low, high = bounds
-    if dtype == np.uint8 == rows.dtype and bounds == (0, 255) and alpha == "none" and samples.invalid is None:
-        channel_values = 255 - rows if samples.white_is_zero else rows
-        return np.broadcast_to(channel_values, (*rows.shape[:2], channels))
-    colours = rows.astype(np.float64)
-    if samples.invalid is not None:
-        colours[np.isnan(rows) if np.isnan(samples.invalid) else rows == samples.invalid] = low
-    opacity = (colours[..., -1:] - low) / (high - low) if alpha != "none" else None
-    colours = colours[..., :-1] if alpha != "none" else colours
+    colours, opacity = rows.astype(np.float64), np.ones(1)
+    if samples.alpha != "none":
+        colours, opacity = colours[..., :-1], colours[..., -1:] / samples.opaque
     if samples.white_is_zero:
         colours = high + low - colours
-    if opacity is not None:
-        on_black = (colours - low) * (opacity if alpha == "straight" else 1)
-        colours = np.minimum(low + on_black + (1 - opacity) * (high - low), high)
+    if samples.alpha == "straight":
+        colours = low + (colours - low) * opacity
+    if samples.alpha != "none":
+        colours = colours + (1 - opacity) * (high - low)
+    colours = np.where(samples.is_missing(rows)[..., None], low, colours)
     if dtype == np.uint8:
-        colours = np.clip((colours - low) * (255 / (high - low)), 0, 255)
+        colours = (colours - low) * (255 / (high - low))
     if dtype.kind == "u":
-        colours = np.round(colours)
-    return np.broadcast_to(colours, (*rows.shape[:2], channels))
+        colours = np.clip(np.round(colours), 0, np.iinfo(dtype).max)
+    return colours
