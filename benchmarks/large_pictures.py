@@ -30,7 +30,7 @@ from skimage import data
 import s2wrap
 from s2wrap.extraction.run import extract_features
 from s2wrap.extraction.scene import WindowOptions, extract_scene
-from s2wrap.images import Reading
+from s2wrap.images import Reading, load_image
 
 MEGAPIXELS = (4, 25, 100)
 SMALL = 0.1
@@ -59,7 +59,7 @@ def by_hand(path: Path, model: s2wrap.MultiScale) -> None:
 def by_encode(path: Path, model: s2wrap.MultiScale) -> None:
     """`model.encode` of a path."""
     with torch.inference_mode():
-        model.encode([s2wrap.images.load_image(path, LIMITS)])
+        model.encode([load_image(path, LIMITS)])
 
 
 def by_features(path: Path, model: s2wrap.MultiScale) -> None:

@@ -419,7 +419,7 @@ def other_cases() -> list[Case]:
             stored = integers(values, bits)
             content = imagecodecs.jpeg2k_encode(stored, bitspersample=bits, codecformat="jp2", reversible=True, level=0)
             wanted = to_bytes(stored[..., :3] / (2**bits - 1))
-            cases.append(Case("JPEG2000", f"{bits} bits", meaning, "jp2", content, wanted, 0, stored, "OpenCV"))
+            cases.append(Case("JPEG2000", f"{bits} bits", meaning, "jp2", bytes(content), wanted, 0, stored, "OpenCV"))
     return [*cases, *heic_cases(), *dicom_cases()]
 
 
@@ -437,6 +437,7 @@ def dicom_cases() -> list[Case]:
     import pydicom
     from pydicom.dataset import FileMetaDataset
     from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
+    from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
     cases = []
     hounsfield = np.round(UNIT[..., 0] * 2000 - 1000).astype(np.int16)
@@ -459,8 +460,8 @@ def dicom_cases() -> list[Case]:
     ):
         data = pydicom.Dataset()
         data.file_meta = FileMetaDataset()
-        data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-        data.SOPClassUID, data.SOPInstanceUID = pydicom.uid.SecondaryCaptureImageStorage, "1.2.3"
+        data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        data.SOPClassUID, data.SOPInstanceUID = SecondaryCaptureImageStorage, "1.2.3"
         data.PhotometricInterpretation, data.SamplesPerPixel = "MONOCHROME2", 1
         data.Rows, data.Columns = stored.shape
         data.BitsAllocated, data.BitsStored, data.HighBit = (
@@ -512,7 +513,7 @@ def second_reader_finds(case: Case, path: Path) -> np.ndarray | None:
             return dataset.read().transpose(1, 2, 0)
     import cv2
 
-    found = np.atleast_3d(cv2.imread(str(path), cv2.IMREAD_UNCHANGED))
+    found = np.atleast_3d(np.asarray(cv2.imread(str(path), cv2.IMREAD_UNCHANGED)))
     order = {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[found.shape[2]]
     bits = int(case.depth.split()[0])
     scaled = found[..., order]
@@ -540,7 +541,7 @@ def verdict(case: Case, folder: Path) -> tuple[str, str]:
 
 def main() -> None:
     """Print a row a case; exit code 1 if one is wrong."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")

@@ -83,7 +83,7 @@ def main(
             reading=USUAL,
             overwrite=True,
         )
-        maps.append(torch.from_numpy(zarr.open_group(store, mode="r")["spatial"][:])[None])
+        maps.append(torch.from_numpy(zarr.open_array(store / "spatial", mode="r")[:])[None])
     colours = principal_components(maps)
     figure, axes = plt.subplots(1, 3, figsize=(15, 4.1), layout="constrained")
     with Image.open(folder / "scene.tif") as scene:
