@@ -531,7 +531,7 @@ def verdict(case: Case, folder: Path) -> tuple[str, str]:
         found = load_image(path, case.reading).permute(1, 2, 0).numpy().astype(float)
     except S2WrapError as error:
         return "refused", "" if case.wanted is REFUSED else str(error).partition(": ")[2]
-    if case.wanted is REFUSED:
+    if case.wanted is None:
         return "read", "should be refused"
     if found.shape != case.wanted.shape:
         return "read", f"shape {found.shape}, not {case.wanted.shape}"
