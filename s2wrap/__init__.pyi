@@ -3,6 +3,8 @@ from .backbones import ProbedBackbone as ProbedBackbone
 from .backbones import register_backbone as register_backbone
 from .errors import MissingExtraError as MissingExtraError
 from .errors import S2WrapError as S2WrapError
+from .extraction.opening import open as open
+from .extraction.reader import FeatureStore as FeatureStore
 from .factory import load as load
 from .factory import wrap as wrap
 from .features import Features as Features

@@ -55,6 +55,20 @@ def file_facts(address: str) -> dict[str, Any]:
         return file_system.info(path)
 
 
+def file_system_of(address: str) -> Any:
+    """The file system of fsspec that opens an address."""
+    return _file_system(address)[0]
+
+
+def list_folder(address: str) -> list[str]:
+    """What lies in a folder, sorted: paths, or for a remote one what its file system calls them."""
+    if not is_remote(address):
+        return sorted(os.path.join(address, name) for name in os.listdir(address))
+    with answers(address):
+        file_system, path = _file_system(address)
+        return sorted(file_system.ls(path, detail=False))
+
+
 def fetch(address: str) -> bytes:
     """The content of a remote file, read in one request."""
     file_system, path = _file_system(address)

@@ -64,11 +64,11 @@ class MapWriter(Writer):
         self.first = row.arrays
         for name, array in row.arrays.items():
             shape = tuple(array.shape)
-            self.group.create_array(
-                name, shape=(0, *shape), chunks=(self.chunk, *shape), dtype=self.dtype, overwrite=True
-            )
-        self.group.create_array("path", shape=(0,), chunks=(self.block,), dtype=str, overwrite=True)
-        self.group.create_array("image_hw", shape=(0, 2), chunks=(self.block, 2), dtype="int32", overwrite=True)
+            level = name.removeprefix("spatial")  # "", or "_0" of a pyramid, whose levels have grids of their own
+            dims = ("channel", f"y{level}", f"x{level}") if name.startswith("spatial") else ("token", "channel")
+            self._create(name, ("picture", *dims), shape, (self.chunk, *shape), self.dtype)
+        self._create("path", ("picture",), (), (self.block,), str)
+        self._create("image_hw", ("picture", "height_width"), (2,), (self.block, 2), "int32")
         self.group.attrs["arrays"] = list(row.arrays)
 
     def write(self, first: int, rows: Sequence[Row]) -> None:
@@ -84,6 +84,12 @@ class MapWriter(Writer):
             array.resize((end, *array.shape[1:]))
             array[first:end] = values
             _sync(self.folder / name, range(first // array.chunks[0], -(-end // array.chunks[0])))
+
+    def _create(self, name: str, dims: tuple[str, ...], shape: tuple[int, ...], chunks: Any, dtype: Any) -> None:
+        """An array without rows, whose dimensions have names, as xarray wants it."""
+        self.group.create_array(
+            name, shape=(0, *shape), chunks=chunks, dtype=dtype, dimension_names=dims, overwrite=True
+        )
 
     def _clear(self) -> None:
         """Remove what is left of a run that was killed before its first commit."""

@@ -21,12 +21,12 @@ class VectorWriter(PartWriter):
     keep: Keep = staticmethod(pooled_vector)
 
     def __init__(self, folder: Path, dtype: str, block: int):
-        _pyarrow()
+        open_pyarrow()
         super().__init__(folder, dtype, block)
 
     def write_part(self, rows: Sequence[Row], path: Path) -> None:
         """Write rows to a part file."""
-        pa = _pyarrow()
+        pa = open_pyarrow()
         import pyarrow.parquet as pq
 
         vectors = np.stack([row.arrays["vector"].numpy() for row in rows])
@@ -41,7 +41,7 @@ class VectorWriter(PartWriter):
 
     def read_part(self, path: Path) -> list[Row]:
         """The rows of a part file."""
-        _pyarrow()
+        open_pyarrow()
         import pyarrow.parquet as pq
 
         table = pq.read_table(path)
@@ -64,7 +64,8 @@ def text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _pyarrow() -> Any:
+def open_pyarrow() -> Any:
+    """The library for Parquet."""
     try:
         import pyarrow
     except ImportError as error:
