@@ -195,7 +195,7 @@ def test_a_picture_that_crashes_the_decoder_is_one_failure(address, sources, tmp
         from s2wrap.extraction.cluster import _decode
         from s2wrap.images import load_image
 
-        decoding.load_image = lambda path: ctypes.string_at(0) if path == killer else load_image(path)
+        decoding.load_image = lambda path, reading: ctypes.string_at(0) if path == killer else load_image(path, reading)
         yield from _decode(reading, pictures)
         decoding.load_image = load_image
 

@@ -15,7 +15,7 @@ from s2wrap.errors import MissingExtraError, S2WrapError, warn
 from s2wrap.images.limits import ReadOnlyFile, Stream
 from s2wrap.images.options import Reading
 from s2wrap.images.read import read_stream, readable
-from s2wrap.images.tiff import MAGIC, ORIENTATION, samples_of, tifffile, tile_pixels
+from s2wrap.images.tiff import MAGIC, ORIENTATION, check_numbers, samples_of, tifffile, tile_pixels
 from s2wrap.images.values import Samples, to_tensor
 
 Affine = tuple[float, float, float, float, float, float]
@@ -172,6 +172,7 @@ def open_scene(stream: Stream, name: str, reading: Reading) -> Iterator[Scene]:
 
 def _check_page(page: Any, name: str, reading: Reading) -> None:
     """Raise S2WrapError for a picture that is stored turned, or in strips or tiles that memory cannot hold."""
+    check_numbers(page, name)
     orientation = page.tags.get(ORIENTATION)
     if orientation is not None and orientation.value != 1:
         raise S2WrapError(

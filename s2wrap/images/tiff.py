@@ -66,6 +66,7 @@ def first_picture(tiff: Any, name: object) -> Any:
 
 def check_page(page: Any, name: object, reading: Reading) -> None:
     """Raise S2WrapError for what is too large to be read as a whole, or is no plain picture."""
+    check_numbers(page, name)
     samples = page.samplesperpixel * max(1, page.imagedepth)
     item = 8 if page.dtype is None else page.dtype.itemsize
     # decoded samples, those of the strip or tile at hand twice, and the result
@@ -78,6 +79,14 @@ def check_page(page: Any, name: object, reading: Reading) -> None:
         raise S2WrapError(
             f"{name}: {len(page.dataoffsets)} strips or tiles, more than the {MAX_STRIPS} that are safe to decode"
         )
+
+
+def check_numbers(page: Any, name: object) -> None:
+    """Raise S2WrapError for a damaged page, of which a size is no number: tifffile gives all values of a tag."""
+    names = ("imagelength", "imagewidth", "imagedepth", "samplesperpixel", "rowsperstrip", "tilelength", "tilewidth")
+    for each in (*names, "bitspersample"):
+        if not isinstance(getattr(page, each), int | np.integer):
+            raise S2WrapError(f"{name}: cannot be decoded: damaged; {each} is {str(getattr(page, each))[:40]}")
 
 
 def tile_pixels(page: Any) -> int:
