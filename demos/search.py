@@ -4,7 +4,7 @@
 
 The pictures of a folder become two stores of vectors, as `s2wrap features --output NAME.parquet` writes them: one of
 the model at 1×, one at several scales. With `--stores` they are kept: a second run searches at once, and an interrupted
-one continues. FAISS finds for each picture those with the largest cosine; nothing is trained.
+one continues. `s2wrap.open(store).search` finds for each picture those with the largest cosine; nothing is trained.
 
 Where a folder has sub-folders, each is a class, and a result is correct if it is of the query's class. The table has
 the correct share with every picture as the query, not only the random few that are drawn.
@@ -29,7 +29,6 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-import pyarrow.dataset
 import torch
 import typer
 from defects import KINDS, check_installed, spread, textiles
@@ -146,22 +145,19 @@ def load_model(spec: str, pretrained: bool) -> s2wrap.MultiScale:
     return s2wrap.load(spec, pretrained=pretrained)
 
 
-def search(store: Path, spec: str, count: int) -> Results:
+def search(path: Path, spec: str, count: int) -> Results:
     """Return the nearest pictures of each picture, by the cosine between vectors."""
-    import faiss
-
-    table = pyarrow.dataset.dataset(store).to_table()
-    names, vectors = table["path"].to_pylist(), np.array(table["vector"].to_pylist(), np.float32)
-    if len(names) <= count:
-        raise s2wrap.S2WrapError(f"{len(names)} pictures, and {count} are to be found for each: give --nearest below")
-    faiss.normalize_L2(vectors)
-    index = faiss.IndexFlatIP(vectors.shape[1])
-    index.add(vectors)
-    cosines, nearest = index.search(vectors, count + 1)
-    itself = nearest == np.arange(len(names))[:, None]
+    store = s2wrap.open(path)
+    if len(store) <= count:
+        raise s2wrap.S2WrapError(f"{len(store)} pictures, and {count} are to be found for each: give --nearest below")
+    numbers = {name: number for number, name in enumerate(store.paths)}
+    found = store.search(torch.cat([arrays["vector"] for _, arrays in store.batches()]), count + 1)
+    nearest = np.array([[numbers[each.path] for each in row] for row in found])
+    cosines = np.array([[each.cosine for each in row] for row in found])
+    itself = nearest == np.arange(len(store))[:, None]
     itself[~itself.any(axis=1), -1] = True  # with many copies of a picture, it may be missing itself
-    shape = (len(names), count)
-    return Results(spec, names, nearest[~itself].reshape(shape), cosines[~itself].reshape(shape))
+    shape = (len(store), count)
+    return Results(spec, list(store.paths), nearest[~itself].reshape(shape), cosines[~itself].reshape(shape))
 
 
 def choose(names: list[str], endings: list[str], count: int) -> list[int]:
