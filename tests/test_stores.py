@@ -132,6 +132,19 @@ def test_damaged_control_files_are_told(output, name):
         fill(output, 12)
 
 
+@pytest.mark.parametrize("names", [("progress.json",), ("s2wrap.json",), ("progress.json", "s2wrap.json")], ids=str)
+def test_a_store_without_its_control_files_is_refused_and_nothing_of_it_is_touched(output, names):
+    fill(output, 10)
+    for name in names:
+        (output / "_s2wrap" / name).unlink()
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    with pytest.raises(S2WrapError, match=rf"{names[0]}.*is missing, which says what that is; bring it back"):
+        fill(output, 12)
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+    with opened_store(output, make_writer(output, "float32", 4), ABOUT, overwrite=True) as store:
+        assert store.rows == 0
+
+
 @pytest.mark.parametrize("ending", ["parquet", "safetensors"])
 def test_a_damaged_part_is_told(tmp_path, ending):
     output = tmp_path / f"x.{ending}"

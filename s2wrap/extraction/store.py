@@ -60,8 +60,10 @@ class Store:
         self.folder, self.writer = folder, writer
         for draft in (folder / CONTROL).glob(DRAFT):
             draft.unlink()
+        _check_control(folder)
         _check_description(folder, description)
         self.progress = _read_progress(folder)
+        _write_progress(folder, self.progress)  # before any row: where it is missing beside rows, it was removed
         self.failures = self._open_failures()
         self.block = self.writer.start(self.progress.rows, description)
         self.rows, self.failed, self.mark = self.progress.rows, self.progress.failed, self.progress.mark
@@ -98,7 +100,7 @@ class Store:
             os.fsync(self.failures.fileno())
             length = self.failures.tell()
         self.progress = Progress(self.rows, self.failed, length, self.mark, finished)
-        _write_json(_control(self.folder, "progress.json"), asdict(self.progress))
+        _write_progress(self.folder, self.progress)
         self.committed_at = time.monotonic()
         self.commit_seconds = self.committed_at - start  # slow commits must be rare: each rewrites the whole block
         if self.rows and len(self.block) == self.writer.block:
@@ -173,6 +175,18 @@ def _check_is_store(folder: Path) -> None:
         raise S2WrapError(f"cannot write {folder}: it holds something else than features; choose another name")
 
 
+def _check_control(folder: Path) -> None:
+    """Raise S2WrapError if there are features, and not what says which and how many they are."""
+    missing = [name for name in ("s2wrap.json", "progress.json") if not _control(folder, name).exists()]
+    others = [path.name for path in folder.iterdir() if path.name != CONTROL]
+    if missing and others:
+        lost = " and ".join(str(_control(folder, name)) for name in missing)
+        raise S2WrapError(
+            f"{folder} holds {others[0]}, but {lost} is missing, which says what that is; bring it back, choose "
+            f"another --output, or add --overwrite to begin anew"
+        )
+
+
 def _check_description(folder: Path, description: Mapping[str, Any]) -> None:
     """Write the description of a new store; raise S2WrapError if an existing one has another."""
     path, requested = _control(folder, "s2wrap.json"), json.loads(json.dumps(description))
@@ -204,6 +218,10 @@ def _read_progress(folder: Path) -> Progress:
     content["mark"] = Mark(**content["mark"])
     progress = Progress(**content)
     return Progress() if progress.finished and progress.rows == 0 else progress  # no picture could be read: start over
+
+
+def _write_progress(folder: Path, progress: Progress) -> None:
+    _write_json(_control(folder, "progress.json"), asdict(progress))
 
 
 def _control(folder: Path, name: str) -> Path:
