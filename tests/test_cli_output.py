@@ -18,7 +18,7 @@ from s2wrap import cli
 from s2wrap.cli import COMMANDS, output
 
 SHOWING = {"show", "play"}  # their result is a picture, not text
-WRITING = {"compare", "features", "export"}
+WRITING = {"compare", "features", "export", "search"}
 MODEL = ["--model", "timm:test_vit@1,2", "--random-weights", "--workers", "0"]
 
 

@@ -31,10 +31,10 @@ def search(
     as_json: out.Json = False,
     overwrite: out.Overwrite = False,
 ) -> None:
-    """Find the pictures of a store that are most alike to others, by the cosine of their vectors.
+    """Find the pictures of a store of features that are most alike to others.
 
-    The model that made the store encodes the pictures; where the store has maps, vectors are their means. The search is
-    exact: it reads the whole store once, a few pictures at a time.
+    What counts is the cosine of their vectors; where the store has maps, vectors are their means. The model that made
+    the store encodes the pictures. The search is exact: it reads the whole store once, a few pictures at a time.
     """
     from s2wrap.extraction.opening import open as open_store
 
