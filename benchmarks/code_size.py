@@ -3,7 +3,7 @@
 Lines and `Any`s of the product (s2wrap and export), and the functions of s2wrap that run from `load` to the features of
 one picture: how many different ones, in how many files, and how many calls.
 
-    python benchmarks/code.py
+    python benchmarks/code_size.py
 """
 
 import re
