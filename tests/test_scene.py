@@ -1,6 +1,10 @@
 """Large pictures in windows: right pixels, one map, levels, places on the ground, going on."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 from functools import partial
 
 import numpy as np
@@ -332,3 +336,30 @@ def test_a_scene_of_a_server_gives_the_same_map(tmp_path, scene):
     extract("memory://scenes/scene.tif", tmp_path / "b.zarr", model)
     maps = [zarr.open_group(tmp_path / name, mode="r")["spatial"][:] for name in ("a.zarr", "b.zarr")]
     np.testing.assert_array_equal(*maps)
+
+
+def test_a_run_over_windows_that_is_killed_at_any_moment_goes_on_to_the_same_map(tmp_path):
+    """S2WRAP_KILLS sets how often, twice by default."""
+    pixels = np.random.default_rng(0).integers(0, 256, (1600, 640, 3), dtype=np.uint8)
+    tifffile.imwrite(tmp_path / "scene.tif", pixels, tile=(64, 64), photometric="rgb")
+    words = ["--model", "timm:test_vit@1,2", "--random-weights", "--window", "160", "--window-overlap", "4"]
+    command = [sys.executable, "-m", "s2wrap", "features", str(tmp_path / "scene.tif"), *words, "--output"]
+    subprocess.run([*command, str(tmp_path / "whole.zarr")], check=True, capture_output=True)
+    random, progress = np.random.default_rng(1), tmp_path / "map.zarr" / "_s2wrap" / "progress.json"
+
+    def rows():
+        return json.loads(progress.read_text())["rows"] if progress.exists() else 0
+
+    for _ in range(int(os.environ.get("S2WRAP_KILLS", "2"))):
+        before = rows()
+        run = subprocess.Popen([*command, str(tmp_path / "map.zarr")], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        while run.poll() is None and rows() == before:
+            time.sleep(0.005)
+        time.sleep(random.uniform(0, 0.1))
+        run.kill()
+        run.communicate()
+    done = subprocess.run([*command, str(tmp_path / "map.zarr")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    whole, again = (zarr.open_group(tmp_path / name, mode="r") for name in ("whole.zarr", "map.zarr"))
+    for name in ("spatial", "seen"):
+        np.testing.assert_array_equal(whole[name][:], again[name][:])
