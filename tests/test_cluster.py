@@ -74,7 +74,7 @@ def sources(tmp_path_factory):
 
 
 def loader(sources, loads=None, least=0):
-    """A `load` that leaves the number of its process in a folder; after 100 calls its model waits for so many there."""
+    """A `load` that leaves the number of its process in a folder; after 40 calls its model waits for so many there."""
     spec, weights, here = SPEC, str(sources / "weights.safetensors"), os.getpid()
 
     def load():
@@ -92,7 +92,7 @@ def loader(sources, loads=None, least=0):
 
             def wait(*_):
                 calls.append(None)
-                while len(calls) > 100 and len(os.listdir(loads)) < least and time.monotonic() < deadline:
+                while len(calls) > 40 and len(os.listdir(loads)) < least and time.monotonic() < deadline:
                     time.sleep(0.05)
 
             if least:
@@ -175,11 +175,12 @@ def test_a_killed_run_goes_on_with_the_same_command(address, sources, expected, 
     program = [sys.executable, "-c", "from s2wrap.cli import main; main()", *command]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     run, deadline = subprocess.Popen(program, env=environment, stderr=subprocess.DEVNULL), time.monotonic() + 400
-    while not (output / "_s2wrap" / "progress.json").exists() and time.monotonic() < deadline:
+    progress = output / "_s2wrap" / "progress.json"
+    while (not progress.exists() or not json.loads(progress.read_text())["rows"]) and time.monotonic() < deadline:
         time.sleep(0.01)
     run.kill()
     run.wait()
-    done = json.loads((output / "_s2wrap" / "progress.json").read_text())
+    done = json.loads(progress.read_text())
     assert 0 < done["rows"] < COUNT
     assert not done["finished"]
     result = CliRunner().invoke(app, command)
