@@ -129,7 +129,8 @@ def _at_positions(pixels: Tensor, positions: Tensor, dim: int) -> Tensor:
     """Pixels along one axis, interpolated linearly between two where a position is not whole."""
     lower = positions.long()
     if bool((positions == lower).all()):
-        return pixels.index_select(dim, lower)
+        consecutive = bool((lower.diff() == 1).all())  # false where the last is repeated
+        return pixels.narrow(dim, int(lower[0]), len(lower)) if consecutive else pixels.index_select(dim, lower)
     shape = [-1 if axis == dim else 1 for axis in range(pixels.ndim)]
     share = (positions - lower).float().reshape(shape)
     upper = (lower + 1).clamp(max=pixels.shape[dim] - 1)
