@@ -300,28 +300,30 @@ def bit_cases() -> list[Case]:
     return cases
 
 
-def turned_cases() -> list[Case]:
-    """TIFFs whose first row or column lies elsewhere (TIFF 6.0, page 36)."""
-    upright = integers(RGB, 8)
-    stored = {
+def stored_turned(upright: np.ndarray) -> dict[int, np.ndarray]:
+    """How a picture (height, width, samples) is stored under each orientation (EXIF 2.3, tag 0x0112)."""
+    swapped = upright.transpose(1, 0, 2)
+    return {
+        1: upright,
         2: upright[:, ::-1],
         3: upright[::-1, ::-1],
         4: upright[::-1],
-        5: upright.transpose(1, 0, 2),
-        6: upright.transpose(1, 0, 2)[::-1],
-        7: upright.transpose(1, 0, 2)[::-1, ::-1],
-        8: upright.transpose(1, 0, 2)[:, ::-1],
+        5: swapped,
+        6: swapped[::-1],
+        7: swapped[::-1, ::-1],
+        8: swapped[:, ::-1],
     }
-    return [
-        tiff_case(
-            f"rgb, orientation {turn}",
-            np.ascontiguousarray(pixels),
-            upright.astype(float),
-            photometric="rgb",
-            extratags=[(274, "H", 1, turn, True)],
+
+
+def turned_cases() -> list[Case]:
+    """TIFFs whose first row or column lies elsewhere."""
+    upright, cases = integers(RGB, 8), []
+    for turn, stored in list(stored_turned(upright).items())[1:]:  # the first is upright
+        options = {"photometric": "rgb", "extratags": [(274, "H", 1, turn, True)]}
+        cases.append(
+            tiff_case(f"rgb, orientation {turn}", np.ascontiguousarray(stored), upright.astype(float), **options)
         )
-        for turn, pixels in stored.items()
-    ]
+    return cases
 
 
 def png(samples: np.ndarray, bits: int, colour: int, *extra: tuple[bytes, bytes]) -> bytes:

@@ -2,6 +2,7 @@ import struct
 import zlib
 
 import numpy as np
+import pictures
 import pytest
 import torch
 from PIL import Image
@@ -67,21 +68,11 @@ def test_palettes_bits_and_cmyk_become_rgb(tmp_path):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_the_exif_rotation_is_applied(tmp_path, orientation):
-    upright = PHOTO
-    stored = {  # how a camera stores the upright picture under each orientation (EXIF 2.3, tag 0x0112)
-        1: upright,
-        2: upright[:, ::-1],
-        3: upright[::-1, ::-1],
-        4: upright[::-1],
-        5: upright.transpose(1, 0, 2),
-        6: upright.transpose(1, 0, 2)[::-1],
-        7: upright.transpose(1, 0, 2)[::-1, ::-1],
-        8: upright.transpose(1, 0, 2)[:, ::-1],
-    }[orientation]
+    stored = pictures.stored_turned(PHOTO)[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "photo.png", exif=exif)
-    np.testing.assert_array_equal(pixels(tmp_path / "photo.png"), upright)
+    np.testing.assert_array_equal(pixels(tmp_path / "photo.png"), PHOTO)
 
 
 def test_of_several_frames_the_first_is_taken(tmp_path):

@@ -1,8 +1,9 @@
 """Encoding of decoded pictures into features; tiles of several pictures share backbone calls."""
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from itertools import islice
 from typing import Any
 
@@ -26,6 +27,17 @@ Encoder = Any
 def weights_of(model: Encoder) -> str:
     """The SHA-256 of the weights, or of the exported file, which tells apart models of the same name."""
     return weights_sha256(model.backbone) if isinstance(model, MultiScale) else model.manifest["sha256"]
+
+
+def made_by(model: Encoder, spec: str, options: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """What makes features, as every store keeps it: a run that goes on with one must have the same."""
+    return {
+        "spec": spec,
+        "options": dict(options),
+        "weights_sha256": weights_of(model),
+        "s2wrap_version": version("s2wrap"),
+        "dtype": dtype,
+    }
 
 
 def whole_maps(features: Features) -> Arrays:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from s2wrap.errors import S2WrapError
 from s2wrap.extraction.addresses import kind
 from s2wrap.extraction.cluster import EncodingOptions, encode_on
-from s2wrap.extraction.encode import Encoder, weights_of, whole_maps
+from s2wrap.extraction.encode import Encoder, made_by, whole_maps
 from s2wrap.extraction.fleet import Cluster, connected
 from s2wrap.extraction.formats import make_writer
 from s2wrap.extraction.local import encode_here
@@ -113,12 +112,7 @@ def extract_features(
     with _reserved(output, writer) as draft, nullcontext() if cluster is None else connected(cluster) as fleet:
         model = load()
         reading = replace(reading, value_range=model.input.value_range)
-        description = {
-            "spec": spec,
-            "options": dict(options),
-            "weights_sha256": weights_of(model),
-            "s2wrap_version": version("s2wrap"),
-            "dtype": dtype,
+        description = made_by(model, spec, options, dtype) | {
             "shard": writer.block if isinstance(writer, PartWriter) else shard,
             "reading": {"bands": reading.bands, "reject_scaling_attacks": reading.reject_scaling_attacks},
         }

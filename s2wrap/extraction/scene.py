@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from torch.nn import functional
 
 from s2wrap.errors import S2WrapError
 from s2wrap.extraction.addresses import answers, file_facts, is_remote, kind, opened
-from s2wrap.extraction.encode import weights_of
+from s2wrap.extraction.encode import made_by
 from s2wrap.extraction.picture import Mark, Row
 from s2wrap.extraction.run import Outcome, State, fill
 from s2wrap.extraction.scene_grid import Grid, plan_windows, read_mask, shrinks_by
@@ -151,12 +150,7 @@ def extract_scene(
         scene = stack.enter_context(open_scene(stream, address, reading))
         grid = plan_windows(model, scene, windows, reading.max_memory)
         mask = None if windows.mask is None else read_mask(windows.mask, scene.image_hw, grid)
-        description = {
-            "spec": spec,
-            "options": dict(options),
-            "weights_sha256": weights_of(model),
-            "s2wrap_version": version("s2wrap"),
-            "dtype": dtype,
+        description = made_by(model, spec, options, dtype) | {
             "reading": {"bands": reading.bands},
             "scene": {"address": address, "image_hw": scene.image_hw, "windows": windows.to_json()},
             "files": {name: _state(name) for name in (address, windows.mask) if name is not None},

@@ -33,7 +33,7 @@ def load_image(path: str | Path, reading: Reading = USUAL) -> Tensor:
 
     Args:
         path: a JPEG, PNG, WebP, AVIF, JPEG 2000, GIF, BMP, PNM or TGA file; with the extra `[images]` TIFF, HEIC and
-            DICOM files, and colour PNGs of 16 bits; an array of NumPy (.npy).
+            DICOM files, and colours of more than 8 bits in PNG and JPEG 2000; an array of NumPy (.npy).
         reading: bands, range of values, and limits.
 
     Raises:
