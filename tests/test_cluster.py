@@ -34,6 +34,23 @@ from s2wrap.extraction.workers import grouped, portable
 ROOT = Path(__file__).parent.parent
 SPEC = "timm:test_vit@1,2"
 COUNT = 330
+DIES_AFTER_A_COMMIT = """
+import os
+import signal
+
+from s2wrap.cli import main
+from s2wrap.extraction.store import Store
+
+
+def commit(store, **options):
+    whole(store, **options)
+    if store.rows:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+whole, Store.commit = Store.commit, commit
+main()
+"""
 pytestmark = pytest.mark.filterwarnings("ignore:`use_:DeprecationWarning")  # Ray warns when it copies its settings
 
 
@@ -73,30 +90,40 @@ def sources(tmp_path_factory):
     return root
 
 
-def loader(sources, loads=None, least=0):
-    """A `load` that leaves the number of its process in a folder; after 40 calls its model waits for so many there."""
+def loader(sources, loads=None, dies_after=None):
+    """A `load` that leaves the number of its process in a folder; the first whose model is called so often kills itself.
+
+    From then on, the models of all processes wait until a third one is loaded.
+    """
     spec, weights, here = SPEC, str(sources / "weights.safetensors"), os.getpid()
 
     def load():
         import os
+        import signal
         import time
+        from contextlib import suppress
         from pathlib import Path
 
         import s2wrap
 
         model = s2wrap.load(spec, checkpoint=weights)
-        if os.getpid() != here:
-            if loads is not None:
-                (Path(loads) / str(os.getpid())).touch()
-            calls, deadline = [], time.monotonic() + 60
+        if loads is None or os.getpid() == here:
+            return model
+        (Path(loads) / str(os.getpid())).touch()
+        calls, dead = [], Path(loads).with_name("dead")
 
-            def wait(*_):
-                calls.append(None)
-                while len(calls) > 40 and len(os.listdir(loads)) < least and time.monotonic() < deadline:
-                    time.sleep(0.05)
+        def count(*_):
+            calls.append(None)
+            if len(calls) > dies_after and not dead.exists():
+                with suppress(FileExistsError):
+                    dead.touch(exist_ok=False)
+                    os.kill(os.getpid(), signal.SIGKILL)
+            deadline = time.monotonic() + 240
+            while dead.exists() and len(os.listdir(loads)) < 3 and time.monotonic() < deadline:
+                time.sleep(0.05)
 
-            if least:
-                model.backbone.model.register_forward_pre_hook(wait)
+        if dies_after is not None:
+            model.backbone.model.patch_embed.register_forward_pre_hook(count)
         return model
 
     return load
@@ -153,15 +180,9 @@ def test_a_cluster_makes_the_same_store_and_loads_the_model_once_an_actor(addres
 
 
 def test_one_of_two_actors_killed_in_the_middle_changes_nothing(address, sources, expected, tmp_path):
-    output, loads, killed = tmp_path / "out.safetensors", tmp_path / "loads", []
+    output, loads = tmp_path / "out.safetensors", tmp_path / "loads"
     loads.mkdir()
-
-    def kill(state):
-        if state.done == 10 and not killed:
-            killed.append(int(next(loads.iterdir()).name))
-            os.kill(killed[0], signal.SIGKILL)
-
-    options = {"shard": 50, "dtype": "bfloat16", "load": loader(sources, loads, least=3), "tell": kill}
+    options = {"shard": 50, "dtype": "bfloat16", "load": loader(sources, loads, dies_after=2)}
     extract(sources, output, ["photos"], cluster=Cluster(actors=2), **options)
     assert_same(output, expected / "photos.safetensors")
     assert len(list(loads.iterdir())) == 3  # another took its place: it had not done its work
@@ -172,15 +193,11 @@ def test_a_killed_run_goes_on_with_the_same_command(address, sources, expected, 
     command = ["features", *(str(sources / name) for name in ("photos", "0.tar", "1.tar")), "--model", SPEC]
     command += ["--checkpoint", str(sources / "weights.safetensors"), "--shard", "20", "--skip-errors"]
     command += ["--output", str(output), "--ray-address", address, "--actors", "1"]
-    program = [sys.executable, "-c", "from s2wrap.cli import main; main()", *command]
+    program = [sys.executable, "-c", DIES_AFTER_A_COMMIT, *command]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    run, deadline = subprocess.Popen(program, env=environment, stderr=subprocess.DEVNULL), time.monotonic() + 400
-    progress = output / "_s2wrap" / "progress.json"
-    while (not progress.exists() or not json.loads(progress.read_text())["rows"]) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    run.kill()
-    run.wait()
-    done = json.loads(progress.read_text())
+    run = subprocess.run(program, env=environment, stderr=subprocess.DEVNULL, timeout=400, check=False)
+    assert run.returncode == -signal.SIGKILL
+    done = json.loads((output / "_s2wrap" / "progress.json").read_text())
     assert 0 < done["rows"] < COUNT
     assert not done["finished"]
     result = CliRunner().invoke(app, command)
