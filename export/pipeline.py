@@ -1,8 +1,6 @@
 """`export`: a wrapped model becomes a file, which is verified before it gets its name."""
 
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -29,7 +27,7 @@ from s2wrap.export.options import (
 from s2wrap.export.parity import GATES, sample_images
 from s2wrap.export.proof import compare_file, judge
 from s2wrap.export.ranges import check_float16
-from s2wrap.files import disk_errors, umask
+from s2wrap.files import disk_errors, temporary, umask
 from s2wrap.options import make_options, part_of
 from s2wrap.wrapper import MultiScale
 
@@ -148,13 +146,8 @@ def _staged(path: Path) -> Iterator[Path]:
     """A temporary folder beside the file, on the same disk."""
     if path.is_dir():
         raise S2WrapError(f"cannot write {path}: it is a folder; name a file")
-    with disk_errors(path):
-        folder = Path(tempfile.mkdtemp(prefix=".s2wrap-", dir=path.resolve().parent))
-    try:
-        with disk_errors(path):
-            yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with temporary(path, folder=True) as folder, disk_errors(path):
+        yield folder
 
 
 def _publish(folder: Path, path: Path, manifest: dict[str, Any]) -> None:

@@ -1,14 +1,20 @@
 """Files and folders are written whole or not at all."""
 
+import glob
 import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from s2wrap.errors import S2WrapError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where what a killed run leaves behind is not swept
+    fcntl = None  # type: ignore[assignment]
 
 
 @contextmanager
@@ -28,11 +34,7 @@ def whole_file(path: str | Path, *, drafts: Path | None = None) -> Iterator[Path
     target = path.resolve()  # links are kept: the file that they point to is written
     if path.is_dir():
         raise S2WrapError(f"cannot write {path}: it is a folder; name a file")
-    with disk_errors(path):
-        handle, name = tempfile.mkstemp(prefix=".s2wrap-", suffix=path.suffix, dir=drafts or target.parent)
-        os.close(handle)
-    draft = Path(name)
-    try:
+    with temporary(path, where=drafts) as draft:
         yield draft
         with disk_errors(path):
             with draft.open("rb") as stream:
@@ -40,8 +42,6 @@ def whole_file(path: str | Path, *, drafts: Path | None = None) -> Iterator[Path
             draft.chmod(0o666 & ~umask())
             draft.replace(target)
             sync_folder(target.parent)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -63,9 +63,10 @@ def whole_folder(folder: str | Path, *, replace: bool = False) -> Iterator[Path]
         check_free(folder)
     with disk_errors(folder):
         target.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=".s2wrap-", dir=target.parent))
-    draft, old = work / "new", work / "old"
-    try:
+    with temporary(folder, folder=True) as work:
+        if not replace:
+            check_free(folder)  # which a run that was killed while it replaced it may have given back
+        draft, old = work / "new", work / "old"
         with disk_errors(folder):
             draft.mkdir()  # with the permissions of any new folder; the temporary one is its owner's alone
             yield draft
@@ -82,8 +83,69 @@ def whole_folder(folder: str | Path, *, replace: bool = False) -> Iterator[Path]
                     old.rename(target)
                 raise
             sync_folder(target.parent)
+
+
+@contextmanager
+def temporary(path: Path, *, where: Path | None = None, folder: bool = False) -> Iterator[Path]:
+    """A temporary file for `path`, removed at the end; those that killed runs left behind are removed first.
+
+    A lock, which the system releases when a process ends, tells one that is being written from one that was left.
+
+    Args:
+        path: what it is for.
+        where: the folder to make it in, on the same disk; None: beside `path`, or beside what it is a link to.
+        folder: make a folder instead of a file.
+
+    Raises:
+        S2WrapError: the folder is missing or read-only, or the disk is full.
+    """
+    target = path.resolve()
+    where = where or target.parent
+    prefix = f".s2wrap-{target.name[:100]}-"
+    with disk_errors(path):
+        for left in where.glob(f"{glob.escape(prefix)}*"):
+            with suppress(OSError):  # another process is writing it
+                if (handle := _lock(left)) is not None:
+                    if (left / "old").exists() and not target.exists():
+                        (left / "old").rename(target)  # a run that was to replace it was killed midway
+                    _remove(left)
+                    os.close(handle)
+        if folder:
+            draft = Path(tempfile.mkdtemp(prefix=prefix, dir=where))
+        else:
+            handle, name = tempfile.mkstemp(prefix=prefix, suffix=path.suffix, dir=where)
+            os.close(handle)
+            draft = Path(name)
+    try:
+        with disk_errors(path):
+            handle = _lock(draft)
+        try:
+            yield draft
+        finally:
+            if handle is not None:
+                os.close(handle)
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        _remove(draft)
+
+
+def _remove(draft: Path) -> None:
+    if draft.is_dir():
+        shutil.rmtree(draft, ignore_errors=True)
+    else:
+        draft.unlink(missing_ok=True)
+
+
+def _lock(path: Path) -> int | None:
+    """Lock a file or folder until the result is closed, or this process ends; OSError if another one has it."""
+    if fcntl is None:
+        return None
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
 
 
 def check_free(folder: Path) -> None:

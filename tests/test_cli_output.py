@@ -203,7 +203,7 @@ def test_a_store_goes_on_or_is_begun_anew_where_asked(run, picture, tmp_path):
     assert "all there before" in run(*command)[1]  # its list of errors goes on too
     code, _, err = run(*command, "--fuse", "mean")
     assert (code, "--overwrite" in err) == (2, True)
-    (store / "_s2wrap" / "failures.jsonl").write_text("old\n")
+    (tmp_path / "a.parquet.s2wrap" / "failures.jsonl").write_text("old\n")
     assert run(*command, "--fuse", "mean", "--overwrite")[:2] == (0, f"1 pictures, (64,) each → {store}\n")
     assert "all there before" in run(*command, "--fuse", "mean")[1]
     assert (tmp_path / "a.jsonl").read_text() == ""

@@ -26,6 +26,7 @@ from s2wrap import S2WrapError
 from s2wrap.cli import app
 from s2wrap.errors import MissingExtraError
 from s2wrap.extraction import cluster, fleet
+from s2wrap.extraction.control import control_folder
 from s2wrap.extraction.fleet import Cluster, connected
 from s2wrap.extraction.picture import Failure
 from s2wrap.extraction.run import extract_features
@@ -91,7 +92,7 @@ def sources(tmp_path_factory):
 
 
 def loader(sources, loads=None, dies_after=None):
-    """A `load` that leaves the number of its process in a folder; the first whose model is called so often kills itself.
+    """A `load` that leaves the number of its process in a folder; the first whose model is called so often dies.
 
     From then on, the models of all processes wait until a third one is loaded.
     """
@@ -150,8 +151,8 @@ def read(output):
                 names += json.loads(file.metadata()["files"])
                 parts.append(file.get_tensor("spatial"))
         features = torch.cat(parts)
-    failures, progress = ((output / "_s2wrap" / name).read_text() for name in ("failures.jsonl", "progress.json"))
-    return names, features, failures, json.loads(progress)
+    failures, state = ((control_folder(output) / name).read_text() for name in ("failures.jsonl", "store.json"))
+    return names, features, failures, {key: json.loads(state)[key] for key in ("rows", "failed", "mark", "finished")}
 
 
 def assert_same(output, expected):
@@ -197,7 +198,7 @@ def test_a_killed_run_goes_on_with_the_same_command(address, sources, expected, 
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     run = subprocess.run(program, env=environment, stderr=subprocess.DEVNULL, timeout=400, check=False)
     assert run.returncode == -signal.SIGKILL
-    done = json.loads((output / "_s2wrap" / "progress.json").read_text())
+    done = json.loads((control_folder(output) / "store.json").read_text())
     assert 0 < done["rows"] < COUNT
     assert not done["finished"]
     result = CliRunner().invoke(app, command)

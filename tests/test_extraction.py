@@ -26,6 +26,7 @@ from s2wrap import S2WrapError
 from s2wrap.extraction import decode as decoding
 from s2wrap.extraction import local
 from s2wrap.extraction import store as stores
+from s2wrap.extraction.control import control_folder
 from s2wrap.extraction.decode import decode, decode_all
 from s2wrap.extraction.encode import encode_all, pooled_vector, whole_maps
 from s2wrap.extraction.local import encode_here
@@ -164,7 +165,7 @@ def test_workers_give_what_this_process_gives_in_the_same_order(folder, workers)
     assert [decoded.name for decoded in there] == [picture.name for picture in pictures]
     assert all(torch.equal(a.image, b.image) for a, b in zip(here[:-1], there[:-1], strict=True))
     assert here[-1] == there[-1]
-    assert "there is no such file" in there[-1].problem
+    assert "there is no such file" in there[-1].failure.reason
 
 
 def test_pictures_are_asked_for_only_a_few_ahead(folder):
@@ -245,7 +246,7 @@ def test_a_picture_that_kills_its_worker_is_named_and_the_others_are_kept(folder
     found = list(decode_all([Picture(str(path)) for path in paths], workers=2))
     assert [decoded.name for decoded in found] == [str(path) for path in paths]
     assert {decoded.name for decoded in found if decoded.image is None} == killers
-    assert "the process that decoded it crashed" in found[3].problem
+    assert "the process that decoded it crashed" in found[3].failure.reason
 
 
 @pytest.mark.usefixtures("_soon_noticed")
@@ -310,17 +311,17 @@ def test_what_ends_a_worker_that_encodes_is_told_and_what_was_done_is_kept(model
 
     def failing(path, reading):
         if str(path) == paths[6]:
-            raise error
+            raise error from (OSError(24, "too many") if isinstance(error, S2WrapError) else None)
         return load_image(path, reading)
 
     monkeypatch.setattr(decoding, "load_image", failing)
     model = s2wrap.wrap(model.backbone, scales=(1,))
     for error, message in (
-        (ConnectionError("away"), "away; the same command again"),
+        (S2WrapError("away"), "away; the same command again"),
         (MemoryError("large"), "large"),
         (ValueError("odd"), "ValueError: odd"),
     ):
-        kind = {ConnectionError: S2WrapError, MemoryError: MemoryError, ValueError: RuntimeError}[type(error)]
+        kind = {S2WrapError: S2WrapError, MemoryError: MemoryError, ValueError: RuntimeError}[type(error)]
         done.clear()
         with pytest.raises(kind, match=message):
             for item in encode_here(model, whole_maps, torch.float32, 1, USUAL, find_sections(paths), START):
@@ -400,24 +401,28 @@ def test_as_many_workers_as_processors_by_default(model, folder, monkeypatch, ki
     assert started == found
 
 
-def test_a_server_that_gives_no_answer_is_asked_again_and_then_stops_the_run(monkeypatch, folder):
+def test_a_server_that_gives_no_answer_is_asked_again_and_then_the_picture_is_to_be_tried_again(monkeypatch, folder):
     content, asked, waited = next(folder.iterdir()).read_bytes(), [], []
 
     def read(address):
         asked.append(address)
         if len(asked) < answers:
-            raise TimeoutError("busy")
+            raise ConnectionResetError("busy")
         return content
 
-    monkeypatch.setattr(decoding, "_read", read)
-    monkeypatch.setattr(decoding.time, "sleep", waited.append)
+    monkeypatch.setattr(decoding, "fetch", read)
+    monkeypatch.setattr("tenacity.nap.time.sleep", waited.append)
     answers = 4
     (decoded,) = decode_all([Picture("memory://x.png")], workers=0)
     assert decoded.image is not None
-    assert waited == [1, 2, 4]
+    assert len(waited) == 3
     answers = 100
-    with pytest.raises(S2WrapError, match="x.png: no answer, 4 times: TimeoutError: busy; the same command again"):
-        list(decode_all([Picture("memory://x.png")], workers=0))
+    (decoded,) = decode_all([Picture("memory://x.png")], workers=0)
+    assert decoded.failure.reason == (
+        "memory://x.png: no whole answer, after several attempts: ConnectionResetError: busy"
+    )
+    assert decoded.failure.again
+    assert len(asked) == 8
 
 
 def test_failures_are_counted_and_listed_over_several_runs(model, folder, tmp_path, monkeypatch):
@@ -472,13 +477,32 @@ def test_a_disk_that_is_gone_stops_the_run_and_a_picture_that_is_gone_does_not(m
     assert read(output)[0] == [f"{photos}/{number:05d}.png" for number in range(COUNT) if number not in (20, 23)]
 
 
-def test_going_on_without_any_picture_left_stops_the_run(model, folder, tmp_path):
+def test_pictures_that_are_missing_are_tried_again_by_the_next_run(model, folder, tmp_path):
     files, output, listed = sorted(folder.iterdir()), tmp_path / "out.safetensors", tmp_path / "list.txt"
-    listed.write_text("".join(f"{file}\n" for file in files[:8]))
-    extract(model, [listed], output, shard=4)
-    listed.write_text("".join(f"{file}\n" for file in [*files[:8], "/none/a.png", "/none/b.png"]))
-    with pytest.raises(S2WrapError, match="2 pictures in a row cannot be reached"):
-        extract(model, [listed], output, shard=4)
+    errors, told = tmp_path / "errors.jsonl", []
+    late = [tmp_path / "late-a.png", tmp_path / "late-b.png"]
+    (damaged := tmp_path / "damaged.png").write_text("no picture")
+    listed.write_text("".join(f"{file}\n" for file in [*files[:3], damaged, *late, *files[3:8]]))
+    for _ in range(2):
+        assert extract(model, [listed], output, shard=4, errors=errors).failed == 3
+    again = {line["path"]: line["try_again"] for line in map(json.loads, errors.read_text().splitlines())}
+    assert again == {str(damaged): False, str(late[0]): True, str(late[1]): True}
+    late[1].write_bytes(files[9].read_bytes())
+    outcome = extract(model, [listed], output, shard=4, errors=errors, tell=told.append)
+    assert (outcome.rows, outcome.failed, told[0].again) == (9, 2, 2)
+    names, features = read(output)[:2]
+    assert names == [*map(str, files[:8]), str(late[1])]
+    (alone,) = read(extract_alone(model, late[1], tmp_path))[1]
+    torch.testing.assert_close(features[-1], alone)
+    damaged.write_bytes(files[9].read_bytes())  # what was damaged is not read for ever
+    late[0].write_bytes(files[10].read_bytes())
+    assert extract(model, [listed], output, shard=4, errors=errors).failed == 1
+    assert [json.loads(line)["path"] for line in errors.read_text().splitlines()] == [str(damaged)]
+
+
+def extract_alone(model, path, folder):
+    extract(model, [path], folder / "alone.safetensors")
+    return folder / "alone.safetensors"
 
 
 def test_what_the_system_lacks_is_no_fault_of_the_picture(folder, monkeypatch):
@@ -519,11 +543,17 @@ def test_nothing_readable_is_an_error(model, tmp_path):
             extract(model, [tmp_path / "bad.png"], tmp_path / name, **options)
 
 
-def test_what_float16_cannot_hold_is_refused(model, folder, tmp_path):
+@pytest.mark.parametrize(("value", "dtype"), [(1e5, "float16"), (float("nan"), "float32"), (float("inf"), "float32")])
+def test_features_that_are_not_finite_are_failures(folder, tmp_path, value, dtype):
     known = {"image_size": 32, "mean": (0, 0, 0), "std": (1, 1, 1)}
-    large = s2wrap.wrap(lambda images: images.new_full((len(images), 4, 2, 2), 1e5), (1,), **known)
-    with pytest.raises(S2WrapError, match="values beyond 65504, which float16 cannot; use float32"):
-        extract(large, [folder], tmp_path / "out.safetensors", dtype="float16")
+    odd = s2wrap.wrap(lambda images: images.new_full((len(images), 4, 2, 2), value), (1,), **known)
+    errors = tmp_path / "errors.jsonl"
+    with pytest.raises(S2WrapError, match="none of .* pictures could be read"):
+        extract(odd, [folder], tmp_path / "out.safetensors", dtype=dtype, errors=errors)
+    lines = [json.loads(line) for line in errors.read_text().splitlines()]
+    assert all("16 of 16 values of its spatial are not finite" in line["reason"] for line in lines)
+    assert all(("use float32" in line["reason"]) == (dtype == "float16") for line in lines)
+    assert not (tmp_path / "out.safetensors").exists()
 
 
 def test_pictures_that_hide_another_one_are_rejected_on_demand(model, tmp_path):
@@ -691,7 +721,7 @@ def test_a_run_killed_at_any_moment_leaves_what_an_undisturbed_one_does(model, t
         found, values = arrays_of(output)
         assert found == names
         torch.testing.assert_close(values, features, atol=1e-5, rtol=0)
-        assert len((output / "_s2wrap" / "failures.jsonl").read_text().splitlines()) == 1
+        assert len((control_folder(output) / "failures.jsonl").read_text().splitlines()) == 1
         assert not [path for path in output.rglob("*") if path.name.startswith(".s2wrap-") or ".partial" in path.name]
 
 
@@ -737,11 +767,9 @@ def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path):
     assert peaks[1] < min(1.1 * peaks[0], peaks[0] + 20)
 
 
-@pytest.mark.parametrize(
-    ("error", "seconds", "kept"), [(KeyboardInterrupt, 30, [10]), (OSError, 30, [0]), (OSError, 0, range(1, 11))]
-)
-def test_a_store_goes_on_after_its_last_commit(model, folder, tmp_path, monkeypatch, error, seconds, kept):
-    """An interruption commits what is done; whatever else ends a run does not."""
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+@pytest.mark.parametrize("seconds", [0, 30])
+def test_a_run_commits_what_is_done_however_it_ends(model, folder, tmp_path, monkeypatch, error, seconds):
     monkeypatch.setattr(stores, "COMMIT_SECONDS", seconds)
     output, seen = tmp_path / "out.safetensors", []
 
@@ -752,6 +780,5 @@ def test_a_store_goes_on_after_its_last_commit(model, folder, tmp_path, monkeypa
     with pytest.raises(error):
         extract(model, [folder], output, shard=100, tell=stop)
     extract(model, [folder], output, shard=100, tell=seen.append)
-    assert seen[0].done in kept
-    assert [state.done for state in seen] == list(range(seen[0].done, COUNT + 1))
+    assert [state.done for state in seen] == list(range(10, COUNT + 1))
     assert read(output)[0] == [str(path) for path in sorted(folder.iterdir())]

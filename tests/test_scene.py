@@ -99,7 +99,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_map(tmp_path, scene, overlap
     extract_scene(str(scene), tmp_path / "map.zarr", **common)
     whole, again = (zarr.open_group(tmp_path / name, mode="r") for name in ("whole.zarr", "map.zarr"))
     np.testing.assert_array_equal(whole["spatial"][:], again["spatial"][:])
-    progress = json.loads((tmp_path / "map.zarr" / "_s2wrap" / "progress.json").read_text())
+    progress = json.loads((tmp_path / "map.zarr.s2wrap" / "store.json").read_text())
     assert progress["finished"]
 
 
@@ -345,7 +345,7 @@ def test_a_run_over_windows_that_is_killed_at_any_moment_goes_on_to_the_same_map
     words = ["--model", "timm:test_vit@1,2", "--random-weights", "--window", "160", "--window-overlap", "4"]
     command = [sys.executable, "-m", "s2wrap", "features", str(tmp_path / "scene.tif"), *words, "--output"]
     subprocess.run([*command, str(tmp_path / "whole.zarr")], check=True, capture_output=True)
-    random, progress = np.random.default_rng(1), tmp_path / "map.zarr" / "_s2wrap" / "progress.json"
+    random, progress = np.random.default_rng(1), tmp_path / "map.zarr.s2wrap" / "store.json"
 
     def rows():
         return json.loads(progress.read_text())["rows"] if progress.exists() else 0

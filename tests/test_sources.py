@@ -113,7 +113,8 @@ def test_files_of_macos_lists_and_stores_are_not_pictures(folder, tmp_path):
     (folder / "._z.png").write_bytes(b"macOS")
     (folder / "readme.txt").write_text("see there")
     (folder / "Thumbs.db").write_bytes(b"?")
-    (folder / "store.zarr" / "_s2wrap").mkdir(parents=True)
+    (folder / "store.zarr").mkdir()
+    (folder / "store.zarr.s2wrap").mkdir()
     assert names(folder / "*") == names(folder)
     assert not any("._z" in name for name in names(folder))
     (folder / "list.txt").write_bytes(codecs.BOM_UTF8 + b"one.png\r\ntwo.png")
@@ -203,7 +204,7 @@ def test_a_tar_cut_short_gives_what_is_before_and_a_problem(tmp_path, kept):
     *whole, last = pictures_after(find_sections([str(path)]), START)
     assert len(whole) == int(10 * kept)
     assert last.name == str(path)
-    assert f"damaged or cut short after {len(whole)} pictures" in decode(last).problem
+    assert f"damaged or cut short after {len(whole)} pictures" in decode(last).failure.reason
 
 
 def test_a_damaged_header_is_not_taken_for_the_end(tmp_path):

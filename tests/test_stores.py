@@ -2,6 +2,7 @@ import asyncio
 import json
 import multiprocessing
 import os
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +15,10 @@ from safetensors import safe_open
 from s2wrap import S2WrapError
 from s2wrap.errors import MissingExtraError
 from s2wrap.extraction import store as stores
+from s2wrap.extraction.control import control_folder, read_state
 from s2wrap.extraction.formats import make_writer
 from s2wrap.extraction.picture import Failure, Mark, Row
-from s2wrap.extraction.store import opened_store
+from s2wrap.extraction.store import find_damage, opened_store
 
 NEEDS = {"vectors.parquet": "pyarrow", "maps.zarr": "zarr", "maps.safetensors": None}
 ABOUT = {"spec": "made:up@1", "options": {"fit": "pad"}, "weights_sha256": "abc", "s2wrap_version": "1"}
@@ -89,8 +91,8 @@ def assert_holds(output, count):
         assert (height, width) == (row.height, row.width)
         for name, array in row.arrays.items():
             np.testing.assert_array_equal(arrays[name], array.numpy())
-    committed = json.loads((output / "_s2wrap" / "progress.json").read_text())["failure_bytes"]
-    lines = (output / "_s2wrap" / "failures.jsonl").read_bytes()[:committed].splitlines()
+    committed = json.loads((control_folder(output) / "store.json").read_text())["failure_bytes"]
+    lines = (control_folder(output) / "failures.jsonl").read_bytes()[:committed].splitlines()
     assert [json.loads(line)["path"] for line in lines] == [item.name for item in items if isinstance(item, Failure)]
 
 
@@ -114,8 +116,9 @@ def test_a_run_that_stops_anywhere_is_gone_on_with(output, stop, seconds, monkey
 def test_a_picture_behind_the_count_that_fails_next_time_is_not_in_both(output):
     """Killed between a part and its count; then the last picture is broken."""
     fill(output, 6)
-    control = output / "_s2wrap" / "progress.json"
-    count = control.read_text()
+    control = control_folder(output) / "store.json"
+    with opened_store(output, make_writer(output, "float32", 4), ABOUT):
+        count = control.read_text()  # of a run that goes on
     fill(output, 7)
     control.write_text(count)
     with opened_store(output, make_writer(output, "float32", 4), ABOUT) as store:
@@ -124,25 +127,109 @@ def test_a_picture_behind_the_count_that_fails_next_time_is_not_in_both(output):
     assert list(read(output)) == ["0.png", "1.png", "2.png", "4.png", "5.png"]
 
 
-@pytest.mark.parametrize("name", ["progress.json", "s2wrap.json"])
-def test_damaged_control_files_are_told(output, name):
+def contents(*folders):
+    return {path: path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
+
+
+NO_JSON = ("", "[]", "{}", "[" * 100_000, "null", "\0" * 500, "\xff")
+NO_FIELD = (
+    ("rows", "20"),
+    ("rows", -1),
+    ("rows", True),
+    ("mark", None),
+    ("mark", {}),
+    ("made_by", []),
+    ("failed", 1.5),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [*((name, text) for name in ("store.json", "failures.jsonl", "files.jsonl") for text in NO_JSON)]
+    + [("store.json", field) for field in NO_FIELD],
+    ids=lambda damage: repr(damage)[:20],
+)
+def test_damaged_control_files_are_told_and_nothing_is_touched(output, name, damage):
     fill(output, 6)
-    (output / "_s2wrap" / name).write_text("")
-    with pytest.raises(S2WrapError, match=f"{name} is damaged .*remove the store and begin anew"):
+    file = control_folder(output) / name
+    if isinstance(damage, tuple):
+        damage = json.dumps(json.loads(file.read_text()) | dict([damage]))
+    file.write_text(damage, "latin-1")
+    before = contents(output)
+    with pytest.raises(S2WrapError, match=f"{name} is damaged .*add --overwrite to begin anew"):
         fill(output, 12)
+    assert contents(output) == before
+    assert file.read_text("latin-1") == damage
 
 
-@pytest.mark.parametrize("names", [("progress.json",), ("s2wrap.json",), ("progress.json", "s2wrap.json")], ids=str)
-def test_a_store_without_its_control_files_is_refused_and_nothing_of_it_is_touched(output, names):
+@pytest.mark.parametrize("whole", [False, True], ids=["the file", "the folder"])
+def test_a_store_without_its_control_files_is_refused_and_nothing_of_it_is_touched(output, whole):
     fill(output, 10)
-    for name in names:
-        (output / "_s2wrap" / name).unlink()
-    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
-    with pytest.raises(S2WrapError, match=rf"{names[0]}.*is missing, which says what that is; bring it back"):
+    (control_folder(output) / "store.json").unlink()
+    if whole:
+        shutil.rmtree(control_folder(output))
+    before = contents(output)
+    with pytest.raises(S2WrapError, match=r"store.json is missing, which says what that is; bring it back"):
         fill(output, 12)
-    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+    assert contents(output) == before
     with opened_store(output, make_writer(output, "float32", 4), ABOUT, overwrite=True) as store:
         assert store.rows == 0
+
+
+def test_control_files_of_another_store_are_refused(output, tmp_path):
+    other = tmp_path / f"other{output.suffix}"
+    fill(output, 6)
+    fill(other, 30, about=ABOUT | {"weights_sha256": "other"})
+    shutil.rmtree(control_folder(output))
+    shutil.copytree(control_folder(other), control_folder(output))
+    before = contents(output)
+    for about in (ABOUT, ABOUT | {"weights_sha256": "other"}):
+        with pytest.raises(S2WrapError, match="weights_sha256|is not as it was written"):
+            fill(output, 30, about=about)
+    assert contents(output) == before
+
+
+def test_files_of_others_survive_all_that_happens_to_a_store(output):
+    fill(output, 6)
+    (output / "notes.txt").write_text("mine")
+    (output / "more").mkdir()
+    (output / "more" / "part-000000.txt").write_text("mine")
+    fill(output, 12)
+    with opened_store(output, make_writer(output, "float32", 4), ABOUT, overwrite=True) as store:
+        assert store.rows == 0
+    fill(output, 5)
+    assert (output / "notes.txt").read_text() == (output / "more" / "part-000000.txt").read_text() == "mine"
+
+
+def test_a_store_whose_folder_was_removed_is_begun_anew(output):
+    fill(output, 12)
+    shutil.rmtree(output)
+    fill(output, 6)
+    assert_holds(output, 6)
+
+
+@pytest.mark.parametrize("damage", ["removed", "cut", "other bytes"])
+def test_files_that_are_not_as_they_were_written_are_told(output, damage):
+    """Every file of rows, one after the other; bytes are compared by whoever reads the whole store."""
+    fill(output, 33)
+    state, before = read_state(output), contents(output)
+    files = [path for path in before if path.name != "zarr.json"]
+    assert len(files) > 4
+    for path in files:
+        content = before[path]
+        if damage == "removed":
+            path.unlink()
+        else:
+            path.write_bytes(content[:-1] if damage == "cut" else content[:-1] + bytes([content[-1] ^ 1]))
+        told = list(find_damage(output, state, whole=True))
+        assert len(told) == 1
+        assert str(path) in told[0]
+        if damage != "other bytes":
+            with pytest.raises(S2WrapError, match=f"is not as it was written: .*{path.name}"):
+                fill(output, 36)
+        path.write_bytes(content)
+    assert not list(find_damage(output, state, whole=True))
+    assert_holds(output, 33)
 
 
 @pytest.mark.parametrize("ending", ["parquet", "safetensors"])
@@ -151,7 +238,7 @@ def test_a_damaged_part_is_told(tmp_path, ending):
     fill(output, 6)
     part = output / f"part-000001.{ending}"
     part.write_bytes(part.read_bytes()[:50])
-    with pytest.raises(S2WrapError, match=r"part-000001.* is damaged .*begin anew"):
+    with pytest.raises(S2WrapError, match=r"is not as it was written: .*part-000001.* has 50 bytes"):
         fill(output, 12)
 
 
@@ -164,7 +251,7 @@ def test_drafts_are_out_of_sight_of_readers(tmp_path):
     with opened_store(output, writer, ABOUT) as store:
         store.add(made_up(0, output))
         store.commit()
-    assert [path.parent.name for path in seen] == ["_s2wrap"]
+    assert [path.parent.name for path in seen] == ["x.safetensors.s2wrap"]
     assert_holds(output, 1)
 
 
@@ -379,14 +466,6 @@ def test_bfloat16_rounds_and_nothing_else(tmp_path):
     expected = [made_up(number, output).arrays["spatial"].bfloat16() for number in (0, 1, 2, 4, 5)]
     assert found.dtype == torch.bfloat16
     assert torch.equal(found, torch.stack(expected))
-
-
-def test_a_missing_part_is_noticed(tmp_path):
-    output = tmp_path / "maps.safetensors"
-    fill(output, 12)
-    (output / "part-000001.safetensors").unlink()
-    with pytest.raises(S2WrapError, match="part-000001.safetensors is missing, though 10 rows were written"):
-        fill(output, 20)
 
 
 def test_formats_say_what_they_cannot():

@@ -74,7 +74,8 @@ def extract(
         int | None, typer.Option(help="Ray's processes with a model each (default: one a GPU; or CPU, less one).")
     ] = None,
     errors: Annotated[
-        Path | None, typer.Option(help="Where to list the pictures that could not be read, as JSON lines.")
+        Path | None,
+        typer.Option(help="Where to list the pictures that could not be read: JSON lines of path, reason, try_again."),
     ] = None,
     skip_errors: Annotated[
         bool, typer.Option("--skip-errors", help="Exit with 0 although pictures could not be read, not with 3.")
@@ -97,7 +98,8 @@ def extract(
     pictures' shapes give them grids of different sizes (fit aspect or pad), each has arrays of its own, under its
     number: `0/spatial`, `0/prefix`, `1/spatial`, …
 
-    A picture that cannot be read is counted and passed over; the exit code is 3 then.
+    A picture that cannot be read is counted and passed over; the exit code is 3 then. One that is missing, or whose
+    server, disk or memory failed, is tried again at the end, and by the next run of the same command.
 
     With `--ray` or `--ray-address`, the nodes of a Ray cluster read, decode and encode, and this process, on one of
     them, writes the same store; a node or process that dies is replaced. All nodes need the same version of s2wrap, and
@@ -251,6 +253,9 @@ class _Bar(Progress):
         from s2wrap.extraction.picture import Failure
 
         if state.item is None:
+            if state.again:
+                text = f"{state.again} pictures that could not be read before are tried again at the end"
+                out.print_line(text, self.console, "yellow")
             self.start_task(self.number)
             self.update(self.number, before=state.done)
         self.done = state.done

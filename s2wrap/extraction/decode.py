@@ -2,7 +2,6 @@
 
 import errno
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,33 +9,32 @@ from functools import partial
 from torch import Tensor
 
 from s2wrap.errors import MissingExtraError, S2WrapError, first_line
-from s2wrap.extraction.addresses import fetch, is_remote
-from s2wrap.extraction.picture import START, Mark, Picture
+from s2wrap.extraction.addresses import FOR_GOOD, fetch, file_facts, is_remote, patiently
+from s2wrap.extraction.picture import START, Failure, Mark, Picture
 from s2wrap.extraction.workers import by_workers
 from s2wrap.images import decode_image, load_image
 from s2wrap.images.options import USUAL, Reading
 
 AHEAD = 4
 """The most pictures that each worker decodes ahead."""
-TRIES = 4
-"""Attempts to fetch a picture from a server, with pauses of one, two and four seconds in between."""
-PASSING = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
-"""Error numbers that blame the system rather than the file, so that a later run may succeed."""
+PASSING = (errno.EIO, errno.ENOMEM, errno.ESTALE)
+"""Error numbers that blame the disk or the memory rather than the file, so that another run may succeed."""
+LACKING = (errno.EMFILE, errno.ENFILE)
+"""Error numbers that every picture would meet: no more files can be opened."""
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A decoded picture, (channels, height, width), or the problem that prevented it.
+    """A decoded picture, (channels, height, width), or why there is none.
 
     Attributes:
-        gone: whether the file is missing or access is denied; if all are, their disk or server is probably offline.
-        lost: whether the server, the disk or the memory failed: the picture may be fine, so the run must stop.
+        failure: why there is none.
+        lost: whether the system lacks what every picture needs, such as files that it may open: the run must stop.
     """
 
     name: str
     image: Tensor | None = None
-    problem: str = ""
-    gone: bool = False
+    failure: Failure | None = None
     lost: bool = False
     mark: Mark = START
 
@@ -45,37 +43,63 @@ class Decoded:
         return self if self.image is None else replace(self, image=self.image.pin_memory())
 
 
+class NoAnswerError(S2WrapError):
+    """A server gave no answer, or not what it has."""
+
+
 def decode(picture: Picture, reading: Reading = USUAL) -> Decoded:
-    """The decoded picture, or its problem: errors of reading and decoding are returned, not raised.
+    """The decoded picture, or why there is none: errors of reading and decoding are returned, not raised.
 
     Args:
         picture: the picture to read.
         reading: how.
     """
-    result = Decoded(picture.name, mark=picture.mark)
-    if picture.problem is not None:
-        return replace(result, problem=picture.problem)
     try:
-        image = _load(picture, reading)
-        return replace(result, image=image)
-    except MissingExtraError as error:
-        return replace(result, problem=str(error), lost=True)
+        if picture.problem is not None:
+            raise S2WrapError(picture.problem)
+        return Decoded(picture.name, _load(picture, reading), mark=picture.mark)
     except S2WrapError as error:
-        cause = error.__cause__
-        lost = isinstance(cause, MemoryError) or getattr(cause, "errno", None) in PASSING
-        return replace(result, problem=str(error), gone=_is_gone(picture, cause), lost=lost)
-    except ConnectionError as error:
-        return replace(result, problem=str(error), lost=True)
+        gone, offline = _is_gone(picture, error.__cause__), isinstance(error, NoAnswerError)
+        system = isinstance(error, MissingExtraError) or isinstance(error.__cause__, MemoryError)
+        number = getattr(error.__cause__, "errno", None)
+        again = gone or offline or system or number in PASSING
+        failure = Failure(picture.name, str(error), picture.mark, again=again, gone=gone, offline=offline)
+        return Decoded(picture.name, failure=failure, lost=number in LACKING, mark=picture.mark)
 
 
 def _load(picture: Picture, reading: Reading) -> Tensor:
-    if picture.content is None and not is_remote(picture.name):
+    if picture.content is not None:
+        return decode_image(picture.content, picture.name, reading)
+    if not is_remote(picture.name):
         return load_image(picture.name, reading)
-    return decode_image(_fetch(picture.name) if picture.content is None else picture.content, picture.name, reading)
+    try:
+        return patiently(partial(_fetch_and_decode, picture.name, reading))
+    except S2WrapError:
+        raise
+    except FileNotFoundError as error:
+        raise S2WrapError(f"{picture.name}: there is no such file") from error
+    except (PermissionError, *FOR_GOOD) as error:
+        raise S2WrapError(f"{picture.name}: cannot be opened: {first_line(error)}") from error
+    except Exception as error:  # every fsspec file system raises error types of its own
+        raise NoAnswerError(f"{picture.name}: no whole answer, after several attempts: {first_line(error)}") from error
+
+
+def _fetch_and_decode(address: str, reading: Reading) -> Tensor:
+    """The decoded picture at an address of a server; ConnectionError if it is not what the server has."""
+    content = fetch(address)
+    try:
+        return decode_image(content, address, reading)
+    except S2WrapError:
+        size = file_facts(address).get("size")
+        if size is not None and size != len(content):
+            raise ConnectionError(f"{len(content)} of {size} bytes came") from None
+        if fetch(address) != content:
+            raise ConnectionError("its content came out differently, twice") from None
+        raise
 
 
 def _is_gone(picture: Picture, cause: BaseException | None) -> bool:
-    if picture.content is not None:
+    if picture.content is not None or picture.problem is not None:
         return False
     missing = not is_remote(picture.name) and not os.path.exists(picture.name)
     return missing or isinstance(cause, FileNotFoundError | PermissionError)
@@ -93,7 +117,7 @@ def decode_all(
         pin: whether to put the pixels in page-locked memory, for a GPU.
 
     Raises:
-        S2WrapError: a server, the disk or the memory failed; see `Decoded.lost`.
+        S2WrapError: the system lacks what every picture needs; see `Decoded.lost`.
     """
     decode_one = partial(decode, reading=reading)
     if workers == 0:
@@ -102,8 +126,8 @@ def decode_all(
         work = partial(_decode_to_shared_memory, decode_one)
         results = by_workers(iter(pictures), work, _crashed, workers=workers, ahead=AHEAD, pin=pin)
     for decoded in results:
-        if decoded.lost:
-            raise S2WrapError(f"{decoded.problem}; the same command again goes on from here")
+        if decoded.lost and decoded.failure is not None:
+            raise S2WrapError(f"{decoded.failure.reason}; the same command again goes on from here")
         yield decoded
 
 
@@ -114,36 +138,11 @@ def _decode_to_shared_memory(decode_one: Callable[[Picture], Decoded], picture: 
         if decoded.image is not None:
             decoded.image.share_memory_()  # the DataLoader would do this too, but hang if it fails
     except RuntimeError as error:
-        problem = f"{picture.name}: no shared memory to hand it over ({first_line(error)}); use fewer --workers, or 0"
-        return replace(decoded, image=None, problem=problem, lost=True)
+        reason = f"{picture.name}: no shared memory to hand it over ({first_line(error)}); use fewer --workers, or 0"
+        return replace(decoded, image=None, failure=Failure(picture.name, reason, picture.mark, again=True), lost=True)
     return decoded
 
 
 def _crashed(picture: Picture) -> Decoded:
-    problem = f"{picture.name}: the process that decoded it crashed, or was killed for its memory"
-    return Decoded(picture.name, problem=problem, mark=picture.mark)
-
-
-def _fetch(address: str) -> bytes:
-    """The content of a remote file; after `TRIES` attempts without an answer, ConnectionError is raised."""
-    attempt = 1
-    while True:
-        try:
-            return _read(address)
-        except S2WrapError:
-            raise
-        except Exception as error:  # every fsspec file system raises error types of its own
-            if attempt == TRIES:
-                raise ConnectionError(f"{address}: no answer, {TRIES} times: {first_line(error)}") from error
-        time.sleep(2 ** (attempt - 1))
-        attempt += 1
-
-
-def _read(address: str) -> bytes:
-    """The content of a remote file; S2WrapError if another attempt would fail as well."""
-    try:
-        return fetch(address)
-    except FileNotFoundError as error:
-        raise S2WrapError(f"{address}: there is no such file") from error
-    except (PermissionError, IsADirectoryError, ValueError) as error:  # ValueError: invalid protocol or address
-        raise S2WrapError(f"{address}: cannot be opened: {first_line(error)}") from error
+    reason = f"{picture.name}: the process that decoded it crashed, or was killed for its memory"
+    return Decoded(picture.name, failure=Failure(picture.name, reason, picture.mark), mark=picture.mark)

@@ -12,7 +12,7 @@ from einops import reduce
 from torch import Tensor
 
 from s2wrap.backbones.checkpoint import weights_sha256
-from s2wrap.errors import S2WrapError
+from s2wrap.errors import S2WrapError, first_line
 from s2wrap.extraction.decode import Decoded
 from s2wrap.extraction.picture import Arrays, Failure, Row
 from s2wrap.features import Features
@@ -92,16 +92,27 @@ class _Batch:
         if self.copied is not None:
             self.copied.synchronize()
         for picture, result in zip(self.pictures, self.results, strict=True):
-            if picture.image is None:
-                yield Failure(picture.name, picture.problem, picture.mark, picture.gone)
+            if picture.failure is not None:
+                yield picture.failure
             elif isinstance(result, S2WrapError):
-                reason = str(result).removeprefix("image 0: ")
+                reason, memory = str(result).removeprefix("image 0: "), result.__cause__ is not None
+                yield Failure(picture.name, f"{picture.name}: {reason}", picture.mark, again=memory)
+            elif reason := not_finite(result):
                 yield Failure(picture.name, f"{picture.name}: {reason}", picture.mark)
-            else:
+            elif picture.image is not None:
                 height, width = picture.image.shape[-2:]
                 if self.copied is not None:  # release the page-locked memory, which is scarce
                     result = {name: array.clone() for name, array in result.items()}
                 yield Row(picture.name, height, width, result, picture.mark)
+
+
+def not_finite(arrays: Arrays) -> str | None:
+    """Why arrays cannot be stored as features: how many values are infinite or no numbers; None if all are finite."""
+    for name, array in arrays.items():
+        if count := int((~array.isfinite()).sum()):
+            remedy = "; float16 holds none beyond 65504, use float32" if array.dtype == torch.float16 else ""
+            return f"{count} of {array.numel()} values of its {name} are not finite{remedy}"
+    return None
 
 
 @torch.inference_mode()
@@ -126,8 +137,16 @@ def _encode(model: Encoder, images: list[Tensor]) -> list[Features | S2WrapError
         return list(model.encode(image.to(device, non_blocking=True) for image in images))
     except S2WrapError as error:
         if len(images) == 1:
-            return [error]
-        return [result for image in images for result in _encode(model, [image])]
+            return [error.with_traceback(None)]
+    except (MemoryError, RuntimeError) as error:
+        memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+        if not memory:
+            raise
+        if len(images) == 1:
+            problem = S2WrapError(f"not enough memory to encode it ({first_line(error)[:200]})")
+            problem.__cause__ = MemoryError()
+            return [problem]
+    return [result for image in images for result in _encode(model, [image])]
 
 
 def _copy_to_cpu(result: Features | S2WrapError, keep: Keep, dtype: torch.dtype) -> Arrays | S2WrapError:

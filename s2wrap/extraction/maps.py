@@ -1,6 +1,7 @@
 """Maps and prefix tokens as Zarr: arrays of any length, in compressed chunks of a few pictures each."""
 
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from s2wrap.errors import MissingExtraError
 from s2wrap.extraction.encode import Keep, whole_maps
 from s2wrap.extraction.picture import Arrays, Row
 from s2wrap.extraction.vectors import printable
-from s2wrap.extraction.writer import CONTROL, Writer, check_same_shapes
+from s2wrap.extraction.writer import Writer, check_same_shapes
 from s2wrap.features import Features
 from s2wrap.files import sync_folder
 
@@ -21,6 +22,10 @@ CHUNK = 4 << 20
 """Bytes per chunk before compression, about: small enough to fetch one picture, large enough to keep files few."""
 CHUNKS = 8
 """Chunks per block."""
+OWN = re.compile(
+    r"zarr\.json|\.zgroup|\.zattrs|\.zmetadata|(spatial|prefix)(_\d+)?|path|image_hw|seen|[xy]|channel|spatial_ref"
+)
+"""Names in a Zarr store that s2wrap writes."""
 REMEDY = "give --target-grid ROWSxCOLS or --fit stretch, or write .safetensors with --shard"
 
 
@@ -44,9 +49,9 @@ class MapWriter(Writer):
     def start(self, rows: int, description: Mapping[str, Any]) -> list[Row]:
         """Discard all rows but the first `rows`; those of the last block are returned if it is not full."""
         if rows == 0:
-            self._clear()
+            for path in self.own():  # what is left of a run that was killed before its first commit
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
             self.group = open_zarr().open_group(self.folder, mode="a", zarr_format=3, attributes=dict(description))
-            self.group.require_group(CONTROL)  # as a group, since readers warn about other folders
             return []
         for path in self.folder.rglob("*.partial"):  # chunks that were being written when a run was killed
             path.unlink()
@@ -71,7 +76,15 @@ class MapWriter(Writer):
         self._create("image_hw", ("picture", "height_width"), (2,), (self.block, 2), "int32")
         self.group.attrs["arrays"] = list(row.arrays)
 
-    def write(self, first: int, rows: Sequence[Row]) -> None:
+    def own(self) -> list[Path]:
+        """The arrays of a store of maps, and of the map of a scene."""
+        return own_arrays(self.folder)
+
+    def made_by(self, own: Sequence[Path]) -> dict[str, Any]:
+        """The spec and the hash of the weights as the group has them."""
+        return group_made_by(self.folder)
+
+    def write(self, first: int, rows: Sequence[Row]) -> list[Path]:
         """Write the rows of a block so far; the file of each chunk is replaced as a whole."""
         for row in rows:
             check_same_shapes(self.first, row, REMEDY)
@@ -79,25 +92,19 @@ class MapWriter(Writer):
         columns: dict[str, Any] = {name: np.stack([row.arrays[name].numpy() for row in rows]) for name in self.first}
         columns["path"] = np.array([printable(row.name) for row in rows], self.group["path"].dtype)
         columns["image_hw"] = np.array([[row.height, row.width] for row in rows], np.int32)
+        written: list[Path] = []
         for name, values in columns.items():
             array = self.group[name]
             array.resize((end, *array.shape[1:]))
             array[first:end] = values
-            _sync(self.folder / name, range(first // array.chunks[0], -(-end // array.chunks[0])))
+            written += _sync(self.folder / name, range(first // array.chunks[0], -(-end // array.chunks[0])))
+        return written
 
     def _create(self, name: str, dims: tuple[str, ...], shape: tuple[int, ...], chunks: Any, dtype: Any) -> None:
         """An array without rows, whose dimensions have names, as xarray wants it."""
         self.group.create_array(
             name, shape=(0, *shape), chunks=chunks, dtype=dtype, dimension_names=dims, overwrite=True
         )
-
-    def _clear(self) -> None:
-        """Remove what is left of a run that was killed before its first commit."""
-        for path in self.folder.iterdir():
-            if path.is_dir() and path.name != CONTROL:
-                shutil.rmtree(path)
-            elif path.is_file():
-                path.unlink()
 
     def _set_block(self, chunk: int) -> None:
         self.chunk, self.block = chunk, chunk * CHUNKS
@@ -116,17 +123,29 @@ class MapWriter(Writer):
         ]
 
 
-def _sync(folder: Path, chunks: range) -> None:
-    """Flush the metadata of an array and some of its chunks to disk, before the row count is committed."""
-    files = [folder / "zarr.json"]
+def _sync(folder: Path, chunks: range) -> list[Path]:
+    """Flush the metadata of an array and some of its chunks to the disk; the result are the files of the chunks."""
+    files: list[Path] = []
     for chunk in chunks:
         path = folder / "c" / str(chunk)
         files += [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    for file in files:
+    for file in (folder / "zarr.json", *files):
         with file.open("rb") as stream:
             os.fsync(stream.fileno())
     for parent in {parent for file in files for parent in file.parents if parent.is_relative_to(folder)}:
         sync_folder(parent)
+    return files
+
+
+def own_arrays(folder: Path) -> list[Path]:
+    """The files and folders in a Zarr store that s2wrap writes: the group's metadata, and its arrays."""
+    return sorted(path for path in folder.glob("*") if OWN.fullmatch(path.name))
+
+
+def group_made_by(folder: Path) -> dict[str, Any]:
+    """The spec and the hash of the weights as a group has them."""
+    attributes = dict(open_zarr().open_group(folder, mode="r").attrs)
+    return {key: attributes[key] for key in ("spec", "weights_sha256") if key in attributes}
 
 
 def open_zarr() -> Any:

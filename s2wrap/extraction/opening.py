@@ -16,10 +16,10 @@ from torch import Tensor
 
 from s2wrap.errors import S2WrapError, first_line
 from s2wrap.extraction.addresses import file_system_of, is_remote, kind, list_folder, opened
+from s2wrap.extraction.control import SUFFIX
 from s2wrap.extraction.maps import open_zarr
 from s2wrap.extraction.reader import FeatureStore
 from s2wrap.extraction.vectors import open_pyarrow
-from s2wrap.extraction.writer import CONTROL
 
 
 class _Parts(FeatureStore):
@@ -182,10 +182,10 @@ def _parts(address: str, ending: str) -> list[str]:
 
 def _committed(address: str, count: int) -> int:
     """How many pictures of a store were committed; rows behind them are those of a run that was killed."""
-    progress = f"{address.rstrip('/')}/{CONTROL}/progress.json"
-    if kind(address) == "file" or kind(progress) is None:
+    control = f"{address.rstrip('/')}{SUFFIX}/store.json"
+    if kind(address) == "file" or kind(control) is None:
         return count
-    with opened(progress) as stream:
+    with opened(control) as stream:
         rows = json.loads(stream.read())["rows"]
     if rows > count:
         raise S2WrapError(f"{address} has {count} pictures, and {rows} were written; bring back what is missing")

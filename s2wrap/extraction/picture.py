@@ -33,12 +33,14 @@ class Picture:
         name: unique within a store; the address of the file, unless `content` is set.
         content: the bytes of the file, for a member of a tar.
         problem: why the picture cannot be read, if that is already known.
+        again: whether that may be otherwise at another time.
         mark: the position of a run once this picture is done.
     """
 
     name: str
     content: bytes | None = None
     problem: str | None = None
+    again: bool = False
     mark: Mark = START
 
 
@@ -55,9 +57,20 @@ class Row:
 
 @dataclass(frozen=True)
 class Failure:
-    """A picture that could not be read, and why; `gone` if the file is missing or access to it is denied."""
+    """A picture that could not be read.
+
+    Attributes:
+        name: of the picture.
+        reason: why.
+        mark: the position of a run once this picture is done.
+        again: whether it may be read at another time: a server, a disk or the memory failed, or it is missing.
+        gone: whether the file is missing, or access to it denied.
+        offline: whether its server or disk gave no answer, or one cut short.
+    """
 
     name: str
     reason: str
     mark: Mark = START
+    again: bool = False
     gone: bool = False
+    offline: bool = False

@@ -1,34 +1,41 @@
 """Feature extraction from addresses to a store or file."""
 
+import json
 import shutil
+import signal
+import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
 
 from s2wrap.errors import S2WrapError
-from s2wrap.extraction.addresses import kind
+from s2wrap.extraction.addresses import can_be_read
 from s2wrap.extraction.cluster import EncodingOptions, encode_on
 from s2wrap.extraction.encode import Encoder, made_by, whole_maps
 from s2wrap.extraction.fleet import Cluster, connected
 from s2wrap.extraction.formats import make_writer
 from s2wrap.extraction.local import encode_here
-from s2wrap.extraction.picture import Failure, Mark, Row
+from s2wrap.extraction.picture import START, Failure, Mark, Row
 from s2wrap.extraction.single import SingleFile
-from s2wrap.extraction.sources import Section, count_pictures, files_left_out, find_sections
+from s2wrap.extraction.sources import Section, count_pictures, files_left_out, find_sections, sections_of
 from s2wrap.extraction.store import Store, check_parent, check_place, opened_store
 from s2wrap.extraction.tars import container
 from s2wrap.extraction.writer import PartWriter, Writer
-from s2wrap.files import whole_file
+from s2wrap.files import disk_errors, whole_file
 from s2wrap.images.folders import LeftOut
 from s2wrap.images.options import USUAL, Reading
 
 GONE = 1000
-"""Successive missing pictures after which their disk or server is checked."""
+"""Successive pictures that cannot be reached after which their disk or server is checked."""
+GONE_SECONDS = 60.0
+"""Seconds of such a series after which it is checked too: a server may take long not to answer."""
 Shapes = dict[str, tuple[int, ...]]
 Encode = Callable[[list[Section], Mark], Generator[Row | Failure]]
 
@@ -41,11 +48,13 @@ class State:
         item: the result of the last picture; None at the start.
         done: number of pictures done, including earlier runs.
         expected: number of pictures in total; with tars, an estimate from those done so far, or None.
+        again: at the start, how many pictures of earlier runs are tried again.
     """
 
     item: Row | Failure | None
     done: int
     expected: int | None
+    again: int = 0
 
 
 @dataclass(frozen=True)
@@ -95,9 +104,10 @@ def extract_features(
         shard: pictures per part file or chunk, see `make_writer`.
         workers: number of worker processes, 0 for none; see `encode_here`.
         cluster: the Ray cluster that reads, decodes and encodes, instead of worker processes on this machine.
-        errors: file for the pictures that could not be read, one JSON line {"path": …, "reason": …} each.
+        errors: file for the pictures that could not be read, one JSON line {"path": …, "reason": …, "try_again": …}
+            each: whether the next run with the same store tries them again.
         reading: how pictures are read; its range of values is that of the model.
-        overwrite: whether a store is begun anew, instead of resumed.
+        overwrite: whether a store is begun anew, instead of resumed, and a single file replaced.
         tell: called at the start and after every picture.
 
     Raises:
@@ -109,7 +119,10 @@ def extract_features(
         check_parent(errors)
     writer, sections = make_writer(output, dtype, shard), find_sections(addresses)
     total = count_pictures(sections)
-    with _reserved(output, writer) as draft, nullcontext() if cluster is None else connected(cluster) as fleet:
+    with (
+        _reserved(output, writer, overwrite) as draft,
+        nullcontext() if cluster is None else connected(cluster) as fleet,
+    ):
         model = load()
         reading = replace(reading, value_range=model.input.value_range)
         description = made_by(model, spec, options, dtype) | {
@@ -126,8 +139,8 @@ def extract_features(
         del model
         single = SingleFile(output, draft, description)
         with nullcontext(single) if writer is None else opened_store(output, writer, description, overwrite) as sink:
-            with _failure_list(sink, errors), closing(encode(sections, sink.mark)) as items:
-                shapes = fill(sink, _check_sources(items, sink.rows), total, len(sections), tell)
+            with _failure_list(sink, errors):
+                shapes = fill(sink, encode, sections, total, tell)
             return Outcome(sink.rows, sink.failed, shapes, files_left_out(sections))
 
 
@@ -140,81 +153,116 @@ def _check_workers(workers: int | None, cluster: Cluster | None) -> None:
 
 def fill(
     sink: Store | SingleFile,
-    items: Iterable[Row | Failure],
+    encode: Encode,
+    sections: list[Section],
     total: int | None,
-    sections: int,
     tell: Callable[[State], object],
 ) -> list[Shapes]:
-    """Add all items to the store or file, and commit them; the result is at most two shapes of their arrays."""
-    tell(State(None, sink.rows + sink.failed, total))
+    """Add all pictures to the store or file, try those again that may be readable now, and commit.
+
+    The result is at most two shapes of their arrays. However it ends, what was done is committed.
+    """
+    tell(State(None, sink.rows + sink.failed, total, sum(sink.again.values())))
     shapes: list[Shapes] = []
-    adding = False
-    try:
+    failed_to_add = False
+
+    def add(items: Iterable[Row | Failure], count: int | None) -> None:
+        nonlocal failed_to_add
         for item in items:
             if isinstance(item, Row):
-                _check_overflow(item)
                 item_shapes = {name: tuple(array.shape) for name, array in item.arrays.items()}
                 if not shapes:
-                    _check_disk_space(item, total and total - sink.rows - sink.failed, sink.folder)
+                    _check_disk_space(item, count and count - sink.rows - sink.failed, sink.folder)
                 if len(shapes) < 2 and item_shapes not in shapes:  # two are enough to tell that pictures differ
                     shapes.append(item_shapes)
-            adding = True
-            sink.add(item)
-            adding = False
+            failed_to_add = True
+            with held_signals():
+                sink.add(item)
+                failed_to_add = False
             done = sink.rows + sink.failed
-            tell(State(item, done, total or _estimate(done, item.mark.section, sections)))
-    except (KeyboardInterrupt, SystemExit):
-        if not adding:  # the sink may be inconsistent otherwise
-            sink.commit()
+            tell(State(item, done, count or _estimate(done, item.mark.section, len(sections))))
+
+    try:
+        with closing(encode(sections, sink.mark)) as items:
+            add(_check_online(items, sink.last), total)
+        if sink.again:
+            with closing(encode(sections_of(sections, list(sink.again)), START)) as items:
+                add((replace(item, mark=sink.mark) for item in items), total)
+    except BaseException:
+        if not failed_to_add:  # the sink may be inconsistent otherwise
+            with held_signals(), suppress(S2WrapError):  # the first error matters more
+                sink.commit()
         raise
-    sink.commit(finished=True)
+    with held_signals():
+        sink.commit(finished=True)
     if sink.rows == 0:
         raise S2WrapError(f"none of {sink.failed} pictures could be read; nothing was written")
     return shapes
 
 
-def _check_sources(items: Iterable[Row | Failure], earlier_rows: int) -> Iterator[Row | Failure]:
-    """The same items, after checks that a series of missing pictures does not mean that their source is offline.
+def _check_online(items: Iterable[Row | Failure], last: str | None) -> Iterator[Row | Failure]:
+    """The same items, after checks that a series of failures does not mean that their disk or server is gone.
 
-    Otherwise, if a disk is unmounted or a bucket is closed, all remaining pictures would count as failures.
+    Otherwise all remaining pictures would fail one by one, each after all attempts.
 
     Args:
         items: the results of this run.
-        earlier_rows: number of rows of earlier runs.
+        last: a picture that could be read in an earlier run, if one is known.
 
     Raises:
-        S2WrapError: the last picture that could be read is missing too, or a resumed run can read none at all.
+        S2WrapError: the last picture that could be read cannot be read any more, or none was yet and no server answers.
     """
-    gone: list[Failure] = []
-    last: str | None = None
+    series: list[Failure] = []
+    started = time.monotonic()
     for item in items:
-        if isinstance(item, Failure) and item.gone:
-            gone.append(item)
-            if len(gone) == GONE:
-                _check_online(gone, last, earlier_rows)
-                yield from gone
-                gone.clear()
+        if isinstance(item, Row):
+            last = item.name
+        if not (isinstance(item, Failure) and (item.gone or item.offline)):
+            yield from series
+            series, started = [], time.monotonic()
+            yield item
             continue
-        yield from gone
-        gone.clear()
-        last = item.name if isinstance(item, Row) else last
-        yield item
-    if gone:
-        _check_online(gone, last, earlier_rows)
-        yield from gone
+        series.append(item)
+        slow = time.monotonic() - started > GONE_SECONDS and len(series) > 1
+        if slow or len(series) == GONE:
+            _check_series(series, last, unknown=item.offline)
+            yield from series
+            series, started = [], time.monotonic()
+    if series:
+        _check_series(series, last, unknown=False)
+        yield from series
 
 
-def _check_online(gone: list[Failure], last: str | None, earlier_rows: int) -> None:
-    """Raise S2WrapError if the sources are offline: `last`, which could be read before, is missing as well."""
-    online = earlier_rows == 0
-    if last is not None:
-        with suppress(S2WrapError):
-            online = kind(container(last)) is not None
-    if not online:
+def _check_series(series: list[Failure], last: str | None, *, unknown: bool) -> None:
+    """Raise S2WrapError if what could be read before cannot be read now; `unknown` says so where nothing was."""
+    if unknown if last is None else not can_be_read(container(last)):
+        before = "" if last is None else ", nor what was read before"
         raise S2WrapError(
-            f"{len(gone)} pictures in a row cannot be reached ({gone[0].reason}), nor what was read before; the same "
-            f"command again goes on from here"
+            f"{len(series)} pictures in a row cannot be reached ({series[0].reason}){before}; the same command again "
+            f"goes on from here"
         )
+
+
+@contextmanager
+def held_signals() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM act only after the block, so that nothing is written by half."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[tuple[int, FrameType | None]] = []
+    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in usual:
+        signal.signal(number, lambda *received: held.append(received))
+    try:
+        yield
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+    for number, frame in held:
+        if callable(handler := usual[signal.Signals(number)]):
+            handler(number, frame)
+        elif handler != signal.SIG_IGN:
+            signal.raise_signal(number)
 
 
 @contextmanager
@@ -225,10 +273,16 @@ def _failure_list(sink: Store | SingleFile, path: Path | None) -> Iterator[None]
     except BaseException:
         if path is not None:
             with suppress(S2WrapError):  # the first error matters more
-                sink.copy_failures(path)
+                _write_failures(sink, path)
         raise
     if path is not None:
-        sink.copy_failures(path)
+        _write_failures(sink, path)
+
+
+def _write_failures(sink: Store | SingleFile, path: Path) -> None:
+    """Write the failures to a file as JSON lines, whole or not at all."""
+    with whole_file(path) as draft, disk_errors(path):
+        draft.write_text("".join(json.dumps(failure) + "\n" for failure in sink.unread()))
 
 
 def _estimate(done: int, section: int, sections: int) -> int | None:
@@ -237,12 +291,14 @@ def _estimate(done: int, section: int, sections: int) -> int | None:
 
 
 @contextmanager
-def _reserved(output: Path, writer: Writer | None) -> Iterator[Path]:
+def _reserved(output: Path, writer: Writer | None, overwrite: bool) -> Iterator[Path]:
     """The path to write to (a temporary one for a single file), checked to be writable before the work starts."""
     if writer is not None:
-        check_place(output)
+        check_place(output, writer.own())
         yield output
         return
+    if output.exists() and not overwrite:
+        raise S2WrapError(f"{output} exists already, and is not replaced unasked; choose another name, or overwrite it")
     with whole_file(output) as draft:
         yield draft
 
@@ -253,10 +309,3 @@ def _check_disk_space(row: Row, count: int | None, folder: Path) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise S2WrapError(f"{count} pictures make {needed / 1e6:.1f} MB, but the disk has {free / 1e6:.1f} MB left")
-
-
-def _check_overflow(row: Row) -> None:
-    """Raise S2WrapError if features overflowed in float16."""
-    for name, array in row.arrays.items():
-        if array.dtype == torch.float16 and bool(array.isinf().any()):
-            raise S2WrapError(f"the {name} of {row.name} holds values beyond 65504, which float16 cannot; use float32")

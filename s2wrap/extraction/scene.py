@@ -19,10 +19,12 @@ from torch.nn import functional
 from s2wrap.errors import S2WrapError
 from s2wrap.extraction.addresses import answers, file_facts, is_remote, kind, opened
 from s2wrap.extraction.encode import made_by
+from s2wrap.extraction.maps import own_arrays
 from s2wrap.extraction.picture import Mark, Row
 from s2wrap.extraction.run import Outcome, State, fill
 from s2wrap.extraction.scene_grid import Grid, plan_windows, read_mask, shrinks_by
 from s2wrap.extraction.scene_map import SceneLayout, SceneWriter
+from s2wrap.extraction.sources import Section
 from s2wrap.extraction.store import check_place, opened_store
 from s2wrap.images import Reading, WindowOptions
 from s2wrap.images.scene import Scene, open_scene
@@ -141,7 +143,7 @@ def extract_scene(
         raise S2WrapError(f"windows are written to a .zarr of float32 or float16, not to {output} of {dtype}")
     if kind(address) != "file" or not (is_remote(address) or os.path.isfile(address)):
         raise S2WrapError(f"{address}: --window reads one picture; there is no such file")
-    check_place(output)
+    check_place(output, own_arrays(output))
     model = load()
     reading = replace(reading, value_range=model.input.value_range)
     with ExitStack() as stack:
@@ -159,8 +161,12 @@ def extract_scene(
         writer = SceneWriter(output, dtype, layout)
         with opened_store(output, writer, description, overwrite) as store:
             todo = Windows(model, scene, grid, windows.background_range, mask)
-            shapes = fill(store, todo.bands_after(store.mark, getattr(torch, dtype)), len(grid.rows), 1, tell)
+            shapes = fill(store, partial(_bands, todo, getattr(torch, dtype)), [], len(grid.rows), tell)
             return Outcome(store.rows, store.failed, shapes and [{"spatial": layout.shape}])
+
+
+def _bands(windows: Windows, dtype: torch.dtype, _: list[Section], mark: Mark) -> Generator[Row]:
+    return windows.bands_after(mark, dtype)
 
 
 def _state(address: str) -> list[Any]:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from s2wrap.extraction.maps import open_zarr
+from s2wrap.extraction.maps import group_made_by, open_zarr, own_arrays
 from s2wrap.extraction.picture import Row
-from s2wrap.extraction.writer import CONTROL, Writer
+from s2wrap.extraction.writer import Writer
 from s2wrap.files import sync_folder
 from s2wrap.images.scene import Affine, Ground
 
@@ -62,7 +62,6 @@ class SceneWriter(Writer):
             self.group = zarr.open_group(self.folder, mode="r+", zarr_format=2)
             return []
         self.group = zarr.open_group(self.folder, mode="a", zarr_format=2, attributes=dict(description))
-        self.group.require_group(CONTROL)
         channels, height, width = self.layout.shape
         side = max(1, int((CHUNK / (channels * np.dtype(self.dtype).itemsize)) ** 0.5))
         chunk = min(side, height), min(side, width)
@@ -82,22 +81,33 @@ class SceneWriter(Writer):
                 self.group[name].attrs["_CRS"] = {"wkt": wkt}  # as GDAL reads it
         return []
 
-    def write(self, first: int, rows: Sequence[Row]) -> None:
-        """Write the rows of cells that one row of windows has finished, and flush them to disk."""
+    def own(self) -> list[Path]:
+        """The arrays of the map of a scene, and of a store of maps."""
+        return own_arrays(self.folder)
+
+    def made_by(self, own: Sequence[Path]) -> dict[str, Any]:
+        """The spec and the hash of the weights as the group has them."""
+        return group_made_by(self.folder)
+
+    def write(self, first: int, rows: Sequence[Row]) -> list[Path]:
+        """Write the rows of cells that one row of windows has finished to the disk, and name the chunks now whole."""
         (row,) = rows
         top = self.layout.starts[first]
+        whole: list[Path] = []
         for name, values in row.arrays.items():
             bottom = top + values.shape[-2]
             array = self.group[name]
             array[..., top:bottom, :] = values.numpy()
-            folders = {self.folder / name}
-            for number in range(top // array.chunks[-2], -(-bottom // array.chunks[-2])):
+            folders, height = {self.folder / name}, array.chunks[-2]
+            for number in range(top // height, -(-bottom // height)):
                 for file in self.folder.joinpath(name, *["0"] * (array.ndim - 2), str(number)).rglob("*"):
                     with file.open("rb") as stream:
                         os.fsync(stream.fileno())
                     folders |= {file.parent, file.parent.parent}
+                    whole += [file] if min((number + 1) * height, array.shape[-2]) <= bottom else []
             for folder in folders:
                 sync_folder(folder)
+        return whole
 
     def _create(
         self, name: str, dims: tuple[str, ...], shape: Any, chunks: Any, dtype: str, fill_value: float | None = None

@@ -1,13 +1,13 @@
 """A single file of features, kept in memory until all are computed: for few pictures."""
 
-import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from s2wrap.extraction.picture import START, Failure, Row
 from s2wrap.extraction.tensors import write_tensors
-from s2wrap.files import disk_errors, whole_file
+from s2wrap.files import disk_errors
 
 
 class SingleFile:
@@ -16,8 +16,8 @@ class SingleFile:
     def __init__(self, path: Path, draft: Path, description: Mapping[str, Any]):
         self.path, self.draft, self.description = path, draft, description
         self.encoded: list[Row] = []
-        self.failures: list[Failure] = []
-        self.folder, self.mark = path.absolute().parent, START
+        self.failures: dict[str, Failure] = {}
+        self.folder, self.mark, self.last = path.absolute().parent, START, None
 
     @property
     def rows(self) -> int:
@@ -29,12 +29,19 @@ class SingleFile:
         """Number of pictures that could not be read."""
         return len(self.failures)
 
+    @property
+    def again(self) -> dict[str, bool]:
+        """Pictures that could not be read, and may be later; no run was before this one."""
+        return {name: False for name, failure in self.failures.items() if failure.again}
+
     def add(self, item: Row | Failure) -> None:
-        """Add the next picture."""
+        """Add the next picture, or one that is tried again."""
+        self.failures.pop(item.name, None)
         if isinstance(item, Row):
-            self.encoded.append(item)
+            self.encoded.append(replace(item, mark=START))
         else:
-            self.failures.append(item)
+            self.failures[item.name] = item
+        self.mark = item.mark
 
     def commit(self, *, finished: bool = False) -> None:
         """Write the file if the run is finished and has features."""
@@ -42,8 +49,6 @@ class SingleFile:
             with disk_errors(self.path):
                 write_tensors(self.encoded, self.description, self.draft)
 
-    def copy_failures(self, path: Path) -> None:
-        """Write the failures to a file as JSON lines, whole or not at all."""
-        lines = [json.dumps({"path": failure.name, "reason": failure.reason}) + "\n" for failure in self.failures]
-        with whole_file(path) as draft, disk_errors(path):
-            draft.write_text("".join(lines))
+    def unread(self) -> list[dict[str, Any]]:
+        """The failures: path, reason, and whether they may be read at another time."""
+        return [{"path": each.name, "reason": each.reason, "try_again": each.again} for each in self.failures.values()]

@@ -14,9 +14,9 @@ import numpy as np
 
 from s2wrap.errors import MissingExtraError, S2WrapError
 from s2wrap.extraction.addresses import answers, expand, is_remote, kind, opened, walk
+from s2wrap.extraction.control import SUFFIX as CONTROL
 from s2wrap.extraction.picture import START, Mark, Picture
-from s2wrap.extraction.tars import is_tar, read_tar
-from s2wrap.extraction.writer import CONTROL
+from s2wrap.extraction.tars import container, is_tar, read_tar
 from s2wrap.images.folders import SUFFIXES, LeftOut, is_picture
 
 LISTS = (".txt", ".parquet")
@@ -95,6 +95,25 @@ def count_pictures(sections: list[Section]) -> int | None:
 def files_left_out(sections: list[Section]) -> LeftOut:
     """The files of all folders that are no pictures, once these were read."""
     return LeftOut(sum((section.left_out for section in sections), LeftOut()))
+
+
+def sections_of(sections: list[Section], names: list[str]) -> list[Section]:
+    """The sections of some pictures of the sources, by name: of tars those members, and all others as files."""
+    tars = {section.address: section for section in sections if section.tar}
+    wanted: dict[str, set[str]] = {}
+    for name in names:
+        wanted.setdefault(container(name) if container(name) in tars else "", set()).add(name)
+    files = [name for name in names if name in wanted.get("", ())]
+    found = [_files(files)] if files else []
+    return found + [
+        Section(address, partial(_members, tars[address], frozenset(some)), tar=True)
+        for address, some in wanted.items()
+        if address
+    ]
+
+
+def _members(tar: Section, names: frozenset[str]) -> Iterator[Picture]:
+    return (picture for picture in tar.read() if picture.name in names)
 
 
 def pictures_after(sections: list[Section], mark: Mark) -> Iterator[Picture]:
@@ -186,7 +205,7 @@ def _is_source(match: str, pattern: str) -> bool:
     suffix = os.path.splitext(match)[1].lower()
     if suffix in LISTS and not os.path.isdir(match):
         return pattern.lower().endswith(suffix)
-    if os.path.isdir(os.path.join(match, CONTROL)):
+    if match.endswith(CONTROL) or os.path.isdir(match + CONTROL):
         return False
     return is_picture(match) or is_tar(match) or kind(match) == "folder"
 
@@ -209,7 +228,8 @@ def _section(address: str) -> Section | None:
 
 def _read_folder(address: str, left_out: LeftOut) -> Iterator[Picture]:
     left_out.clear()
-    yield from map(Picture, walk(address, left_out))
+    for name, problem in walk(address, left_out):
+        yield Picture(name, problem=problem)
 
 
 def _files(files: list[str]) -> Section:

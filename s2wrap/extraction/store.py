@@ -1,47 +1,29 @@
-"""A folder of features that can be resumed after a kill: rows are written first, their count is committed last.
-
-The subfolder `_s2wrap` holds `s2wrap.json` (model and options), `progress.json` (the committed position, replaced as a
-whole) and `failures.jsonl` (pictures that could not be read; bytes beyond the committed length are ignored). However a
-run ends, the next one starts from `progress.json` and overwrites whatever was written after it.
-"""
+"""A folder of features that can be resumed after a kill: rows are written first, their count is committed last."""
 
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
-from io import BufferedWriter
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from s2wrap.errors import S2WrapError, first_line
-from s2wrap.extraction.picture import START, Failure, Mark, Row
-from s2wrap.extraction.writer import CONTROL, DRAFT, Writer
-from s2wrap.files import disk_errors, whole_file
+from s2wrap.extraction.control import Log, State, control_folder, read_log, read_state, write_state
+from s2wrap.extraction.picture import START, Failure, Row
+from s2wrap.extraction.writer import Writer
+from s2wrap.files import disk_errors, file_sha256
 
 COMMIT_SECONDS = 30.0
 """Seconds between commits, and so of work that a killed run loses at most, about."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """The committed state of a store.
-
-    Attributes:
-        rows: number of pictures whose features are written.
-        failed: number of pictures that could not be read.
-        failure_bytes: length of `failures.jsonl`.
-        mark: the position of the last picture counted.
-        finished: whether all pictures of the sources are done.
-    """
-
-    rows: int = 0
-    failed: int = 0
-    failure_bytes: int = 0
-    mark: Mark = START
-    finished: bool = False
+LOCK_SECONDS = 5.0
+"""Seconds that another run is waited for: the workers of one that was killed hold its lock until they end."""
+BEGIN_ANEW = "choose another --output, or add --overwrite to begin anew"
 
 
 class Store:
@@ -50,7 +32,14 @@ class Store:
     Args:
         folder: the folder of the store.
         writer: the writer for its format.
-        description: the settings that must be the same for all rows.
+        description: what makes the features; the same for all rows.
+
+    Attributes:
+        rows: number of pictures with features, committed or not.
+        failed: number of pictures that could not be read.
+        mark: the position of the last of them.
+        again: pictures that could not be read, and may be later, by name; True for those of earlier runs.
+        last: the name of a picture that could be read, if one is known.
 
     Raises:
         S2WrapError: the store was begun with another description, or is damaged.
@@ -58,66 +47,68 @@ class Store:
 
     def __init__(self, folder: Path, writer: Writer, description: Mapping[str, Any]):
         self.folder, self.writer = folder, writer
-        for draft in (folder / CONTROL).glob(DRAFT):
-            draft.unlink()
-        _check_control(folder)
-        _check_description(folder, description)
-        self.progress = _read_progress(folder)
-        _write_progress(folder, self.progress)  # before any row: where it is missing beside rows, it was removed
-        self.failures = self._open_failures()
-        self.block = self.writer.start(self.progress.rows, description)
-        self.rows, self.failed, self.mark = self.progress.rows, self.progress.failed, self.progress.mark
+        self.state = _opened_state(folder, writer, json.loads(json.dumps(description)))
+        write_state(folder, self.state)  # before any row: where it is missing beside rows, it was removed
+        self.failures = Log(control_folder(folder) / "failures.jsonl", self.state.failure_bytes)
+        self.files = Log(control_folder(folder) / "files.jsonl", self.state.file_bytes)
+        self.again = {name: True for name, failure in read_failures(folder, self.state).items() if failure["try_again"]}
+        with _library_errors(f"{folder} cannot be gone on with"):
+            self.block = writer.start(self.state.rows, description)
+        self.rows, self.failed, self.mark = self.state.rows, self.state.failed, self.state.mark
+        self.last = self.block[-1].name if self.block else None
         self.committed_at, self.commit_seconds = time.monotonic(), 0.0
 
     def add(self, item: Row | Failure) -> None:
-        """Add the next picture, and commit from time to time.
+        """Add the next picture, or one that is tried again, and commit from time to time.
 
         Raises:
             S2WrapError: the disk is full, or the format cannot hold the row.
         """
-        self.mark = item.mark
         if isinstance(item, Failure):
-            self.failed += 1
-            with disk_errors(self.folder):
-                self.failures.write(json.dumps({"path": item.name, "reason": item.reason}).encode() + b"\n")
+            self.failed += item.name not in self.again
+            self.failures.add(path=item.name, reason=item.reason, try_again=item.again)
         else:
             if self.rows == 0:
                 self.writer.size_block(item)
             self.rows += 1
             self.block.append(replace(item, mark=START))
-            if len(self.block) == self.writer.block:
-                self.commit()
-        if time.monotonic() - self.committed_at > max(COMMIT_SECONDS, 10 * self.commit_seconds):
+            if item.name in self.again:
+                self.failed -= 1
+                self.failures.add(path=item.name, read=True)
+        self.again.pop(item.name, None)
+        if isinstance(item, Failure) and item.again:
+            self.again[item.name] = False
+        self.mark = item.mark
+        full = isinstance(item, Row) and len(self.block) == self.writer.block
+        if full or time.monotonic() - self.committed_at > max(COMMIT_SECONDS, 10 * self.commit_seconds):
             self.commit()
 
     def commit(self, *, finished: bool = False) -> None:
-        """Write all pictures so far to disk: first the rows, then the failures, then the progress."""
+        """Write all pictures so far to disk: first the rows, then what failed, then how many there are."""
         start = time.monotonic()
-        with disk_errors(self.folder):
-            if self.rows > self.progress.rows:
-                self.writer.write(self.rows - len(self.block), self.block)
-            self.failures.flush()
-            os.fsync(self.failures.fileno())
-            length = self.failures.tell()
-        self.progress = Progress(self.rows, self.failed, length, self.mark, finished)
-        _write_progress(self.folder, self.progress)
+        if self.rows > self.state.rows:
+            whole = len(self.block) == self.writer.block
+            with _library_errors(f"cannot write {self.folder}"):
+                for path in self.writer.write(self.rows - len(self.block), self.block):
+                    name = path.relative_to(self.folder).as_posix()
+                    self.files.add(file=name, whole=whole, bytes=path.stat().st_size, sha256=file_sha256(path))
+        lengths = self.failures.flush(), self.files.flush()
+        self.state = State(self.state.made_by, self.rows, self.failed, *lengths, self.mark, finished)
+        write_state(self.folder, self.state)
         self.committed_at = time.monotonic()
         self.commit_seconds = self.committed_at - start  # slow commits must be rare: each rewrites the whole block
         if self.rows and len(self.block) == self.writer.block:
             self.block = []
 
-    def copy_failures(self, path: Path) -> None:
-        """Write the committed failures to a file as JSON lines, whole or not at all."""
-        with whole_file(path) as draft, disk_errors(path):
-            shutil.copyfile(_control(self.folder, "failures.jsonl"), draft)
-            os.truncate(draft, self.progress.failure_bytes)
+    def unread(self) -> list[dict[str, Any]]:
+        """The committed failures: path, reason, and whether the next run tries again."""
+        return list(read_failures(self.folder, self.state).values())
 
-    def _open_failures(self) -> BufferedWriter:
-        path = _control(self.folder, "failures.jsonl")
-        with disk_errors(path):
-            path.touch()
-            os.truncate(path, self.progress.failure_bytes)
-            return path.open("ab")
+    def close(self) -> None:
+        """Close the logs; what counts was committed before."""
+        for log in (self.failures, self.files):
+            with suppress(OSError):  # such as a full disk
+                log.stream.close()
 
 
 @contextmanager
@@ -129,34 +120,72 @@ def opened_store(
     Raises:
         S2WrapError: the folder holds something else, another run is writing to it, or as for `Store`.
     """
-    _check_is_store(folder)
+    check_place(folder, writer.own())
+    control = control_folder(folder)
     with disk_errors(folder):
-        (folder / CONTROL).mkdir(parents=True, exist_ok=True)
-    with _locked(_control(folder, "lock")):
+        folder.mkdir(exist_ok=True)
+    with disk_errors(control):
+        control.mkdir(exist_ok=True)
+        lock = FileLock(control / "lock")
+        try:
+            lock.acquire(timeout=LOCK_SECONDS)
+        except Timeout as error:
+            raise S2WrapError(f"{folder} is being written by another run; wait for its end") from error
+    try:
         if overwrite:
-            _empty(folder)
+            _empty(folder, writer)
         store = Store(folder, writer, description)
         try:
             yield store
         finally:
-            with suppress(OSError):  # a full disk; all that counts was written by the commit
-                store.failures.close()
+            store.close()
+    finally:
+        lock.release()
 
 
-def _empty(folder: Path) -> None:
-    """Remove what a store holds; its progress first, so that a kill in between leaves nothing that claims rows."""
-    _control(folder, "progress.json").unlink(missing_ok=True)
-    kept = _control(folder, "lock")
-    with disk_errors(folder):
-        for path in (*folder.iterdir(), *(folder / CONTROL).iterdir()):
-            if path not in (folder / CONTROL, kept):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+def read_failures(folder: Path, state: State) -> dict[str, dict[str, Any]]:
+    """The pictures of a store that could not be read, by name; of each its last failure, unless it was read later."""
+    found: dict[str, dict[str, Any]] = {}
+    for entry in read_log(control_folder(folder) / "failures.jsonl", state.failure_bytes):
+        if entry.get("read"):
+            found.pop(str(entry.get("path")), None)
+        else:
+            name = str(entry.get("path"))
+            found[name] = {"path": name, "reason": entry.get("reason"), "try_again": bool(entry.get("try_again"))}
+    return found
 
 
-def check_place(folder: Path) -> None:
-    """Raise S2WrapError if no store can be written to a folder."""
-    _check_is_store(folder)
-    check_parent(folder / CONTROL if folder.is_dir() else folder)
+def find_damage(folder: Path, state: State, *, whole: bool = False) -> Iterator[str]:
+    """What of a store is not as it was written, in words.
+
+    Of a run that was not finished, the last block is left out: it may hold more rows than were committed. Whoever reads
+    it finds whether it holds those.
+
+    Args:
+        folder: the store.
+        state: its committed state.
+        whole: whether to read every file, and not only ask for its size.
+    """
+    entries = read_log(control_folder(folder) / "files.jsonl", state.file_bytes)
+    for name, entry in {str(entry.get("file")): entry for entry in entries}.items():
+        path = folder / name
+        if not (entry.get("whole") or state.finished):
+            continue
+        if not path.is_file():
+            yield f"{path} is missing"
+        elif path.stat().st_size != entry.get("bytes"):
+            yield f"{path} has {path.stat().st_size} bytes, and {entry.get('bytes')} were written"
+        elif whole and file_sha256(path) != entry.get("sha256"):
+            yield f"{path} has another SHA-256 than what was written"
+
+
+def check_place(folder: Path, own: Sequence[Path]) -> None:
+    """Raise S2WrapError if no store can be written to a folder, of which `own` are the files that a store has."""
+    if folder.exists() and not folder.is_dir():
+        raise S2WrapError(f"cannot write {folder}: it is a file, and a store is a folder; choose another name")
+    if folder.is_dir() and not control_folder(folder).is_dir() and not own and any(folder.iterdir()):
+        raise S2WrapError(f"cannot write {folder}: it holds something else than features; choose another name")
+    check_parent(control_folder(folder))
 
 
 def check_parent(path: Path) -> None:
@@ -167,37 +196,29 @@ def check_parent(path: Path) -> None:
         raise S2WrapError(f"cannot write {path}: {path.parent} is read-only")
 
 
-def _check_is_store(folder: Path) -> None:
-    """Raise S2WrapError if a folder exists and is neither empty nor a store."""
-    if folder.exists() and not folder.is_dir():
-        raise S2WrapError(f"cannot write {folder}: it is a file, and a store is a folder; choose another name")
-    if folder.is_dir() and not (folder / CONTROL).is_dir() and any(folder.iterdir()):
-        raise S2WrapError(f"cannot write {folder}: it holds something else than features; choose another name")
-
-
-def _check_control(folder: Path) -> None:
-    """Raise S2WrapError if there are features, and not what says which and how many they are."""
-    missing = [name for name in ("s2wrap.json", "progress.json") if not _control(folder, name).exists()]
-    others = [path.name for path in folder.iterdir() if path.name != CONTROL]
-    if missing and others:
-        lost = " and ".join(str(_control(folder, name)) for name in missing)
+def _opened_state(folder: Path, writer: Writer, description: dict[str, Any]) -> State:
+    """The state that a run starts from, once it is certain that what is there is as it was written, and of one kind."""
+    state, own = read_state(folder), writer.own()
+    if state is None and own:
         raise S2WrapError(
-            f"{folder} holds {others[0]}, but {lost} is missing, which says what that is; bring it back, choose "
-            f"another --output, or add --overwrite to begin anew"
+            f"{folder} holds {own[0].name}, but {control_folder(folder) / 'store.json'} is missing, which says what "
+            f"that is; bring it back, {BEGIN_ANEW}"
         )
+    if state is None or not own or (state.finished and state.rows == 0):  # new, removed, or no picture could be read
+        return State(description)
+    _check_same(folder, state.made_by, description)
+    if damage := list(islice(find_damage(folder, state), 3)):
+        raise S2WrapError(f"{folder} is not as it was written: {'; '.join(damage)}; bring that back, {BEGIN_ANEW}")
+    inside = writer.made_by(own)  # what is beside them may be that of another store
+    _check_same(folder, inside, {key: description.get(key) for key in inside})
+    return replace(state, finished=False)
 
 
-def _check_description(folder: Path, description: Mapping[str, Any]) -> None:
-    """Write the description of a new store; raise S2WrapError if an existing one has another."""
-    path, requested = _control(folder, "s2wrap.json"), json.loads(json.dumps(description))
-    if not path.exists():
-        _write_json(path, requested)
-        return
-    existing = _read_json(path)
+def _check_same(folder: Path, existing: Mapping[str, Any], requested: Mapping[str, Any]) -> None:
+    """Raise S2WrapError if features were made by something else than what is asked for."""
     if differences := list(_differences(existing, requested)):
         raise S2WrapError(
-            f"{folder} holds features with {'; '.join(differences)}; they cannot stand in one store: choose another "
-            f"--output, or add --overwrite to begin it anew"
+            f"{folder} holds features with {'; '.join(differences)}; they cannot stand in one store: {BEGIN_ANEW}"
         )
 
 
@@ -210,51 +231,23 @@ def _differences(existing: Any, requested: Any, name: str = "") -> Iterator[str]
         yield f"{name} {existing!r}, and {requested!r} is asked for"
 
 
-def _read_progress(folder: Path) -> Progress:
-    path = _control(folder, "progress.json")
-    if not path.exists():
-        return Progress()
-    content = _read_json(path)
-    content["mark"] = Mark(**content["mark"])
-    progress = Progress(**content)
-    return Progress() if progress.finished and progress.rows == 0 else progress  # no picture could be read: start over
-
-
-def _write_progress(folder: Path, progress: Progress) -> None:
-    _write_json(_control(folder, "progress.json"), asdict(progress))
-
-
-def _control(folder: Path, name: str) -> Path:
-    return folder / CONTROL / name
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise S2WrapError(f"{path} is damaged ({first_line(error)}); remove the store and begin anew") from error
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    with whole_file(path) as draft:
-        draft.write_text(json.dumps(content, indent=1))
+def _empty(folder: Path, writer: Writer) -> None:
+    """Remove what a store holds, and nothing else; how many rows it has first, so that a kill leaves no false claim."""
+    control = control_folder(folder)
+    with disk_errors(folder):
+        for name in ("store.json", "failures.jsonl", "files.jsonl"):
+            (control / name).unlink(missing_ok=True)
+        for path in writer.own():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a file lock, which the system releases when this process ends; workers do not inherit it.
-
-    Raises:
-        S2WrapError: another process holds the lock.
-    """
+def _library_errors(what: str) -> Iterator[None]:
+    """Make one S2WrapError of whatever the library of a format raises, such as for a disk that is full or gone."""
     try:
-        import fcntl
-    except ImportError:  # Windows has no such locks
         yield
-        return
-    with path.open("w") as stream:
-        try:
-            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise S2WrapError(f"{path.parent.parent} is being written by another run; wait for its end") from error
-        yield
+    except S2WrapError:
+        raise
+    except Exception as error:  # each library raises error types of its own
+        why = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+        raise S2WrapError(f"{what}: {why}") from error

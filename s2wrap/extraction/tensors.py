@@ -39,6 +39,13 @@ class TensorWriter(PartWriter):
             rows.append(Row(name, height, width, of_row))
         return rows
 
+    def read_metadata(self, path: Path) -> dict[str, str]:
+        """The description in a part file."""
+        from safetensors import safe_open
+
+        with safe_open(path, "pt") as file:
+            return file.metadata()
+
 
 def write_tensors(rows: Sequence[Row], description: Mapping[str, Any], path: Path) -> None:
     """Write rows to one file, in the format of its suffix.

@@ -53,6 +53,13 @@ class VectorWriter(PartWriter):
             for name, height, width, vector in zip(*columns, matrix, strict=True)
         ]
 
+    def read_metadata(self, path: Path) -> dict[str, str]:
+        """The description in a part file."""
+        open_pyarrow()
+        import pyarrow.parquet as pq
+
+        return {key.decode(): value.decode() for key, value in (pq.read_schema(path).metadata or {}).items()}
+
 
 def printable(name: str) -> str:
     r"""A name as valid UTF-8, with invalid bytes escaped as \udcXX."""

@@ -1,19 +1,17 @@
 """The interface of a store's format, and the base class of formats with part files."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from s2wrap.errors import S2WrapError, first_line
+from s2wrap.extraction.control import control_folder
 from s2wrap.extraction.encode import Keep, whole_maps
 from s2wrap.extraction.picture import Arrays, Row
 from s2wrap.files import whole_file
 
-CONTROL = "_s2wrap"
-"""The subfolder of a store with its progress; readers of data sets ignore names that start with an underscore."""
-DRAFT = ".s2wrap-*"
-"""The temporary files of `whole_file`, which a killed run leaves behind."""
+Content = TypeVar("Content")
 
 
 class Writer(ABC):
@@ -38,8 +36,16 @@ class Writer(ABC):
         """Discard all rows but the first `rows`; those of the last block are returned if it is not full."""
 
     @abstractmethod
-    def write(self, first: int, rows: Sequence[Row]) -> None:
-        """Write the rows of a block so far; `first` is the index of its first row."""
+    def write(self, first: int, rows: Sequence[Row]) -> Iterable[Path]:
+        """Write the rows of a block so far to the disk, and name the files; `first` is the index of its first row."""
+
+    @abstractmethod
+    def own(self) -> list[Path]:
+        """The files and folders of the store that this format writes; all others are somebody else's."""
+
+    @abstractmethod
+    def made_by(self, own: Sequence[Path]) -> dict[str, Any]:
+        """The spec and the hash of the weights as files of a store have them; empty if they do not say."""
 
     def size_block(self, row: Row) -> None:  # noqa: B027 (most formats have a fixed block size)
         """Choose the number of rows in a block by the first row of the store."""
@@ -63,32 +69,49 @@ class PartWriter(Writer):
     def read_part(self, path: Path) -> list[Row]:
         """The rows of a part file."""
 
+    @abstractmethod
+    def read_metadata(self, path: Path) -> dict[str, str]:
+        """The description in a part file."""
+
     def start(self, rows: int, description: Mapping[str, Any]) -> list[Row]:
         """Discard all rows but the first `rows`; those of the last part file are returned if it is not full."""
         self.description = description
         full, rest = divmod(rows, self.block)
         expected = {self._path(number) for number in range(full + (rest > 0))}
-        for path in [*self.folder.glob(f"part-{'[0-9]' * 6}{self.ending}"), *self.folder.glob(DRAFT)]:
+        for path in self.own():
             if path not in expected:
                 path.unlink()
         for path in sorted(expected):
             if not path.is_file():
                 raise S2WrapError(f"{path} is missing, though {rows} rows were written; bring it back, or begin anew")
-        last = self._read(self._path(full)) if rest else []
+        last = self._read(self._path(full), self.read_part) if rest else []
+        if len(last) < rest:
+            raise S2WrapError(f"{self._path(full)} has {len(last)} rows, and {rest} were written; bring it back")
         if len(last) > rest:  # a run was killed between write and commit; the extra rows are computed again
             self.write(full * self.block, last[:rest])
         return last[:rest]
 
-    def write(self, first: int, rows: Sequence[Row]) -> None:
+    def write(self, first: int, rows: Sequence[Row]) -> list[Path]:
         """Write the part file of a block."""
-        with whole_file(self._path(first // self.block), drafts=self.folder / CONTROL) as draft:
+        path = self._path(first // self.block)
+        with whole_file(path, drafts=control_folder(self.folder)) as draft:  # where it is in no reader's way
             self.write_part(rows, draft)
+        return [path]
 
-    def _read(self, path: Path) -> list[Row]:
+    def own(self) -> list[Path]:
+        """The part files of the store."""
+        return sorted(self.folder.glob(f"part-{'[0-9]' * 6}{self.ending}"))
+
+    def made_by(self, own: Sequence[Path]) -> dict[str, Any]:
+        """The spec and the hash of the weights as the last part file has them."""
+        texts = self._read(own[-1], self.read_metadata)
+        return {key: texts[key] for key in ("spec", "weights_sha256") if key in texts}
+
+    def _read(self, path: Path, read: Callable[[Path], Content]) -> Content:
         try:
-            return self.read_part(path)
+            return read(path)
         except Exception as error:  # each library raises error types of its own
-            raise S2WrapError(f"{path} is damaged ({first_line(error)}); remove the store and begin anew") from error
+            raise S2WrapError(f"{path} is damaged ({first_line(error)}); bring it back, or begin anew") from error
 
     def _path(self, number: int) -> Path:
         return self.folder / f"part-{number:06d}{self.ending}"

@@ -38,15 +38,18 @@ class LeftOut(Counter[str]):
         return ", ".join(f"{count} {ending}" for ending, count in self.most_common(8))
 
 
-def walk_folder(folder: str, left_out: LeftOut) -> Iterator[str]:
+def walk_folder(folder: str, left_out: LeftOut) -> Iterator[tuple[str, OSError | None]]:
     """The pictures below a folder, sorted by name within each; links to folders are not followed: they may loop.
+
+    Among them are broken links, pipes and devices with the name of a picture: whoever reads them finds out. A folder
+    below that cannot be listed comes with the error.
 
     Args:
         folder: a local folder.
         left_out: counts the other files.
 
     Raises:
-        OSError: a folder cannot be listed.
+        OSError: the folder itself cannot be listed.
     """
     stack = [_entries(folder)]  # of folders that are being searched: recursion would end at some depth
     while stack:
@@ -55,11 +58,14 @@ def walk_folder(folder: str, left_out: LeftOut) -> Iterator[str]:
             stack.pop()
         elif entry.is_dir(follow_symlinks=False):
             if not is_hidden(entry.name):
-                stack.append(_entries(entry.path))
+                try:
+                    stack.append(_entries(entry.path))
+                except OSError as error:
+                    yield entry.path, error
         elif not is_picture(entry.name):
             left_out.add(entry.name)
-        elif entry.is_file(follow_symlinks=False) or (entry.is_symlink() and os.path.isfile(entry.path)):
-            yield entry.path  # asked of the listing: a file that is gone by now is a failure, not left out
+        elif not (entry.is_symlink() and os.path.isdir(entry.path)):
+            yield entry.path, None
 
 
 def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
@@ -95,8 +101,14 @@ def _files(path: Path, left_out: LeftOut) -> Iterable[Path]:
     """A file itself, or the pictures below a folder."""
     if len(path.name) > 255:
         raise S2WrapError(f"{path.name[:40]}…: no file has a name of {len(path.name)} characters")
-    if path.is_dir():
-        return sorted(map(Path, walk_folder(os.fspath(path), left_out)))
-    if not path.exists():
-        raise S2WrapError(f"{path}: there is no such file or folder")
-    return [path]
+    if not path.is_dir():
+        if not path.exists():
+            raise S2WrapError(f"{path}: there is no such file or folder")
+        return [path]
+    found: list[Path] = []
+    for name, error in walk_folder(os.fspath(path), left_out):
+        if error is not None:
+            raise error
+        if os.path.isfile(name):
+            found.append(Path(name))
+    return sorted(found)

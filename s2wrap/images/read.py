@@ -45,6 +45,7 @@ def load_image(path: str | Path, reading: Reading = USUAL) -> Tensor:
             if os.path.isdir(path):
                 raise S2WrapError(f"{path} is a folder; s2wrap.images.find_images([{str(path)!r}]) lists its pictures")
             what = "cannot be decoded; it is no file" if os.path.exists(path) else "there is no such file"
+            what = "it is a link that leads nowhere" if os.path.islink(path) and not os.path.exists(path) else what
             raise S2WrapError(f"{path}: {what}")
         with open(path, "rb") as file:
             return read_stream(file, path, reading)
