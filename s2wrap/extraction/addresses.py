@@ -22,6 +22,8 @@ LISTING_SECONDS = 600.0
 """Seconds that a server may take to list a folder: a million names come in a thousand answers."""
 TRIES = 4
 """Attempts at a server that breaks off, with pauses of about half a second, one and two in between."""
+PATIENCE_SECONDS = 30.0
+"""Seconds after which no further attempt is begun: file systems such as S3's make several of their own in each."""
 FOR_GOOD = (S2WrapError, ValueError, IsADirectoryError, NotImplementedError)
 """Errors that another attempt would meet as well."""
 Result = TypeVar("Result")
@@ -195,7 +197,7 @@ def patiently(call: Callable[[], Result]) -> Result:
     """The result of a call to a server, which is tried again after errors that may pass, with growing pauses.
 
     A server that misses a file or denies access, or does not answer at all, is asked twice, as that rarely passes; one
-    that breaks off is asked `TRIES` times.
+    that breaks off is asked `TRIES` times, as long as `PATIENCE_SECONDS` have not passed.
     """
     try:
         from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
@@ -205,7 +207,8 @@ def patiently(call: Callable[[], Result]) -> Result:
     def enough(state: RetryCallState) -> bool:
         error = state.outcome.exception() if state.outcome else None
         rarely = isinstance(error, FileNotFoundError | PermissionError | TimeoutError)
-        return state.attempt_number >= (2 if rarely else TRIES)
+        waited = state.seconds_since_start or 0.0
+        return state.attempt_number >= (2 if rarely else TRIES) or waited > PATIENCE_SECONDS
 
     may_pass = retry_if_exception(lambda error: isinstance(error, Exception) and not isinstance(error, FOR_GOOD))
     return Retrying(retry=may_pass, stop=enough, wait=wait_random_exponential(0.5, max=8), reraise=True)(call)
