@@ -279,6 +279,13 @@ class MultiScale(nn.Module):
         return self.backbone.device
 
     @property
+    def lacks_cls(self) -> str:
+        """Why the first prefix token of its features is no CLS token; empty if it is."""
+        if not self.backbone.lacks_cls and self.options.prefix == "drop":
+            return f"prefix='drop' leaves out the CLS token of {self.backbone.name}"
+        return self.backbone.lacks_cls
+
+    @property
     def num_features(self) -> int:
         """Channels of the result (of each level, for a pyramid); of all layers together."""
         widths = [layout.num_features for layout in self.backbone.layouts]

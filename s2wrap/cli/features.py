@@ -45,7 +45,7 @@ def extract(
     *,
     model: Annotated[str, typer.Option(help=f"{flags.SPEC_HELP} Or an exported file: .onnx, .plan, .engine, .rtx.")],
     output: Annotated[
-        Path, typer.Option(help=".parquet: pooled vectors; .zarr, .safetensors or .npz: maps and prefix tokens.")
+        Path, typer.Option(help=".parquet: vectors; .zarr, .safetensors or .npz: maps and prefix tokens.")
     ],
     device: Annotated[
         str | None,
@@ -54,6 +54,14 @@ def extract(
     dtype: Annotated[str, typer.Option(help="Of what is written: float32, float16, or bfloat16 (.safetensors).")] = (
         "float32"
     ),
+    vector: Annotated[
+        str | None,
+        typer.Option(
+            metavar="mean|cls|cls+mean|joint",
+            help="Which vector (.parquet): mean of the map (default), CLS token, both concatenated, or the joint "
+            "embedding with text (open_clip).",
+        ),
+    ] = None,
     shard: Annotated[
         int | None,
         typer.Option(
@@ -87,7 +95,7 @@ def extract(
 ) -> None:
     """Write the features of pictures, as many as there are.
 
-    `NAME.parquet` is a folder of part files with a row a picture: path, height, width and the pooled vector.
+    `NAME.parquet` is a folder of part files with a row a picture: path, height, width and a vector (`--vector`).
     `NAME.zarr` holds the maps (pictures, channels, rows, columns) and prefix tokens (pictures, tokens, channels), and
     `NAME.safetensors` with `--shard N` is a folder of files of N pictures each. After a kill, a crash or a full disk,
     the same command goes on where it stopped; another model or option is refused, unless `--overwrite` has the store
@@ -132,7 +140,7 @@ def extract(
     }
     with _Bar(console) as bar, _last_words(bar, console, output if continued else None):
         if windows.window is not None:
-            given = {"--shard": shard, "--workers": workers, "--errors": errors, "--ray": cluster}
+            given = {"--vector": vector, "--shard": shard, "--workers": workers, "--errors": errors, "--ray": cluster}
             given["--skip-errors"] = skip_errors or None
             _check_scene(photos, exported, [flag for flag, value in given.items() if value is not None])
             from s2wrap.extraction.scene import extract_scene
@@ -140,7 +148,15 @@ def extract(
             outcome = extract_scene(photos[0], output, windows=windows, tell=bar.show, **common)
         else:
             outcome = extract_features(
-                photos, output, shard=shard, workers=workers, cluster=cluster, errors=errors, tell=bar.show, **common
+                photos,
+                output,
+                vector=vector,
+                shard=shard,
+                workers=workers,
+                cluster=cluster,
+                errors=errors,
+                tell=bar.show,
+                **common,
             )
         if outcome.left_out:
             out.print_line(f"left out, as no pictures by their endings: {outcome.left_out}", console, "yellow")

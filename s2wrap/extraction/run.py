@@ -18,10 +18,12 @@ from s2wrap.extraction.fleet import Cluster, connected
 from s2wrap.extraction.formats import make_writer
 from s2wrap.extraction.local import encode_here
 from s2wrap.extraction.picture import Failure, Mark, Row
+from s2wrap.extraction.pooling import check_vector
 from s2wrap.extraction.single import SingleFile
 from s2wrap.extraction.sources import Section, count_pictures, files_left_out, find_sections
 from s2wrap.extraction.store import Store, check_parent, check_place, opened_store
 from s2wrap.extraction.tars import container
+from s2wrap.extraction.vectors import VectorWriter
 from s2wrap.extraction.writer import PartWriter, Writer
 from s2wrap.files import whole_file
 from s2wrap.images.folders import LeftOut
@@ -73,6 +75,7 @@ def extract_features(
     spec: str,
     options: Mapping[str, Any],
     dtype: str = "float32",
+    vector: str | None = None,
     shard: int | None = None,
     workers: int | None = None,
     cluster: Cluster | None = None,
@@ -92,6 +95,8 @@ def extract_features(
         spec: the name of the model.
         options: all else that determines the features; stored with `spec`, and compared when a run is resumed.
         dtype: "float32", "float16", or "bfloat16" (.safetensors).
+        vector: for .parquet: "mean" (default) of the map, "cls" token, "cls+mean" concatenated, or "joint": the
+            embedding in a space with text (models of open_clip), as `encode_image` gives it.
         shard: pictures per part file or chunk, see `make_writer`.
         workers: number of worker processes, 0 for none; see `encode_here`.
         cluster: the Ray cluster that reads, decodes and encodes, instead of worker processes on this machine.
@@ -101,13 +106,14 @@ def extract_features(
         tell: called at the start and after every picture.
 
     Raises:
-        S2WrapError: the output cannot be written, sources are missing or have changed, the store was made with another
-            model or other options, the disk is full, no picture could be read, or the cluster cannot be used.
+        S2WrapError: the output cannot be written, the model has no such vector, sources are missing or have changed,
+            the store was made with another model or other options, the disk is full, no picture could be read, or the
+            cluster cannot be used.
     """
     _check_workers(workers, cluster)
     if errors is not None:
         check_parent(errors)
-    writer, sections = make_writer(output, dtype, shard), find_sections(addresses)
+    writer, sections = make_writer(output, dtype, shard, vector), find_sections(addresses)
     total = count_pictures(sections)
     with _reserved(output, writer) as draft, nullcontext() if cluster is None else connected(cluster) as fleet:
         model = load()
@@ -116,6 +122,9 @@ def extract_features(
             "shard": writer.block if isinstance(writer, PartWriter) else shard,
             "reading": {"bands": reading.bands, "reject_scaling_attacks": reading.reject_scaling_attacks},
         }
+        if isinstance(writer, VectorWriter):
+            check_vector(model, writer.vector)
+            description["vector"] = writer.vector
         keep, torch_dtype = writer.keep if writer else whole_maps, getattr(torch, dtype)
         encode: Encode
         if fleet is None:

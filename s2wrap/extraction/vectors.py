@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from s2wrap.errors import MissingExtraError
-from s2wrap.extraction.encode import Keep, pooled_vector
 from s2wrap.extraction.picture import Row
+from s2wrap.extraction.pooling import VECTORS
 from s2wrap.extraction.writer import PartWriter
 
 
@@ -18,11 +18,11 @@ class VectorWriter(PartWriter):
     """Part files with columns path, height, width and vector (a fixed-size list); the description is metadata."""
 
     ending = ".parquet"
-    keep: Keep = staticmethod(pooled_vector)
 
-    def __init__(self, folder: Path, dtype: str, block: int):
+    def __init__(self, folder: Path, dtype: str, block: int, vector: str):
         open_pyarrow()
         super().__init__(folder, dtype, block)
+        self.vector, self.keep = vector, VECTORS[vector]
 
     def write_part(self, rows: Sequence[Row], path: Path) -> None:
         """Write rows to a part file."""
