@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -51,9 +52,9 @@ def extract(
         str | None,
         typer.Option(help="Where to run: cpu, cuda, cuda:1, mps (default: cpu; CUDA for a TensorRT file)."),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="Of what is written: float32, float16, or bfloat16 (.safetensors).")] = (
-        "float32"
-    ),
+    dtype: Annotated[
+        str, typer.Option(help="Of what is written: float32, float16, bfloat16 (.safetensors), or int8 (.parquet).")
+    ] = ("float32"),
     vector: Annotated[
         str | None,
         typer.Option(
@@ -162,6 +163,8 @@ def extract(
             out.print_line(f"left out, as no pictures by their endings: {outcome.left_out}", console, "yellow")
     if as_json:
         counts = {"pictures": outcome.rows, "failed": outcome.failed, "left_out": outcome.left_out}
+        if outcome.recall is not None:
+            counts["recall"] = asdict(outcome.recall)
         counts = {} if windows.window is not None else counts
         out.print_json({"output": str(output), **counts, "shapes": outcome.shapes})
     else:
@@ -238,11 +241,21 @@ def _summary(outcome: "s2wrap.extraction.run.Outcome", output: Path, windows: Wi
     if windows.window is not None:
         return f"a map {outcome.shapes[0]['spatial']} → {output}" if outcome.shapes else f"{output} was finished before"
     seen = outcome.shapes[0] if outcome.shapes else {}
-    shapes = [shape for name, shape in seen.items() if not name.startswith("prefix")]
+    shapes = [shape for name, shape in seen.items() if shape and not name.startswith("prefix")]
     told = " + ".join(map(str, shapes)) + " each" if len(outcome.shapes) == 1 else "each on a grid of its own"
     told = told if outcome.shapes else "all there before"
     unread = f"; {outcome.failed} could not be read" if outcome.failed else ""
-    return f"{outcome.rows} pictures, {told} → {output}{unread}"
+    return f"{outcome.rows} pictures, {told} → {output}{unread}{_recall(outcome)}"
+
+
+def _recall(outcome: "s2wrap.extraction.run.Outcome") -> str:
+    """What int8 vectors keep of the nearest neighbours, in words; empty for others."""
+    if outcome.recall is None:
+        return ""
+    count, share = outcome.recall.pictures, outcome.recall.recall_at_10
+    if share is None:
+        return f"; recall of int8 not measured: this run had {count} pictures, too few"
+    return f"; recall@10 of int8 against float32: {share:.3f}, on {count} of this run's pictures"
 
 
 class _Speed(ProgressColumn):

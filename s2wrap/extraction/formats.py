@@ -11,7 +11,7 @@ from s2wrap.extraction.writer import Writer
 from s2wrap.scales import check_word
 
 DTYPES = {
-    ".parquet": ("float32", "float16"),
+    ".parquet": ("float32", "float16", "int8"),
     ".zarr": ("float32", "float16"),
     ".safetensors": ("float32", "float16", "bfloat16"),
     ".npz": ("float32", "float16"),
@@ -26,7 +26,7 @@ def make_writer(output: Path, dtype: str, shard: int | None, vector: str | None 
 
     Args:
         output: path with suffix .parquet, .zarr, .safetensors or .npz.
-        dtype: "float32", "float16", or "bfloat16" (.safetensors).
+        dtype: "float32", "float16", "bfloat16" (.safetensors), or "int8" (.parquet).
         shard: pictures per part file (.parquet, default 10,000; .safetensors, default all in one file) or per chunk
             (.zarr, default 4 MB).
         vector: which vector of a picture (.parquet, default "mean").

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from s2wrap.errors import MissingExtraError, S2WrapError
 from s2wrap.extraction.encode import encode_vectors, weights_of
+from s2wrap.extraction.int8 import Recall
 from s2wrap.options import as_tuples
 from s2wrap.wrapper import MultiScale
 
@@ -35,12 +36,15 @@ class FeatureStore(ABC):
         made_by: what made it: spec, options, weights_sha256, s2wrap_version, dtype, reading; vector (.parquet).
         paths: of its pictures, in order.
         image_hw: height and width of each picture in pixels, (pictures, 2).
+        recall: for vectors of int8, what they keep of the nearest neighbours, as the last run of 20 pictures or more
+            measured it; else None.
     """
 
     path: str
     made_by: Mapping[str, Any]
     paths: Sequence[str]
     image_hw: np.ndarray
+    recall: Recall | None = None
 
     @abstractmethod
     def rows(self, first: int, end: int) -> list[dict[str, Tensor]]:

@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from s2wrap.extraction.cluster import EncodingOptions, encode_on
 from s2wrap.extraction.encode import Encoder, made_by, whole_maps
 from s2wrap.extraction.fleet import Cluster, connected
 from s2wrap.extraction.formats import make_writer
+from s2wrap.extraction.int8 import RECALL, Quantizer, Recall
 from s2wrap.extraction.local import encode_here
 from s2wrap.extraction.picture import Failure, Mark, Row
 from s2wrap.extraction.pooling import check_vector
@@ -59,12 +60,14 @@ class Outcome:
         failed: number of pictures that could not be read, including earlier runs.
         shapes: the shapes of a picture's arrays by name; two entries if pictures differ, none if all were done.
         left_out: the files of folders that are no pictures, counted by ending.
+        recall: for int8 vectors, what they keep of the neighbours of this run's pictures; else None.
     """
 
     rows: int
     failed: int
     shapes: list[Shapes]
     left_out: LeftOut = field(default_factory=LeftOut)
+    recall: Recall | None = None
 
 
 def extract_features(
@@ -94,7 +97,7 @@ def extract_features(
             CPU: it is called here, for the hash of the weights, and (pickled by cloudpickle) once in each actor.
         spec: the name of the model.
         options: all else that determines the features; stored with `spec`, and compared when a run is resumed.
-        dtype: "float32", "float16", or "bfloat16" (.safetensors).
+        dtype: "float32", "float16", "bfloat16" (.safetensors), or "int8" (.parquet).
         vector: for .parquet: "mean" (default) of the map, "cls" token, "cls+mean" concatenated, or "joint": the
             embedding in a space with text (models of open_clip), as `encode_image` gives it.
         shard: pictures per part file or chunk, see `make_writer`.
@@ -125,7 +128,9 @@ def extract_features(
         if isinstance(writer, VectorWriter):
             check_vector(model, writer.vector)
             description["vector"] = writer.vector
-        keep, torch_dtype = writer.keep if writer else whole_maps, getattr(torch, dtype)
+        quantizer = Quantizer() if dtype == "int8" else None
+        keep = writer.keep if writer else whole_maps
+        torch_dtype = torch.float32 if quantizer else getattr(torch, dtype)
         encode: Encode
         if fleet is None:
             encode = partial(encode_here, model, keep, torch_dtype, workers, reading)
@@ -135,9 +140,13 @@ def extract_features(
         del model
         single = SingleFile(output, draft, description)
         with nullcontext(single) if writer is None else opened_store(output, writer, description, overwrite) as sink:
-            with _failure_list(sink, errors), closing(encode(sections, sink.mark)) as items:
-                shapes = fill(sink, _check_sources(items, sink.rows), total, len(sections), tell)
-            return Outcome(sink.rows, sink.failed, shapes, files_left_out(sections))
+            with _failure_list(sink, errors), closing(encode(sections, sink.mark)) as encoded:
+                items = _check_sources(encoded, sink.rows)
+                shapes = fill(sink, quantizer(items) if quantizer else items, total, len(sections), tell)
+            recall = quantizer.recall() if quantizer else None
+            if isinstance(sink, Store) and recall and recall.recall_at_10 is not None:
+                sink.write_note(RECALL, asdict(recall))
+            return Outcome(sink.rows, sink.failed, shapes, files_left_out(sections), recall)
 
 
 def _check_workers(workers: int | None, cluster: Cluster | None) -> None:

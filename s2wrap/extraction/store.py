@@ -106,6 +106,10 @@ class Store:
         if self.rows and len(self.block) == self.writer.block:
             self.block = []
 
+    def write_note(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a small JSON file beside the progress, whole."""
+        _write_json(_control(self.folder, name), content)
+
     def copy_failures(self, path: Path) -> None:
         """Write the committed failures to a file as JSON lines, whole or not at all."""
         with whole_file(path) as draft, disk_errors(path):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from s2wrap.errors import MissingExtraError
 from s2wrap.extraction.picture import Row
@@ -15,7 +16,10 @@ from s2wrap.extraction.writer import PartWriter
 
 
 class VectorWriter(PartWriter):
-    """Part files with columns path, height, width and vector (a fixed-size list); the description is metadata."""
+    """Part files with columns path, height, width and vector (a fixed-size list); the description is metadata.
+
+    Vectors of int8 have a column scale (float32) beside them: the vector is int8 × scale.
+    """
 
     ending = ".parquet"
 
@@ -36,8 +40,12 @@ class VectorWriter(PartWriter):
             "width": pa.array([row.width for row in rows], pa.int32()),
             "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1]),
         }
+        dictionary: list[str] = []
+        if self.dtype == "int8":
+            columns["scale"] = pa.array(np.stack([row.arrays["scale"].numpy() for row in rows]))
+            dictionary = ["vector.list.element"]  # a byte a value: Parquet has no integers of 8 bits otherwise
         table = pa.table(columns).replace_schema_metadata({key: text(value) for key, value in self.description.items()})
-        pq.write_table(table, path, use_dictionary=False, write_statistics=["path", "height", "width"])  # type: ignore[arg-type] (its stubs know only yes or no)
+        pq.write_table(table, path, use_dictionary=dictionary, write_statistics=["path", "height", "width"])  # type: ignore[arg-type] (its stubs know only yes or no)
 
     def read_part(self, path: Path) -> list[Row]:
         """The rows of a part file."""
@@ -45,13 +53,17 @@ class VectorWriter(PartWriter):
         import pyarrow.parquet as pq
 
         table = pq.read_table(path)
-        vectors = table.column("vector").combine_chunks()
-        matrix = np.array(vectors.flatten().to_numpy(zero_copy_only=False)).reshape(len(table), -1)
+        arrays = [{"vector": vector} for vector in matrix_of(table.column("vector"))]
+        if self.dtype == "int8":
+            scales = torch.from_numpy(table.column("scale").to_numpy(zero_copy_only=False).copy())
+            arrays = [each | {"scale": scale} for each, scale in zip(arrays, scales, strict=True)]
         columns = [table.column(name).to_pylist() for name in ("path", "height", "width")]
-        return [
-            Row(name, height, width, {"vector": torch.from_numpy(vector)})
-            for name, height, width, vector in zip(*columns, matrix, strict=True)
-        ]
+        return [Row(*values) for values in zip(*columns, arrays, strict=True)]
+
+
+def matrix_of(column: Any) -> Tensor:
+    """A column of fixed-size lists as a tensor (rows, length)."""
+    return torch.from_numpy(np.array(column.combine_chunks().flatten()).reshape(len(column), -1))
 
 
 def printable(name: str) -> str:
