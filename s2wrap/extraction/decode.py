@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from io import BytesIO
 
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from s2wrap.extraction.addresses import fetch, is_remote
 from s2wrap.extraction.picture import START, Mark, Picture
 from s2wrap.extraction.workers import by_workers
 from s2wrap.images import decode_image, load_image
+from s2wrap.images.ground import ENDINGS, read_footprint
 from s2wrap.images.options import USUAL, Reading
 
 AHEAD = 4
@@ -30,6 +32,7 @@ class Decoded:
 
     Attributes:
         gone: whether the file is missing or access is denied; if all are, their disk or server is probably offline.
+        footprint: the outline of a georeferenced TIFF, see `read_footprint`, where `Reading.footprints` asks for it.
         lost: whether the server, the disk or the memory failed: the picture may be fine, so the run must stop.
     """
 
@@ -39,6 +42,7 @@ class Decoded:
     gone: bool = False
     lost: bool = False
     mark: Mark = START
+    footprint: bytes | None = None
 
     def pin_memory(self) -> "Decoded":
         """The same picture in page-locked memory; called by the DataLoader."""
@@ -56,8 +60,8 @@ def decode(picture: Picture, reading: Reading = USUAL) -> Decoded:
     if picture.problem is not None:
         return replace(result, problem=picture.problem)
     try:
-        image = _load(picture, reading)
-        return replace(result, image=image)
+        image, footprint = _load(picture, reading)
+        return replace(result, image=image, footprint=footprint)
     except MissingExtraError as error:
         return replace(result, problem=str(error), lost=True)
     except S2WrapError as error:
@@ -68,10 +72,18 @@ def decode(picture: Picture, reading: Reading = USUAL) -> Decoded:
         return replace(result, problem=str(error), lost=True)
 
 
-def _load(picture: Picture, reading: Reading) -> Tensor:
-    if picture.content is None and not is_remote(picture.name):
-        return load_image(picture.name, reading)
-    return decode_image(_fetch(picture.name) if picture.content is None else picture.content, picture.name, reading)
+def _load(picture: Picture, reading: Reading) -> tuple[Tensor, bytes | None]:
+    """The pixels, and the footprint if one is asked for."""
+    name, content, footprint = picture.name, picture.content, None
+    if content is None and not is_remote(name):
+        image = load_image(name, reading)
+        if reading.footprints and name.lower().endswith(ENDINGS):
+            with open(name, "rb") as file:
+                footprint = read_footprint(file, name)
+        return image, footprint
+    content = _fetch(name) if content is None else content
+    image = decode_image(content, name, reading)
+    return image, read_footprint(BytesIO(content), name) if reading.footprints else None
 
 
 def _is_gone(picture: Picture, cause: BaseException | None) -> bool:

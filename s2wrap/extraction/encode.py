@@ -119,7 +119,7 @@ class _Batch:
                 height, width = picture.image.shape[-2:]
                 if self.copied is not None:  # release the page-locked memory, which is scarce
                     result = {name: array.clone() for name, array in result.items()}
-                yield Row(picture.name, height, width, result, picture.mark)
+                yield Row(picture.name, height, width, result, picture.mark, picture.footprint)
 
 
 @torch.inference_mode()

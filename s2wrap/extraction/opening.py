@@ -19,7 +19,7 @@ from s2wrap.extraction.addresses import file_system_of, is_remote, kind, list_fo
 from s2wrap.extraction.int8 import RECALL, Recall, dequantize
 from s2wrap.extraction.maps import open_zarr
 from s2wrap.extraction.reader import FeatureStore
-from s2wrap.extraction.vectors import matrix_of, open_pyarrow
+from s2wrap.extraction.vectors import GEO, matrix_of, open_pyarrow
 from s2wrap.extraction.writer import CONTROL
 
 
@@ -59,6 +59,7 @@ class VectorStore(_Parts):
         names = _parts(path, ".parquet")
         data = pyarrow.dataset.dataset(names, filesystem=None if not is_remote(path) else file_system_of(path))
         self.made_by = {key.decode(): _value(text.decode()) for key, text in (data.schema.metadata or {}).items()}
+        self.made_by.pop(GEO, None)  # describes a column
         self.quantized = "scale" in data.schema.names
         if recall := _control_file(path, RECALL):
             self.recall = Recall(**recall)

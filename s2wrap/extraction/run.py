@@ -120,7 +120,8 @@ def extract_features(
     total = count_pictures(sections)
     with _reserved(output, writer) as draft, nullcontext() if cluster is None else connected(cluster) as fleet:
         model = load()
-        reading = replace(reading, value_range=model.input.value_range)
+        footprints = isinstance(writer, VectorWriter)
+        reading = replace(reading, value_range=model.input.value_range, footprints=footprints)
         description = made_by(model, spec, options, dtype) | {
             "shard": writer.block if isinstance(writer, PartWriter) else shard,
             "reading": {"bands": reading.bands, "reject_scaling_attacks": reading.reject_scaling_attacks},

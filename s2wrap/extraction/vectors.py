@@ -1,7 +1,7 @@
 """Pooled vectors as Parquet: a folder of part files that pyarrow, pandas, DuckDB and Polars can read directly."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,27 @@ from torch import Tensor
 from s2wrap.errors import MissingExtraError
 from s2wrap.extraction.picture import Row
 from s2wrap.extraction.pooling import VECTORS
-from s2wrap.extraction.writer import PartWriter
+from s2wrap.extraction.writer import PartWriter, intact
+
+GEOMETRY, GEO = "geometry", "geo"
+"""The column of outlines, and the key of the metadata that describes it."""
+GEO_METADATA = {
+    "version": "1.1.0",
+    "primary_column": GEOMETRY,
+    "columns": {GEOMETRY: {"encoding": "WKB", "geometry_types": ["Polygon", "MultiPolygon"]}},
+}
+"""As GeoParquet 1.1 asks for it; without a CRS, coordinates are OGC:CRS84: longitude, latitude."""
 
 
 class VectorWriter(PartWriter):
     """Part files with columns path, height, width and vector (a fixed-size list); the description is metadata.
 
-    Vectors of int8 have a column scale (float32) beside them: the vector is int8 × scale.
+    Vectors of int8 have a column scale (float32) beside them: the vector is int8 × scale. If the first picture is
+    georeferenced, there is a column geometry, as GeoParquet has it.
+
+    Attributes:
+        vector: the kind of vector, a name of `VECTORS`.
+        located: whether there is a column geometry; the part files of a store say it, or its first row.
     """
 
     ending = ".parquet"
@@ -27,6 +41,22 @@ class VectorWriter(PartWriter):
         open_pyarrow()
         super().__init__(folder, dtype, block)
         self.vector, self.keep = vector, VECTORS[vector]
+        self.located = False
+
+    def size_block(self, row: Row) -> None:
+        """Have a column geometry if the first row of the store has one."""
+        self.located = row.footprint is not None
+
+    def start(self, rows: int, description: Mapping[str, Any]) -> list[Row]:
+        """As `PartWriter.start`."""
+        open_pyarrow()
+        import pyarrow.parquet as pq
+
+        first = self._path(0)
+        if rows and first.is_file():
+            with intact(first):
+                self.located = GEOMETRY in pq.read_schema(first).names
+        return super().start(rows, description)
 
     def write_part(self, rows: Sequence[Row], path: Path) -> None:
         """Write rows to a part file."""
@@ -44,7 +74,11 @@ class VectorWriter(PartWriter):
         if self.dtype == "int8":
             columns["scale"] = pa.array(np.stack([row.arrays["scale"].numpy() for row in rows]))
             dictionary = ["vector.list.element"]  # a byte a value: Parquet has no integers of 8 bits otherwise
-        table = pa.table(columns).replace_schema_metadata({key: text(value) for key, value in self.description.items()})
+        description = dict(self.description)
+        if self.located:
+            columns[GEOMETRY] = pa.array([row.footprint for row in rows], pa.binary())
+            description[GEO] = GEO_METADATA
+        table = pa.table(columns).replace_schema_metadata({key: text(value) for key, value in description.items()})
         pq.write_table(table, path, use_dictionary=dictionary, write_statistics=["path", "height", "width"])  # type: ignore[arg-type] (its stubs know only yes or no)
 
     def read_part(self, path: Path) -> list[Row]:
@@ -57,8 +91,9 @@ class VectorWriter(PartWriter):
         if self.dtype == "int8":
             scales = torch.from_numpy(table.column("scale").to_numpy(zero_copy_only=False).copy())
             arrays = [each | {"scale": scale} for each, scale in zip(arrays, scales, strict=True)]
+        footprints = table.column(GEOMETRY).to_pylist() if self.located else [None] * len(table)
         columns = [table.column(name).to_pylist() for name in ("path", "height", "width")]
-        return [Row(*values) for values in zip(*columns, arrays, strict=True)]
+        return [Row(*values, footprint=last) for *values, last in zip(*columns, arrays, footprints, strict=True)]
 
 
 def matrix_of(column: Any) -> Tensor:

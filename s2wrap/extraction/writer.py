@@ -1,7 +1,8 @@
 """The interface of a store's format, and the base class of formats with part files."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -85,13 +86,20 @@ class PartWriter(Writer):
             self.write_part(rows, draft)
 
     def _read(self, path: Path) -> list[Row]:
-        try:
+        with intact(path):
             return self.read_part(path)
-        except Exception as error:  # each library raises error types of its own
-            raise S2WrapError(f"{path} is damaged ({first_line(error)}); remove the store and begin anew") from error
 
     def _path(self, number: int) -> Path:
         return self.folder / f"part-{number:06d}{self.ending}"
+
+
+@contextmanager
+def intact(path: Path) -> Iterator[None]:
+    """Raise S2WrapError if what is read in the block is damaged."""
+    try:
+        yield
+    except Exception as error:  # each library raises error types of its own
+        raise S2WrapError(f"{path} is damaged ({first_line(error)}); remove the store and begin anew") from error
 
 
 def check_same_shapes(arrays: Arrays, row: Row, remedy: str) -> None:
