@@ -175,6 +175,15 @@ class Engine:
         return self.manifest["batch"][2]
 
     @property
+    def lacks_cls(self) -> str:
+        """Why the first prefix token of its features is no CLS token; empty if it is."""
+        if self.model is not None:
+            return self.model.lacks_cls
+        if not any(port["name"].startswith("prefix") for port in self.manifest["outputs"]):
+            return f"{self.session.path.name} has no output prefix, and so no CLS token"
+        return self.manifest["backbone"].get("lacks_cls", "")
+
+    @property
     def _name(self) -> str:
         return self.manifest["backbone"]["name"]
 
@@ -269,6 +278,11 @@ class SessionBackbone(Backbone):
     def refuses_other_sizes(self) -> str:
         """Why tiles have one size: the file was made for it."""
         return "the file holds the backbone for tiles of this size"
+
+    @property
+    def lacks_cls(self) -> str:
+        """As the exported backbone says."""
+        return super().lacks_cls or self.manifest["backbone"].get("lacks_cls", "")
 
     @property
     def device(self) -> torch.device:

@@ -72,6 +72,7 @@ def describe(graph: Graph, model: MultiScale, proto: Any, *, precision: Precisio
             "name": backbone.name,
             "layers": backbone.layers,
             "layouts": [asdict(layout) for layout in backbone.layouts],
+            "lacks_cls": backbone.lacks_cls,
             "weights_sha256": weights_sha256(model.backbone),
         },
         "input": model.input.to_json(),

@@ -162,7 +162,7 @@ class MultiScale(nn.Module):
         return list(self._run(self._read(as_pictures(images)), tile_batch, select, by))
 
     def encode_image(self, images: Any, *, normalize: bool = False) -> Tensor:
-        """Image embeddings (b, d) to compare with the embeddings of text (open_clip models).
+        """Image embeddings (b, d), a row for each image, to compare with the embeddings of text (open_clip models).
 
         Every tile is embedded as the model's own `encode_image` does. A scale's embedding is the average of those of
         its tiles, by the image area that each answers for; the result is the average over the scales (with
@@ -170,21 +170,30 @@ class MultiScale(nn.Module):
         embedding is a linear projection, so this is the projection of the averaged features.
 
         Args:
-            images: as for `forward`.
+            images: a batch of one size (b, c, height, width), as for `forward`; or pictures of any sizes, as for
+                `encode`.
             normalize: divide by the length at the end.
 
         Raises:
-            S2WrapError: as for `forward`; a backbone without such embeddings.
+            S2WrapError: as for `forward`, or as for `encode`; no images, a backbone without such embeddings.
         """
-        images = self._batch(images)
-        tile_batch = self.tile_batch_for(len(images), images.device)
+        from s2wrap.images import as_pictures
+
+        pictures = as_pictures(images)
+        if isinstance(pictures, Tensor):
+            batch = self._batch(pictures)
+            tile_batch = self.tile_batch_for(len(batch), batch.device)
+            groups: Iterable[Tensor] = batch.split(tile_batch)
+        else:
+            tile_batch = self.tile_batch_for(1, self.device)
+            groups = self._read(pictures)
         weights = self.options.weights or [1 / len(self.scales)] * len(self.scales)
         parts = []
-        for job in stream(
-            map(self._job, images.split(tile_batch)), self.backbone, tile_batch, self.backbone.embeddings
-        ):
+        for job in stream(map(self._job, groups), self.backbone, tile_batch, self.backbone.embeddings):
             scales = torch.stack([job.sums[k].prefixes[0][:, 0] for k in range(len(self.scales))])
             parts.append(torch.einsum("kbd,k->bd", scales, scales.new_tensor(weights)).to(job.dtype))
+        if not parts:
+            raise S2WrapError("encode_image() was given no images; give at least one")
         embeddings = torch.cat(parts)
         return functional.normalize(embeddings, dim=-1) if normalize else embeddings
 
@@ -268,6 +277,13 @@ class MultiScale(nn.Module):
     def device(self) -> torch.device:
         """Where the backbone computes."""
         return self.backbone.device
+
+    @property
+    def lacks_cls(self) -> str:
+        """Why the first prefix token of its features is no CLS token; empty if it is."""
+        if not self.backbone.lacks_cls and self.options.prefix == "drop":
+            return f"prefix='drop' leaves out the CLS token of {self.backbone.name}"
+        return self.backbone.lacks_cls
 
     @property
     def num_features(self) -> int:

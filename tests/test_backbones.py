@@ -5,8 +5,10 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -45,6 +47,43 @@ def test_scales_are_fused_by_their_average_in_the_space_of_text(clip, fuse):
     torch.testing.assert_close(found, functional.normalize(expected, dim=-1), atol=1e-5, rtol=1e-4)
     text = clip.encode_text(torch.randint(0, 100, (3, 8)), normalize=True)
     assert (found @ text.T).shape == (2, 3)
+
+
+def test_pictures_of_any_kind_and_size_are_embedded_each_as_open_clip_does(clip, tmp_path):
+    open_clip.set_model_preprocess_cfg(
+        clip, {"mean": (0.5, 0.4, 0.3), "std": (0.5, 0.6, 0.7), "interpolation": "bicubic"}
+    )
+    model, random = s2wrap.wrap(clip, scales=(1, 2)), np.random.default_rng(0)
+    arrays = [random.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((40, 56), (64, 64), (33, 90))]
+    Image.fromarray(arrays[0]).save(tmp_path / "0.png")
+    pictures = [tmp_path / "0.png", Image.fromarray(arrays[1]), arrays[2]]
+    tensors = [torch.from_numpy(array).permute(2, 0, 1) for array in arrays]
+    expected = torch.cat([embed_with_open_clip(clip, tensor) for tensor in tensors])
+    for images in (pictures, tensors, iter(pictures)):
+        torch.testing.assert_close(model.encode_image(images), expected, atol=1e-5, rtol=1e-4)
+    for picture, row in zip(pictures, expected, strict=True):
+        torch.testing.assert_close(model.encode_image(picture), row[None], atol=1e-5, rtol=1e-4)
+    length_one = functional.normalize(expected, dim=-1)
+    torch.testing.assert_close(model.encode_image(pictures, normalize=True), length_one, atol=1e-5, rtol=1e-4)
+
+
+def embed_with_open_clip(clip, pixels):
+    """The average over scales 1 and 2 of what open_clip gives for the whole picture and for its four tiles."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in ((0.5, 0.4, 0.3), (0.5, 0.6, 0.7)))
+    small, large = (
+        (functional.interpolate(pixels[None].float(), side, mode="bicubic", antialias=True) / 255 - mean) / std
+        for side in ((32, 32), (64, 64))
+    )
+    tiles = [large[:, :, y : y + 32, x : x + 32] for y in (0, 32) for x in (0, 32)]
+    return (clip.encode_image(small) + sum(clip.encode_image(tile) for tile in tiles) / 4) / 2
+
+
+def test_no_images_and_images_that_are_none_cannot_be_embedded(clip):
+    model = s2wrap.wrap(clip, scales=(1,))
+    with pytest.raises(S2WrapError, match="was given no images; give at least one"):
+        model.encode_image([])
+    with pytest.raises(S2WrapError, match="image 1: .* is no image"):
+        model.encode_image([torch.zeros(3, 32, 32), torch.zeros(3)])
 
 
 def test_models_without_text_have_no_joint_space():

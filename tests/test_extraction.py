@@ -28,9 +28,10 @@ from s2wrap.extraction import local
 from s2wrap.extraction import store as stores
 from s2wrap.extraction.control import control_folder
 from s2wrap.extraction.decode import decode, decode_all
-from s2wrap.extraction.encode import encode_all, pooled_vector, whole_maps
+from s2wrap.extraction.encode import encode_all, whole_maps
 from s2wrap.extraction.local import encode_here
 from s2wrap.extraction.picture import START, Failure, Picture, Row
+from s2wrap.extraction.pooling import mean_vector
 from s2wrap.extraction.run import extract_features
 from s2wrap.extraction.sources import find_sections
 from s2wrap.extraction.workers import by_workers
@@ -201,10 +202,10 @@ def test_tiles_of_several_pictures_share_backbone_calls(model, folder):
 def test_vectors_are_the_average_of_the_map_for_pyramids_of_each(model, folder):
     image = load_image(next(folder.iterdir()))
     features = model(image[None])
-    np.testing.assert_allclose(pooled_vector(features)["vector"], features.spatial[0].mean((1, 2)), atol=1e-6)
+    np.testing.assert_allclose(mean_vector(features)["vector"], features.spatial[0].mean((1, 2)), atol=1e-6)
     pyramid = s2wrap.wrap(model.backbone, (1, 2), fuse="pyramid")(image[None])
     means = [level[0].mean((1, 2)) for level in pyramid.maps]
-    np.testing.assert_allclose(pooled_vector(pyramid)["vector"], torch.cat(means), atol=1e-6)
+    np.testing.assert_allclose(mean_vector(pyramid)["vector"], torch.cat(means), atol=1e-6)
 
 
 def test_pictures_that_the_model_refuses_do_not_stop_their_neighbours(model, folder):

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 import s2wrap
 from s2wrap import S2WrapError
 from s2wrap.extraction import extract_features
+from s2wrap.images import load_image
 
 SPEC, COUNT = "timm:test_vit@1,2", 13
 STORES = [("x.parquet", 5), ("x.zarr", 3), ("x.safetensors", 4), ("x.safetensors", None), ("x.npz", None)]
@@ -127,6 +128,44 @@ def test_the_model_that_made_a_store_is_loaded_from_it(folder, tmp_path):
     model = store.load_model()
     assert (model.options.fuse, model.options.target_grid) == ("sum", (4, 4))
     assert store.search(store.paths[2], k=1)[0][0].path == store.paths[2]
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "x.zarr", "x.safetensors"])
+@pytest.mark.parametrize("joined", [True, False])
+@torch.no_grad()
+def test_the_layers_asked_for_are_those_of_timm_and_are_kept(folder, tmp_path, capsys, name, joined):
+    output = tmp_path / name
+    words = (
+        "--model",
+        "timm:test_vit@1",
+        "--random-weights",
+        *([] if joined else ["--no-join-layers"]),
+        "--output",
+        output,
+    )
+    assert run("features", folder, *words, "--layers=-3,-1") == 0
+    store = s2wrap.open(output)
+    assert store.made_by["options"]["layers"] == [-3, -1]
+    model = store.load_model(pretrained=False)
+    assert model.options.join_layers is joined
+    path = store.paths[4]
+    pixels = torch.nn.functional.interpolate(load_image(path)[None].float(), (160, 160), mode="bicubic", antialias=True)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (model.input.mean, model.input.std))
+    depth = len(model.backbone.model.blocks)
+    maps = model.backbone.model.forward_intermediates(
+        (pixels / 255 - mean) / std, indices=[depth - 3, depth - 1], norm=True, intermediates_only=True
+    )
+    assert not torch.allclose(maps[0], maps[1], atol=1e-2)
+    expected = {"spatial": torch.cat(maps, 1)[0]} if joined else {"spatial_0": maps[0][0], "spatial_1": maps[1][0]}
+    if name == "x.parquet":
+        expected = {"vector": torch.cat(maps, 1)[0].mean((1, 2))}
+    for array, values in expected.items():
+        torch.testing.assert_close(store[path][array], values, atol=1e-3, rtol=1e-3)
+    assert store.search(path, k=1, model=model)[0][0].path == path
+    capsys.readouterr()
+    if name != "x.safetensors":  # one file, which is not gone on with
+        assert run("features", folder, *words, "--layers=-2,-1") == 2
+        assert "layers [-3, -1], and [-2, -1] is asked for" in " ".join(capsys.readouterr().err.split())
 
 
 def test_other_weights_than_those_of_the_store_are_refused(folder, tmp_path):

@@ -46,6 +46,17 @@ class Backbone(nn.Module, ABC):
         """The image embeddings (b, d) that text is compared with. Families that have such a space override this."""
         raise S2WrapError(f"{self.name} has no embeddings that text is compared with; wrap a model of open_clip")
 
+    @property
+    def has_embeddings(self) -> bool:
+        """Whether it has embeddings that text is compared with."""
+        return type(self).embed is not Backbone.embed
+
+    @property
+    def lacks_cls(self) -> str:
+        """Why its first prefix token is no CLS token; empty if it is."""
+        has_prefix = all(layout.num_prefix_tokens for layout in self.layouts)
+        return "" if has_prefix else f"{self.name} has no prefix tokens, and so no CLS token"
+
     def embeddings(self, tiles: Tensor) -> Features:
         """The embeddings (b, 1, d) in the place of prefix tokens, beside maps of one empty channel."""
         tile_hw = (tiles.shape[-2], tiles.shape[-1])

@@ -67,6 +67,13 @@ class TimmBackbone(ProbedBackbone):
         return interpolate_positions(self.model, allow)
 
     @property
+    def lacks_cls(self) -> str:
+        """As `Backbone.lacks_cls`; a ViT of timm without `cls_token` has registers alone."""
+        if not super().lacks_cls and getattr(self.model, "cls_token", self.model) is None:
+            return f"{self.name} has {self.layout.num_prefix_tokens} registers as prefix tokens, and no CLS token"
+        return super().lacks_cls
+
+    @property
     def only_intermediates(self) -> bool:
         """Whether `forward_features` keeps no map, or several: then the last map of `forward_intermediates` counts."""
         kind = type(self.model).__name__

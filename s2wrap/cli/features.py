@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -45,15 +46,23 @@ def extract(
     *,
     model: Annotated[str, typer.Option(help=f"{flags.SPEC_HELP} Or an exported file: .onnx, .plan, .engine, .rtx.")],
     output: Annotated[
-        Path, typer.Option(help=".parquet: pooled vectors; .zarr, .safetensors or .npz: maps and prefix tokens.")
+        Path, typer.Option(help=".parquet: vectors; .zarr, .safetensors or .npz: maps and prefix tokens.")
     ],
     device: Annotated[
         str | None,
         typer.Option(help="Where to run: cpu, cuda, cuda:1, mps (default: cpu; CUDA for a TensorRT file)."),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="Of what is written: float32, float16, or bfloat16 (.safetensors).")] = (
-        "float32"
-    ),
+    dtype: Annotated[
+        str, typer.Option(help="Of what is written: float32, float16, bfloat16 (.safetensors), or int8 (.parquet).")
+    ] = ("float32"),
+    vector: Annotated[
+        str | None,
+        typer.Option(
+            metavar="mean|cls|cls+mean|joint",
+            help="Which vector (.parquet): mean of the map (default), CLS token, both concatenated, or the joint "
+            "embedding with text (open_clip).",
+        ),
+    ] = None,
     shard: Annotated[
         int | None,
         typer.Option(
@@ -88,7 +97,7 @@ def extract(
 ) -> None:
     """Write the features of pictures, as many as there are.
 
-    `NAME.parquet` is a folder of part files with a row a picture: path, height, width and the pooled vector.
+    `NAME.parquet` is a folder of part files with a row a picture: path, height, width and a vector (`--vector`).
     `NAME.zarr` holds the maps (pictures, channels, rows, columns) and prefix tokens (pictures, tokens, channels), and
     `NAME.safetensors` with `--shard N` is a folder of files of N pictures each. After a kill, a crash or a full disk,
     the same command goes on where it stopped; another model or option is refused, unless `--overwrite` has the store
@@ -134,7 +143,7 @@ def extract(
     }
     with _Bar(console) as bar, _last_words(bar, console, output if continued else None):
         if windows.window is not None:
-            given = {"--shard": shard, "--workers": workers, "--errors": errors, "--ray": cluster}
+            given = {"--vector": vector, "--shard": shard, "--workers": workers, "--errors": errors, "--ray": cluster}
             given["--skip-errors"] = skip_errors or None
             _check_scene(photos, exported, [flag for flag, value in given.items() if value is not None])
             from s2wrap.extraction.scene import extract_scene
@@ -142,12 +151,22 @@ def extract(
             outcome = extract_scene(photos[0], output, windows=windows, tell=bar.show, **common)
         else:
             outcome = extract_features(
-                photos, output, shard=shard, workers=workers, cluster=cluster, errors=errors, tell=bar.show, **common
+                photos,
+                output,
+                vector=vector,
+                shard=shard,
+                workers=workers,
+                cluster=cluster,
+                errors=errors,
+                tell=bar.show,
+                **common,
             )
         if outcome.left_out:
             out.print_line(f"left out, as no pictures by their endings: {outcome.left_out}", console, "yellow")
     if as_json:
         counts = {"pictures": outcome.rows, "failed": outcome.failed, "left_out": outcome.left_out}
+        if outcome.recall is not None:
+            counts["recall"] = asdict(outcome.recall)
         counts = {} if windows.window is not None else counts
         out.print_json({"output": str(output), **counts, "shapes": outcome.shapes})
     else:
@@ -224,11 +243,21 @@ def _summary(outcome: "s2wrap.extraction.run.Outcome", output: Path, windows: Wi
     if windows.window is not None:
         return f"a map {outcome.shapes[0]['spatial']} → {output}" if outcome.shapes else f"{output} was finished before"
     seen = outcome.shapes[0] if outcome.shapes else {}
-    shapes = [shape for name, shape in seen.items() if not name.startswith("prefix")]
+    shapes = [shape for name, shape in seen.items() if shape and not name.startswith("prefix")]
     told = " + ".join(map(str, shapes)) + " each" if len(outcome.shapes) == 1 else "each on a grid of its own"
     told = told if outcome.shapes else "all there before"
     unread = f"; {outcome.failed} could not be read" if outcome.failed else ""
-    return f"{outcome.rows} pictures, {told} → {output}{unread}"
+    return f"{outcome.rows} pictures, {told} → {output}{unread}{_recall(outcome)}"
+
+
+def _recall(outcome: "s2wrap.extraction.run.Outcome") -> str:
+    """What int8 vectors keep of the nearest neighbours, in words; empty for others."""
+    if outcome.recall is None:
+        return ""
+    count, share = outcome.recall.pictures, outcome.recall.recall_at_10
+    if share is None:
+        return f"; recall of int8 not measured: this run had {count} pictures, too few"
+    return f"; recall@10 of int8 against float32: {share:.3f}, on {count} of this run's pictures"
 
 
 class _Speed(ProgressColumn):

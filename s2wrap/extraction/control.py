@@ -65,9 +65,14 @@ def read_state(store: Path) -> State | None:
 
 def write_state(store: Path, state: State) -> None:
     """Replace the committed state of a store."""
-    path = control_folder(store) / "store.json"
+    write_control(store, "store.json", asdict(state))
+
+
+def write_control(store: Path, name: str, content: dict[str, Any]) -> None:
+    """Write a small JSON file beside a store, whole or not at all."""
+    path = control_folder(store) / name
     with whole_file(path) as draft, disk_errors(path):
-        draft.write_text(json.dumps(asdict(state), indent=1))
+        draft.write_text(json.dumps(content, indent=1))
 
 
 class Log:

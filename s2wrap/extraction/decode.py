@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from io import BytesIO
 
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from s2wrap.extraction.addresses import FOR_GOOD, fetch, file_facts, is_remote, 
 from s2wrap.extraction.picture import START, Failure, Mark, Picture
 from s2wrap.extraction.workers import by_workers
 from s2wrap.images import decode_image, load_image
+from s2wrap.images.ground import ENDINGS, read_footprint
 from s2wrap.images.options import USUAL, Reading
 
 AHEAD = 4
@@ -30,6 +32,7 @@ class Decoded:
     Attributes:
         failure: why there is none.
         lost: whether the system lacks what every picture needs, such as files that it may open: the run must stop.
+        footprint: the outline of a georeferenced TIFF, see `read_footprint`, where `Reading.footprints` asks for it.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Decoded:
     failure: Failure | None = None
     lost: bool = False
     mark: Mark = START
+    footprint: bytes | None = None
 
     def pin_memory(self) -> "Decoded":
         """The same picture in page-locked memory; called by the DataLoader."""
@@ -57,7 +61,8 @@ def decode(picture: Picture, reading: Reading = USUAL) -> Decoded:
     try:
         if picture.problem is not None:
             raise S2WrapError(picture.problem)
-        return Decoded(picture.name, _load(picture, reading), mark=picture.mark)
+        image, footprint = _load(picture, reading)
+        return Decoded(picture.name, image, mark=picture.mark, footprint=footprint)
     except S2WrapError as error:
         gone, offline = _is_gone(picture, error.__cause__), isinstance(error, NoAnswerError)
         system = isinstance(error, MissingExtraError) or isinstance(error.__cause__, MemoryError)
@@ -67,11 +72,16 @@ def decode(picture: Picture, reading: Reading = USUAL) -> Decoded:
         return Decoded(picture.name, failure=failure, lost=number in LACKING, mark=picture.mark)
 
 
-def _load(picture: Picture, reading: Reading) -> Tensor:
+def _load(picture: Picture, reading: Reading) -> tuple[Tensor, bytes | None]:
+    """The pixels, and the footprint if one is asked for."""
     if picture.content is not None:
-        return decode_image(picture.content, picture.name, reading)
+        return _decode(picture.content, picture.name, reading)
     if not is_remote(picture.name):
-        return load_image(picture.name, reading)
+        image, footprint = load_image(picture.name, reading), None
+        if reading.footprints and picture.name.lower().endswith(ENDINGS):
+            with open(picture.name, "rb") as file:
+                footprint = read_footprint(file, picture.name)
+        return image, footprint
     try:
         return patiently(partial(_fetch_and_decode, picture.name, reading))
     except S2WrapError:
@@ -84,11 +94,11 @@ def _load(picture: Picture, reading: Reading) -> Tensor:
         raise NoAnswerError(f"{picture.name}: no whole answer, after several attempts: {first_line(error)}") from error
 
 
-def _fetch_and_decode(address: str, reading: Reading) -> Tensor:
-    """The decoded picture at an address of a server; ConnectionError if it is not what the server has."""
+def _fetch_and_decode(address: str, reading: Reading) -> tuple[Tensor, bytes | None]:
+    """The picture at an address of a server; ConnectionError if its content is not what the server has."""
     content = fetch(address)
     try:
-        return decode_image(content, address, reading)
+        return _decode(content, address, reading)
     except S2WrapError:
         size = file_facts(address).get("size")
         if size is not None and size != len(content):
@@ -96,6 +106,11 @@ def _fetch_and_decode(address: str, reading: Reading) -> Tensor:
         if fetch(address) != content:
             raise ConnectionError("its content came out differently, twice") from None
         raise
+
+
+def _decode(content: bytes, name: str, reading: Reading) -> tuple[Tensor, bytes | None]:
+    image = decode_image(content, name, reading)
+    return image, read_footprint(BytesIO(content), name) if reading.footprints else None
 
 
 def _is_gone(picture: Picture, cause: BaseException | None) -> bool:

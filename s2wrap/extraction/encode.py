@@ -8,18 +8,21 @@ from itertools import islice
 from typing import Any
 
 import torch
-from einops import reduce
 from torch import Tensor
 
 from s2wrap.backbones.checkpoint import weights_sha256
 from s2wrap.errors import S2WrapError, first_line
 from s2wrap.extraction.decode import Decoded
 from s2wrap.extraction.picture import Arrays, Failure, Row
+from s2wrap.extraction.pooling import VECTORS, check_vector, joint_vector
 from s2wrap.features import Features
+from s2wrap.images.convert import as_pictures
 from s2wrap.wrapper import MultiScale
 
-Keep = Callable[[Features], Arrays]
-"""Picks the arrays to store from the features of one picture."""
+Answer = Features | Tensor
+"""What a model answers to one picture: its features, or for `joint_vector` its embedding."""
+Keep = Callable[[Any], Arrays]
+"""Picks the arrays to store from the answer to one picture."""
 Encoder = Any
 """A `MultiScale`, or an exported file opened by `s2wrap.export.load`; this package does not import export."""
 
@@ -49,9 +52,24 @@ def whole_maps(features: Features) -> Arrays:
     return arrays
 
 
-def pooled_vector(features: Features) -> Arrays:
-    """The spatial mean of the map of one picture; for a pyramid, the means of all maps concatenated."""
-    return {"vector": torch.cat([reduce(spatial[0].float(), "c h w -> c", "mean") for spatial in features.maps])}
+def encode_vectors(model: Encoder, pictures: Any, vector: str) -> Tensor:
+    """The vectors (n, channels) of pictures, on the CPU, as a store of such vectors has them.
+
+    Args:
+        model: on its device.
+        pictures: as for `MultiScale.encode`.
+        vector: a name of `VECTORS`.
+
+    Raises:
+        S2WrapError: no pictures, ones that cannot be read, or a model without such vectors.
+    """
+    check_vector(model, vector)
+    keep = VECTORS[vector]
+    with torch.inference_mode():
+        vectors = [keep(answer)["vector"] for answer in _answers(model, as_pictures(pictures), keep)]
+    if not vectors:
+        raise S2WrapError("there are no pictures to encode; give at least one")
+    return torch.stack(vectors).cpu()
 
 
 def encode_all(
@@ -103,7 +121,7 @@ class _Batch:
                 height, width = picture.image.shape[-2:]
                 if self.copied is not None:  # release the page-locked memory, which is scarce
                     result = {name: array.clone() for name, array in result.items()}
-                yield Row(picture.name, height, width, result, picture.mark)
+                yield Row(picture.name, height, width, result, picture.mark, picture.footprint)
 
 
 def not_finite(arrays: Arrays) -> str | None:
@@ -120,7 +138,7 @@ def _launch(model: Encoder, pictures: list[Decoded], keep: Keep, dtype: torch.dt
     """A batch whose computation, and the copy of its results to the CPU, are enqueued."""
     device = model.device
     images = [picture.image for picture in pictures if picture.image is not None]
-    encoded = iter([_copy_to_cpu(result, keep, dtype) for result in _encode(model, images)])
+    encoded = iter([_copy_to_cpu(result, keep, dtype) for result in _encode(model, images, keep)])
     placeholder = S2WrapError("not decoded")
     results = [placeholder if picture.image is None else next(encoded) for picture in pictures]
     copied = None
@@ -130,14 +148,14 @@ def _launch(model: Encoder, pictures: list[Decoded], keep: Keep, dtype: torch.dt
     return _Batch(pictures, results, copied)
 
 
-def _encode(model: Encoder, images: list[Tensor]) -> list[Features | S2WrapError]:
-    """The features of the images, encoded together; or one by one if the model rejects any, each with its error."""
+def _encode(model: Encoder, images: list[Tensor], keep: Keep) -> list[Answer | S2WrapError]:
+    """What the model answers to the images, together; or one by one if it rejects any, each with its error."""
     device = model.device
     try:
-        return list(model.encode(image.to(device, non_blocking=True) for image in images))
+        return list(_answers(model, (image.to(device, non_blocking=True) for image in images), keep))
     except S2WrapError as error:
-        if len(images) == 1:
-            return [error.with_traceback(None)]
+        if len(images) <= 1:
+            return [error] * len(images)
     except (MemoryError, RuntimeError) as error:
         memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
         if not memory:
@@ -146,10 +164,15 @@ def _encode(model: Encoder, images: list[Tensor]) -> list[Features | S2WrapError
             problem = S2WrapError(f"not enough memory to encode it ({first_line(error)[:200]})")
             problem.__cause__ = MemoryError()
             return [problem]
-    return [result for image in images for result in _encode(model, [image])]
+    return [result for image in images for result in _encode(model, [image], keep)]
 
 
-def _copy_to_cpu(result: Features | S2WrapError, keep: Keep, dtype: torch.dtype) -> Arrays | S2WrapError:
+def _answers(model: Encoder, images: Any, keep: Keep) -> Iterable[Answer]:
+    """For each image what `keep` picks from: its features, or its embedding in the space with text."""
+    return model.encode_image(images) if keep is joint_vector else model.encode(images)
+
+
+def _copy_to_cpu(result: Answer | S2WrapError, keep: Keep, dtype: torch.dtype) -> Arrays | S2WrapError:
     """The arrays to store, whose copy to the CPU may still be under way; errors pass through."""
     if isinstance(result, S2WrapError):
         return result

@@ -17,9 +17,10 @@ from torch import Tensor
 from s2wrap.errors import S2WrapError, first_line
 from s2wrap.extraction.addresses import file_system_of, is_remote, kind, list_folder, opened
 from s2wrap.extraction.control import SUFFIX
+from s2wrap.extraction.int8 import RECALL, Recall, dequantize
 from s2wrap.extraction.maps import open_zarr
 from s2wrap.extraction.reader import FeatureStore
-from s2wrap.extraction.vectors import open_pyarrow
+from s2wrap.extraction.vectors import GEO, matrix_of, open_pyarrow
 
 
 class _Parts(FeatureStore):
@@ -58,6 +59,10 @@ class VectorStore(_Parts):
         names = _parts(path, ".parquet")
         data = pyarrow.dataset.dataset(names, filesystem=None if not is_remote(path) else file_system_of(path))
         self.made_by = {key.decode(): _value(text.decode()) for key, text in (data.schema.metadata or {}).items()}
+        self.made_by.pop(GEO, None)  # describes a column
+        self.quantized = "scale" in data.schema.names
+        if recall := _control_file(path, RECALL):
+            self.recall = Recall(**recall)
         self.fragments = list(data.get_fragments())
         table = data.to_table(columns=["path", "height", "width"])
         count = _committed(path, len(table))
@@ -68,8 +73,11 @@ class VectorStore(_Parts):
         self.matrix = lru_cache(2)(self._matrix)
 
     def _matrix(self, number: int) -> Tensor:
-        column = self.fragments[number].to_table(columns=["vector"]).column("vector").combine_chunks()
-        return torch.from_numpy(np.array(column.flatten()).reshape(len(column), -1))
+        table = self.fragments[number].to_table(columns=["vector", *(["scale"] if self.quantized else [])])
+        vectors = matrix_of(table.column("vector"))
+        if not self.quantized:
+            return vectors
+        return dequantize(vectors, torch.from_numpy(table.column("scale").to_numpy().copy()))
 
     def part(self, number: int, first: int, end: int) -> list[dict[str, Tensor]]:
         """The vectors of successive pictures of one file."""
@@ -182,14 +190,22 @@ def _parts(address: str, ending: str) -> list[str]:
 
 def _committed(address: str, count: int) -> int:
     """How many pictures of a store were committed; rows behind them are those of a run that was killed."""
-    control = f"{address.rstrip('/')}{SUFFIX}/store.json"
-    if kind(address) == "file" or kind(control) is None:
+    state = _control_file(address, "store.json")
+    if state is None:
         return count
-    with opened(control) as stream:
-        rows = json.loads(stream.read())["rows"]
+    rows = state["rows"]
     if rows > count:
         raise S2WrapError(f"{address} has {count} pictures, and {rows} were written; bring back what is missing")
     return rows
+
+
+def _control_file(address: str, name: str) -> dict[str, Any] | None:
+    """The content of one of a store's control files; None where there is none."""
+    path = f"{address.rstrip('/')}{SUFFIX}/{name}"
+    if kind(address) == "file" or kind(path) is None:
+        return None
+    with opened(path) as stream:
+        return json.loads(stream.read())
 
 
 def _unstacked(

@@ -46,13 +46,18 @@ class Picture:
 
 @dataclass(frozen=True)
 class Row:
-    """An encoded picture: its height and width in pixels, and its named feature arrays, without a batch axis."""
+    """An encoded picture: its height and width in pixels, and its named feature arrays, without a batch axis.
+
+    Attributes:
+        footprint: the outline of a georeferenced picture, as WKB in longitude and latitude.
+    """
 
     name: str
     height: int
     width: int
     arrays: Arrays
     mark: Mark = START
+    footprint: bytes | None = None
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from s2wrap.errors import MissingExtraError, S2WrapError
-from s2wrap.extraction.encode import weights_of
-from s2wrap.images.convert import as_pictures
+from s2wrap.extraction.encode import encode_vectors, weights_of
+from s2wrap.extraction.int8 import Recall
 from s2wrap.options import as_tuples
 from s2wrap.wrapper import MultiScale
 
@@ -33,15 +33,18 @@ class FeatureStore(ABC):
 
     Attributes:
         path: of the store.
-        made_by: what made it: spec, options, weights_sha256, s2wrap_version, dtype, reading.
+        made_by: what made it: spec, options, weights_sha256, s2wrap_version, dtype, reading; vector (.parquet).
         paths: of its pictures, in order.
         image_hw: height and width of each picture in pixels, (pictures, 2).
+        recall: for vectors of int8, what they keep of the nearest neighbours, as the last run of 20 pictures or more
+            measured it; else None.
     """
 
     path: str
     made_by: Mapping[str, Any]
     paths: Sequence[str]
     image_hw: np.ndarray
+    recall: Recall | None = None
 
     @abstractmethod
     def rows(self, first: int, end: int) -> list[dict[str, Tensor]]:
@@ -118,7 +121,8 @@ class FeatureStore(ABC):
         Args:
             pictures: paths, PIL images, arrays, tensors, or one of these; vectors (n, channels) as a tensor.
             k: how many.
-            model: that encodes the pictures; by default the one that made the store.
+            model: that encodes the pictures; by default the one that made the store. Of a store with another `vector`
+                than the mean, queries are vectors of that kind.
 
         Returns:
             For each picture, the nearest first. The whole store is read once, and few of it are in memory.
@@ -130,9 +134,7 @@ class FeatureStore(ABC):
             queries = pictures.float()
         else:
             model = self.load_model() if model is None else model
-            with torch.inference_mode():
-                encoded = model.encode(as_pictures(pictures))
-            queries = torch.stack([_pooled({"spatial": each.spatial[0]}) for each in encoded]).cpu()
+            queries = encode_vectors(model, pictures, self.made_by.get("vector", "mean"))
         queries = functional.normalize(queries, dim=-1)
         best, numbers, first = queries.new_empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.long), 0
         for paths, vectors in self._vectors():

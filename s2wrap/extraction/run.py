@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -18,15 +18,19 @@ import torch
 from s2wrap.errors import S2WrapError
 from s2wrap.extraction.addresses import can_be_read
 from s2wrap.extraction.cluster import EncodingOptions, encode_on
+from s2wrap.extraction.control import write_control
 from s2wrap.extraction.encode import Encoder, made_by, whole_maps
 from s2wrap.extraction.fleet import Cluster, connected
 from s2wrap.extraction.formats import make_writer
+from s2wrap.extraction.int8 import RECALL, Quantizer, Recall
 from s2wrap.extraction.local import encode_here
 from s2wrap.extraction.picture import START, Failure, Mark, Row
+from s2wrap.extraction.pooling import check_vector
 from s2wrap.extraction.single import SingleFile
 from s2wrap.extraction.sources import Section, count_pictures, files_left_out, find_sections, sections_of
 from s2wrap.extraction.store import Store, check_parent, check_place, opened_store
 from s2wrap.extraction.tars import container
+from s2wrap.extraction.vectors import VectorWriter
 from s2wrap.extraction.writer import PartWriter, Writer
 from s2wrap.files import disk_errors, whole_file
 from s2wrap.images.folders import LeftOut
@@ -66,12 +70,14 @@ class Outcome:
         failed: number of pictures that could not be read, including earlier runs.
         shapes: the shapes of a picture's arrays by name; two entries if pictures differ, none if all were done.
         left_out: the files of folders that are no pictures, counted by ending.
+        recall: for int8 vectors, what they keep of the neighbours of this run's pictures; else None.
     """
 
     rows: int
     failed: int
     shapes: list[Shapes]
     left_out: LeftOut = field(default_factory=LeftOut)
+    recall: Recall | None = None
 
 
 def extract_features(
@@ -82,6 +88,7 @@ def extract_features(
     spec: str,
     options: Mapping[str, Any],
     dtype: str = "float32",
+    vector: str | None = None,
     shard: int | None = None,
     workers: int | None = None,
     cluster: Cluster | None = None,
@@ -100,7 +107,9 @@ def extract_features(
             CPU: it is called here, for the hash of the weights, and (pickled by cloudpickle) once in each actor.
         spec: the name of the model.
         options: all else that determines the features; stored with `spec`, and compared when a run is resumed.
-        dtype: "float32", "float16", or "bfloat16" (.safetensors).
+        dtype: "float32", "float16", "bfloat16" (.safetensors), or "int8" (.parquet).
+        vector: for .parquet: "mean" (default) of the map, "cls" token, "cls+mean" concatenated, or "joint": the
+            embedding in a space with text (models of open_clip), as `encode_image` gives it.
         shard: pictures per part file or chunk, see `make_writer`.
         workers: number of worker processes, 0 for none; see `encode_here`.
         cluster: the Ray cluster that reads, decodes and encodes, instead of worker processes on this machine.
@@ -111,25 +120,32 @@ def extract_features(
         tell: called at the start and after every picture.
 
     Raises:
-        S2WrapError: the output cannot be written, sources are missing or have changed, the store was made with another
-            model or other options, the disk is full, no picture could be read, or the cluster cannot be used.
+        S2WrapError: the output cannot be written, the model has no such vector, sources are missing or have changed,
+            the store was made with another model or other options, the disk is full, no picture could be read, or the
+            cluster cannot be used.
     """
     _check_workers(workers, cluster)
     if errors is not None:
         check_parent(errors)
-    writer, sections = make_writer(output, dtype, shard), find_sections(addresses)
+    writer, sections = make_writer(output, dtype, shard, vector), find_sections(addresses)
     total = count_pictures(sections)
     with (
         _reserved(output, writer, overwrite) as draft,
         nullcontext() if cluster is None else connected(cluster) as fleet,
     ):
         model = load()
-        reading = replace(reading, value_range=model.input.value_range)
+        footprints = isinstance(writer, VectorWriter)
+        reading = replace(reading, value_range=model.input.value_range, footprints=footprints)
         description = made_by(model, spec, options, dtype) | {
             "shard": writer.block if isinstance(writer, PartWriter) else shard,
             "reading": {"bands": reading.bands, "reject_scaling_attacks": reading.reject_scaling_attacks},
         }
-        keep, torch_dtype = writer.keep if writer else whole_maps, getattr(torch, dtype)
+        if isinstance(writer, VectorWriter):
+            check_vector(model, writer.vector)
+            description["vector"] = writer.vector
+        quantizer = Quantizer() if dtype == "int8" else None
+        keep = writer.keep if writer else whole_maps
+        torch_dtype = torch.float32 if quantizer else getattr(torch, dtype)
         encode: Encode
         if fleet is None:
             encode = partial(encode_here, model, keep, torch_dtype, workers, reading)
@@ -140,8 +156,18 @@ def extract_features(
         single = SingleFile(output, draft, description)
         with nullcontext(single) if writer is None else opened_store(output, writer, description, overwrite) as sink:
             with _failure_list(sink, errors):
-                shapes = fill(sink, encode, sections, total, tell)
-            return Outcome(sink.rows, sink.failed, shapes, files_left_out(sections))
+                shapes = fill(sink, partial(_quantized, encode, quantizer), sections, total, tell)
+            recall = quantizer.recall() if quantizer else None
+            if isinstance(sink, Store) and recall and recall.recall_at_10 is not None:
+                write_control(output, RECALL, asdict(recall))
+            return Outcome(sink.rows, sink.failed, shapes, files_left_out(sections), recall)
+
+
+def _quantized(
+    encode: Encode, quantizer: Quantizer | None, sections: list[Section], mark: Mark
+) -> Generator[Row | Failure]:
+    items = encode(sections, mark)
+    return items if quantizer is None else quantizer(items)
 
 
 def _check_workers(workers: int | None, cluster: Cluster | None) -> None:

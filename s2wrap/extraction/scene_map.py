@@ -12,7 +12,7 @@ from s2wrap.extraction.maps import group_made_by, open_zarr, own_arrays
 from s2wrap.extraction.picture import Row
 from s2wrap.extraction.writer import Writer
 from s2wrap.files import sync_folder
-from s2wrap.images.scene import Affine, Ground
+from s2wrap.images.ground import Affine, Ground
 
 CHUNK = 4 << 20
 """Bytes of a chunk before compression, about."""

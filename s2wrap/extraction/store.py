@@ -132,7 +132,7 @@ def opened_store(
         except Timeout as error:
             raise S2WrapError(f"{folder} is being written by another run; wait for its end") from error
     try:
-        if overwrite:
+        if overwrite or not writer.own():
             _empty(folder, writer)
         store = Store(folder, writer, description)
         try:
@@ -204,7 +204,7 @@ def _opened_state(folder: Path, writer: Writer, description: dict[str, Any]) -> 
             f"{folder} holds {own[0].name}, but {control_folder(folder) / 'store.json'} is missing, which says what "
             f"that is; bring it back, {BEGIN_ANEW}"
         )
-    if state is None or not own or (state.finished and state.rows == 0):  # new, removed, or no picture could be read
+    if state is None or (state.finished and state.rows == 0):  # new, or no picture could be read
         return State(description)
     _check_same(folder, state.made_by, description)
     if damage := list(islice(find_damage(folder, state), 3)):
@@ -235,9 +235,8 @@ def _empty(folder: Path, writer: Writer) -> None:
     """Remove what a store holds, and nothing else; how many rows it has first, so that a kill leaves no false claim."""
     control = control_folder(folder)
     with disk_errors(folder):
-        for name in ("store.json", "failures.jsonl", "files.jsonl"):
-            (control / name).unlink(missing_ok=True)
-        for path in writer.own():
+        (control / "store.json").unlink(missing_ok=True)
+        for path in (*writer.own(), *(path for path in control.iterdir() if path.name != "lock")):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

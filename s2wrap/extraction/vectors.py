@@ -1,28 +1,62 @@
 """Pooled vectors as Parquet: a folder of part files that pyarrow, pandas, DuckDB and Polars can read directly."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from s2wrap.errors import MissingExtraError
-from s2wrap.extraction.encode import Keep, pooled_vector
 from s2wrap.extraction.picture import Row
-from s2wrap.extraction.writer import PartWriter
+from s2wrap.extraction.pooling import VECTORS
+from s2wrap.extraction.writer import PartWriter, intact
+
+GEOMETRY, GEO = "geometry", "geo"
+"""The column of outlines, and the key of the metadata that describes it."""
+GEO_METADATA = {
+    "version": "1.1.0",
+    "primary_column": GEOMETRY,
+    "columns": {GEOMETRY: {"encoding": "WKB", "geometry_types": ["Polygon", "MultiPolygon"]}},
+}
+"""As GeoParquet 1.1 asks for it; without a CRS, coordinates are OGC:CRS84: longitude, latitude."""
 
 
 class VectorWriter(PartWriter):
-    """Part files with columns path, height, width and vector (a fixed-size list); the description is metadata."""
+    """Part files with columns path, height, width and vector (a fixed-size list); the description is metadata.
+
+    Vectors of int8 have a column scale (float32) beside them: the vector is int8 × scale. If the first picture is
+    georeferenced, there is a column geometry, as GeoParquet has it.
+
+    Attributes:
+        vector: the kind of vector, a name of `VECTORS`.
+        located: whether there is a column geometry; the part files of a store say it, or its first row.
+    """
 
     ending = ".parquet"
-    keep: Keep = staticmethod(pooled_vector)
 
-    def __init__(self, folder: Path, dtype: str, block: int):
+    def __init__(self, folder: Path, dtype: str, block: int, vector: str):
         open_pyarrow()
         super().__init__(folder, dtype, block)
+        self.vector, self.keep = vector, VECTORS[vector]
+        self.located = False
+
+    def size_block(self, row: Row) -> None:
+        """Have a column geometry if the first row of the store has one."""
+        self.located = row.footprint is not None
+
+    def start(self, rows: int, description: Mapping[str, Any]) -> list[Row]:
+        """As `PartWriter.start`."""
+        open_pyarrow()
+        import pyarrow.parquet as pq
+
+        first = self._path(0)
+        if rows and first.is_file():
+            with intact(first):
+                self.located = GEOMETRY in pq.read_schema(first).names
+        return super().start(rows, description)
 
     def write_part(self, rows: Sequence[Row], path: Path) -> None:
         """Write rows to a part file."""
@@ -36,8 +70,16 @@ class VectorWriter(PartWriter):
             "width": pa.array([row.width for row in rows], pa.int32()),
             "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1]),
         }
-        table = pa.table(columns).replace_schema_metadata({key: text(value) for key, value in self.description.items()})
-        pq.write_table(table, path, use_dictionary=False, write_statistics=["path", "height", "width"])  # type: ignore[arg-type] (its stubs know only yes or no)
+        dictionary: list[str] = []
+        if self.dtype == "int8":
+            columns["scale"] = pa.array(np.stack([row.arrays["scale"].numpy() for row in rows]))
+            dictionary = ["vector.list.element"]  # a byte a value: Parquet has no integers of 8 bits otherwise
+        description = dict(self.description)
+        if self.located:
+            columns[GEOMETRY] = pa.array([row.footprint for row in rows], pa.binary())
+            description[GEO] = GEO_METADATA
+        table = pa.table(columns).replace_schema_metadata({key: text(value) for key, value in description.items()})
+        pq.write_table(table, path, use_dictionary=dictionary, write_statistics=["path", "height", "width"])  # type: ignore[arg-type] (its stubs know only yes or no)
 
     def read_part(self, path: Path) -> list[Row]:
         """The rows of a part file."""
@@ -45,13 +87,13 @@ class VectorWriter(PartWriter):
         import pyarrow.parquet as pq
 
         table = pq.read_table(path)
-        vectors = table.column("vector").combine_chunks()
-        matrix = np.array(vectors.flatten().to_numpy(zero_copy_only=False)).reshape(len(table), -1)
+        arrays = [{"vector": vector} for vector in matrix_of(table.column("vector"))]
+        if self.dtype == "int8":
+            scales = torch.from_numpy(table.column("scale").to_numpy(zero_copy_only=False).copy())
+            arrays = [each | {"scale": scale} for each, scale in zip(arrays, scales, strict=True)]
+        footprints = table.column(GEOMETRY).to_pylist() if self.located else [None] * len(table)
         columns = [table.column(name).to_pylist() for name in ("path", "height", "width")]
-        return [
-            Row(name, height, width, {"vector": torch.from_numpy(vector)})
-            for name, height, width, vector in zip(*columns, matrix, strict=True)
-        ]
+        return [Row(*values, footprint=last) for *values, last in zip(*columns, arrays, footprints, strict=True)]
 
     def read_metadata(self, path: Path) -> dict[str, str]:
         """The description in a part file."""
@@ -59,6 +101,11 @@ class VectorWriter(PartWriter):
         import pyarrow.parquet as pq
 
         return {key.decode(): value.decode() for key, value in (pq.read_schema(path).metadata or {}).items()}
+
+
+def matrix_of(column: Any) -> Tensor:
+    """A column of fixed-size lists as a tensor (rows, length)."""
+    return torch.from_numpy(np.array(column.combine_chunks().flatten()).reshape(len(column), -1))
 
 
 def printable(name: str) -> str:

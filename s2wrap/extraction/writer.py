@@ -1,7 +1,8 @@
 """The interface of a store's format, and the base class of formats with part files."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -108,13 +109,20 @@ class PartWriter(Writer):
         return {key: texts[key] for key in ("spec", "weights_sha256") if key in texts}
 
     def _read(self, path: Path, read: Callable[[Path], Content]) -> Content:
-        try:
+        with intact(path):
             return read(path)
-        except Exception as error:  # each library raises error types of its own
-            raise S2WrapError(f"{path} is damaged ({first_line(error)}); bring it back, or begin anew") from error
 
     def _path(self, number: int) -> Path:
         return self.folder / f"part-{number:06d}{self.ending}"
+
+
+@contextmanager
+def intact(path: Path) -> Iterator[None]:
+    """Raise S2WrapError if what is read in the block is damaged."""
+    try:
+        yield
+    except Exception as error:  # each library raises error types of its own
+        raise S2WrapError(f"{path} is damaged ({first_line(error)}); remove the store and begin anew") from error
 
 
 def check_same_shapes(arrays: Arrays, row: Row, remedy: str) -> None:

@@ -83,7 +83,7 @@ def as_batch(images: Any, channels: int = 3, value_range: Range | None = None) -
 
 
 def as_pictures(images: Any) -> Iterable[Any]:
-    """What `encode` was given as an iterable of pictures: one picture is one of them.
+    """What `encode` or `encode_image` was given as an iterable of pictures: one picture is one of them.
 
     Raises:
         S2WrapError: a folder, or something that is neither a picture nor holds any.
@@ -100,7 +100,7 @@ def as_pictures(images: Any) -> Iterable[Any]:
     if one:
         return [images]
     if not isinstance(images, Iterable):
-        raise S2WrapError(f"encode() takes images or one image, not {images!r}")
+        raise S2WrapError(f"the model takes images or one image, not {images!r}")
     return images
 
 

@@ -62,12 +62,14 @@ class Reading(ReadOptions):
         value_range: the values that stand for 0 and 1, for files that do not say it: signed and floating values, and
             16-bit TIFFs whose largest values are not used. Their values are returned as they are, for a model of the
             same `value_range`. Files that say it are not affected.
+        footprints: whether `extract_features` notes where georeferenced TIFFs lie; it decides that by its output.
 
     Raises:
         S2WrapError: a value that cannot be.
     """
 
     value_range: Annotated[Range | None, "Which values stand for 0 and 1."] = None
+    footprints: Annotated[bool, "Note where georeferenced TIFFs lie."] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,36 +5,22 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from s2wrap.errors import MissingExtraError, S2WrapError, warn
+from s2wrap.images.ground import Ground, ground_of
 from s2wrap.images.limits import ReadOnlyFile, Stream
 from s2wrap.images.options import Reading
 from s2wrap.images.read import read_stream, readable
 from s2wrap.images.tiff import MAGIC, ORIENTATION, check_numbers, samples_of, tifffile, tile_pixels
 from s2wrap.images.values import Samples, to_tensor
 
-Affine = tuple[float, float, float, float, float, float]
 METRES = {2: 0.0254, 3: 0.01}
 """Metres of the values of ResolutionUnit, inch and centimetre (TIFF 6.0, page 38)."""
-
-
-class Ground(NamedTuple):
-    """Where a picture lies on the ground.
-
-    Attributes:
-        transform: (a, b, c, d, e, f): x = a · column + b · row + c, y = d · column + e · row + f, at corners of pixels.
-        crs: its coordinate reference system, as WKT.
-        metres: in one unit of it; None for degrees.
-    """
-
-    transform: Affine
-    crs: str
-    metres: float | None
 
 
 @dataclass(frozen=True)
@@ -164,8 +150,10 @@ def open_scene(stream: Stream, name: str, reading: Reading) -> Iterator[Scene]:
             tiff = stack.enter_context(tifffile().TiffFile(ReadOnlyFile(stream)))
             series = max(tiff.series, key=lambda each: np.prod(each.shape))
             levels = tuple(_level(series, number, name, reading) for number in range(len(series.levels)))
-            ground = _ground(series.keyframe, stream, name)
             page = series.keyframe
+            ground = ground_of(page, stream)
+            if page.is_geotiff and ground is None:
+                warn(f"{name}: has GeoTIFF tags without a place that could be kept; its map will lie on pixels")
             _check_page(page, name, reading)
             pixel_bytes = page.samplesperpixel * max(1, page.bitspersample // 8)
         yield Scene(name, levels, ground, _pixel_metres(tiff, page, ground), pixel_bytes)
@@ -221,23 +209,6 @@ def _level(series: Any, number: int, name: str, reading: Reading) -> Level:
             f"give value_range="
         )
     return Level((sizes["Y"], sizes["X"]), read)
-
-
-def _ground(page: Any, stream: Stream, name: str) -> Ground | None:
-    """Where a GeoTIFF lies, by rasterio."""
-    if not page.is_geotiff:
-        return None
-    try:
-        import rasterio
-    except ImportError as error:
-        raise MissingExtraError("rasterio", "images") from error
-    stream.seek(0)
-    with rasterio.open(getattr(stream, "name", stream)) as dataset:
-        if dataset.crs is None or dataset.transform.is_identity:
-            warn(f"{name}: has GeoTIFF tags without a place that could be kept; its map will lie on pixels")
-            return None
-        metres = dataset.crs.linear_units_factor[1] if dataset.crs.is_projected else None
-        return Ground(tuple(dataset.transform)[:6], dataset.crs.to_wkt(), metres)
 
 
 def _pixel_metres(tiff: Any, page: Any, ground: Ground | None) -> float | None:
