@@ -1,5 +1,6 @@
 """The whole way: pictures at any address → stores, with whatever may end a run on the way."""
 
+import copy
 import ctypes
 import json
 import os
@@ -191,7 +192,7 @@ def test_tiles_of_several_pictures_share_backbone_calls(model, folder):
     hook = model.backbone.model.patch_embed.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
     try:
         pictures = map(decode, [Picture(str(path)) for path in sorted(folder.iterdir())])
-        rows = list(encode_all(model, pictures, whole_maps, dtype=torch.float32))
+        rows = list(encode_all([model], pictures, whole_maps, dtype=torch.float32))
     finally:
         hook.remove()
     assert len(rows) == COUNT
@@ -220,11 +221,27 @@ def test_pictures_that_the_model_refuses_do_not_stop_their_neighbours(model, fol
     small = decoding.Decoded("small.png", torch.zeros(3, 5, 2, dtype=torch.uint8))
     items = list(
         encode_all(
-            Picky(model.backbone, model.options), [*decoded[:2], small, *decoded[2:]], whole_maps, dtype=torch.float32
+            [Picky(model.backbone, model.options)], [*decoded[:2], small, *decoded[2:]], whole_maps, dtype=torch.float32
         )
     )
     assert [isinstance(item, Row) for item in items] == [True, True, False, True, True, True, True]
     assert items[2] == Failure("small.png", "small.png: two pixels are too few for me")
+
+
+def test_copies_of_a_model_on_more_devices_take_batches_in_turn(model, folder, expected, tmp_path):
+    used = []
+    extract(model, [folder], tmp_path / "one.safetensors", devices=["cpu", "cpu"], workers=1)
+    names, maps = read(tmp_path / "one.safetensors")
+    assert names == [str(path) for path in sorted(folder.iterdir())]
+    torch.testing.assert_close(maps, expected, atol=1e-4, rtol=0)
+    models = [copy.deepcopy(model) for _ in range(3)]
+    for number, each in enumerate(models):
+        each.encode = lambda images, number=number, each=each: (
+            used.append(number) or s2wrap.MultiScale.encode(each, images)
+        )
+    list(encode_all(models, map(decode, map(Picture, names)), whole_maps, dtype=torch.float32))
+    assert used == [number % 3 for number in range(len(used))]
+    assert len(used) >= 6
 
 
 @pytest.fixture
@@ -278,7 +295,7 @@ def test_workers_that_encode_give_what_this_process_gives(model, folder, expecte
         return whole_maps(features) | {"threads": torch.tensor(torch.get_num_threads())}
 
     for workers in (1, 2, 3):
-        items = list(encode_here(model, keep, torch.float32, workers, USUAL, find_sections([str(listed)]), START))
+        items = list(encode_here([model], keep, torch.float32, workers, USUAL, find_sections([str(listed)]), START))
         threads += [int(item.arrays["threads"]) for item in items if isinstance(item, Row)]
         assert [item.name for item in items] == listed.read_text().split()
         assert "not a picture" in items.pop(7).reason
@@ -300,7 +317,7 @@ def test_pictures_that_kill_a_worker_which_encodes_are_named_and_the_others_are_
         return load_image(path, reading)
 
     monkeypatch.setattr(decoding, "load_image", deadly)
-    items = list(encode_here(model, whole_maps, torch.float32, 2, USUAL, find_sections(paths), START))
+    items = list(encode_here([model], whole_maps, torch.float32, 2, USUAL, find_sections(paths), START))
     assert [item.name for item in items] == paths
     assert {item.name for item in items if isinstance(item, Failure)} == killers
     assert items[3].reason == f"{paths[3]}: the process that worked on it crashed, or was killed for its memory"
@@ -325,7 +342,7 @@ def test_what_ends_a_worker_that_encodes_is_told_and_what_was_done_is_kept(model
         kind = {S2WrapError: S2WrapError, MemoryError: MemoryError, ValueError: RuntimeError}[type(error)]
         done.clear()
         with pytest.raises(kind, match=message):
-            for item in encode_here(model, whole_maps, torch.float32, 1, USUAL, find_sections(paths), START):
+            for item in encode_here([model], whole_maps, torch.float32, 1, USUAL, find_sections(paths), START):
                 done.append(item.name)
         assert done == paths[: len(done)]
         assert len(done) >= 4
@@ -344,7 +361,7 @@ def test_a_worker_that_dies_while_it_hands_over_much_is_not_waited_for(model, fo
     monkeypatch.setattr(decoding, "load_image", deadly)
     items = []
     for item in encode_here(
-        model, lambda _: {"large": torch.zeros(2**21)}, torch.float32, 1, USUAL, find_sections(paths), START
+        [model], lambda _: {"large": torch.zeros(2**21)}, torch.float32, 1, USUAL, find_sections(paths), START
     ):
         items.append(item.name)
         time.sleep(1 if len(items) == 1 else 0)
@@ -396,7 +413,7 @@ def test_as_many_workers_as_processors_by_default(model, folder, monkeypatch, ki
     for place in (local, decoding):
         monkeypatch.setattr(place, "by_workers", by_workers)
     sections = find_sections(["memory://shared"] if address == "memory" else [str(file) for file in files])
-    rows = list(encode_here(model, whole_maps, torch.float32, None, USUAL, sections, START))
+    rows = list(encode_here([model], whole_maps, torch.float32, None, USUAL, sections, START))
     assert [os.path.basename(row.name) for row in rows] == [file.name for file in files]
     assert all(isinstance(row, Row) for row in rows)
     assert started == found

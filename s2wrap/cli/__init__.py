@@ -22,6 +22,7 @@ COMMANDS = {
     "play": ("play:play", "Open a page in the browser that shows what models see in your photographs."),
     "features": ("features:extract", "Write the features of pictures, as many as there are."),
     "search": ("search:search", "Find the pictures of a store of features that are most alike to others."),
+    "check": ("check:check", "Read whole stores of features, and compare them with what was written."),
     "inspect": (
         "inspect:describe",
         "Show what is known of a model and what an image costs; no weights are downloaded.",

@@ -50,7 +50,10 @@ def extract(
     ],
     device: Annotated[
         str | None,
-        typer.Option(help="Where to run: cpu, cuda, cuda:1, mps (default: cpu; CUDA for a TensorRT file)."),
+        typer.Option(
+            help="Where to run: cpu, cuda, cuda:1, mps, GPUs together as cuda:0,cuda:1 (default: cpu; CUDA for a "
+            "TensorRT file)."
+        ),
     ] = None,
     dtype: Annotated[
         str, typer.Option(help="Of what is written: float32, float16, bfloat16 (.safetensors), or int8 (.parquet).")
@@ -123,16 +126,19 @@ def extract(
         out.check_overwrite([path for path in (output, errors) if path is not None], overwrite)
     exported = model.endswith(flags.FILE_ENDINGS)
     usual = "cuda" if exported and not model.endswith(".onnx") else "cpu"
-    cluster = _cluster(ray, ray_address, actors, device or usual)
+    cluster, windows = _cluster(ray, ray_address, actors, device or usual), WindowOptions(**window_options)
+    devices = [] if cluster else [flags.device(name) for name in (device or "cpu").split(",")]
+    if len({place.type for place in devices}) > 1 or (len(devices) > 1 and (exported or windows.window)):
+        raise S2WrapError(f"--device {device}: several must be of one kind, for a model by its name, without --window")
     if exported:
-        make = partial(_open_file, model, None if device is None else flags.device(device), options)
+        make = partial(_open_file, model, None if device is None else devices[0], options)
     else:  # actors move the model themselves: this machine may have no GPU
-        place = torch.device("cpu") if cluster else flags.device(device or "cpu")
+        place = torch.device("cpu") if cluster else devices[0]
         make = partial(_load_model, model, place, options)
     keep_freed_memory()
     console = out.notes()
     continued = shard is not None or output.suffix in (".parquet", ".zarr")
-    reading, windows = Reading(**read_options), WindowOptions(**window_options)
+    reading = Reading(**read_options)
     common: dict[str, Any] = {
         "load": make,
         "spec": model,
@@ -156,6 +162,7 @@ def extract(
                 vector=vector,
                 shard=shard,
                 workers=workers,
+                devices=devices[1:],
                 cluster=cluster,
                 errors=errors,
                 tell=bar.show,

@@ -162,7 +162,7 @@ class _Encoder:
     def _encode(self, pictures: list[Decoded]) -> Iterator[list[Row | Failure]]:
         if self.error is not None:
             raise self.error
-        items = encode_all(self.model, pictures, self.options.keep, dtype=self.options.dtype)
+        items = encode_all([self.model], pictures, self.options.keep, dtype=self.options.dtype)
         return grouped(items, _tensor_bytes, count=FILES, most=BYTES)
 
 

@@ -1,10 +1,10 @@
 """Encoding of decoded pictures into features; tiles of several pictures share backbone calls."""
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import islice
+from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -73,25 +73,26 @@ def encode_vectors(model: Encoder, pictures: Any, vector: str) -> Tensor:
 
 
 def encode_all(
-    model: Encoder, pictures: Iterable[Decoded], keep: Keep, *, dtype: torch.dtype
+    models: Sequence[Encoder], pictures: Iterable[Decoded], keep: Keep, *, dtype: torch.dtype
 ) -> Generator[Row | Failure]:
     """The features to store of each picture, in order, or its failure.
 
-    Pictures are encoded in batches of as many pictures as a backbone call takes tiles, so that calls are full. On a
-    GPU, the next batch is launched before the results of the last are awaited.
+    Pictures are encoded in batches of as many pictures as a backbone call takes tiles, so that calls are full. On
+    GPUs, a batch is launched on each, and one more, before the results of the first are awaited.
 
     Args:
-        model: the model, on its device.
+        models: the model, once on each of its devices, which take batches in turn.
         pictures: read lazily, one batch at a time.
         keep: picks the arrays to store from the features of one picture.
         dtype: the dtype of the stored arrays.
     """
     pictures = iter(pictures)
-    batch_size = model.tile_batch_for(1, model.device)
-    ahead = 0 if model.device.type == "cpu" else 1  # a CPU gains nothing by it, and rows can be committed sooner
+    first, turns = models[0], cycle(models)
+    batch_size = first.tile_batch_for(1, first.device)
+    ahead = 0 if first.device.type == "cpu" else len(models)  # a CPU gains nothing, and rows can be committed sooner
     launched: deque[_Batch] = deque()
     while decoded := list(islice(pictures, batch_size)):
-        launched.append(_launch(model, decoded, keep, dtype))
+        launched.append(_launch(next(turns), decoded, keep, dtype))
         if len(launched) > ahead:
             yield from launched.popleft().rows()
     for batch in launched:

@@ -4,7 +4,7 @@ import gc
 import os
 import pickle
 import sys
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain, islice
 
@@ -31,7 +31,7 @@ Packed = Tensor | np.ndarray
 
 
 def encode_here(
-    model: Encoder,
+    models: Sequence[Encoder],
     keep: Keep,
     dtype: torch.dtype,
     workers: int | None,
@@ -46,7 +46,7 @@ def encode_here(
     of their own), workers only decode.
 
     Args:
-        model: the model, on its device.
+        models: the model, once on each of its devices.
         keep: picks the arrays to store from the features of one picture.
         dtype: the dtype of the stored arrays.
         workers: number of processes; 0 works in this process alone. None: one per processor less one if they only
@@ -57,7 +57,8 @@ def encode_here(
         mark: the position of the last picture that is done.
     """
     pictures = pictures_after(sections, mark)
-    if workers != 0 and _can_fork(model):
+    model = models[0]
+    if workers != 0 and len(models) == 1 and _can_fork(model):
         blocks = _blocks(pictures, model)
         if workers is None:
             workers, blocks = _choose_workers(blocks)
@@ -67,7 +68,7 @@ def encode_here(
     workers = _processors() - 1 if workers is None else workers
     on_gpu = model.device.type == "cuda"
     decoded = decode_all(pictures, reading, workers=workers, pin=on_gpu)
-    return encode_all(model, decoded, keep, dtype=dtype)
+    return encode_all(models, decoded, keep, dtype=dtype)
 
 
 def _processors() -> int:
@@ -133,7 +134,7 @@ def _encode_block(model: Encoder, keep: Keep, dtype: torch.dtype, reading: Readi
     cause = None
     try:
         decoded = decode_all(block, reading, workers=0)
-        for item in encode_all(model, decoded, keep, dtype=dtype):
+        for item in encode_all([model], decoded, keep, dtype=dtype):
             items.append(item)
     except Exception as error:
         cause = portable(error)

@@ -142,6 +142,11 @@ def own_arrays(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*") if OWN.fullmatch(path.name))
 
 
+def is_scene(folder: Path) -> bool:
+    """Whether a Zarr store holds the map of one scene, and not maps of pictures."""
+    return (folder / "seen").is_dir()
+
+
 def group_made_by(folder: Path) -> dict[str, Any]:
     """The spec and the hash of the weights as a group has them."""
     attributes = dict(open_zarr().open_group(folder, mode="r").attrs)

@@ -1,11 +1,12 @@
 """Feature extraction from addresses to a store or file."""
 
+import copy
 import json
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -91,6 +92,7 @@ def extract_features(
     vector: str | None = None,
     shard: int | None = None,
     workers: int | None = None,
+    devices: Sequence[str | torch.device] = (),
     cluster: Cluster | None = None,
     errors: Path | None = None,
     reading: Reading = USUAL,
@@ -112,6 +114,8 @@ def extract_features(
             embedding in a space with text (models of open_clip), as `encode_image` gives it.
         shard: pictures per part file or chunk, see `make_writer`.
         workers: number of worker processes, 0 for none; see `encode_here`.
+        devices: more devices for copies of the model (a `MultiScale`), beside the one that it is loaded onto, all of
+            one kind; batches of pictures go to them in turn.
         cluster: the Ray cluster that reads, decodes and encodes, instead of worker processes on this machine.
         errors: file for the pictures that could not be read, one JSON line {"path": …, "reason": …, "try_again": …}
             each: whether the next run with the same store tries them again.
@@ -148,11 +152,11 @@ def extract_features(
         torch_dtype = torch.float32 if quantizer else getattr(torch, dtype)
         encode: Encode
         if fleet is None:
-            encode = partial(encode_here, model, keep, torch_dtype, workers, reading)
+            models = [model, *(copy.deepcopy(model).to(device) for device in devices)]
+            encode = partial(encode_here, models, keep, torch_dtype, workers, reading)
         else:
             sha256 = description["weights_sha256"]
             encode = partial(encode_on, fleet, EncodingOptions(load, keep, torch_dtype, sha256, reading))
-        del model
         single = SingleFile(output, draft, description)
         with nullcontext(single) if writer is None else opened_store(output, writer, description, overwrite) as sink:
             with _failure_list(sink, errors):

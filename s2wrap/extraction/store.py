@@ -69,7 +69,8 @@ class Store:
             self.failures.add(path=item.name, reason=item.reason, try_again=item.again)
         else:
             if self.rows == 0:
-                self.writer.size_block(item)
+                with _library_errors(f"cannot write {self.folder}"):
+                    self.writer.size_block(item)
             self.rows += 1
             self.block.append(replace(item, mark=START))
             if item.name in self.again:
