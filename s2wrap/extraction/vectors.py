@@ -93,7 +93,10 @@ class VectorWriter(PartWriter):
             arrays = [each | {"scale": scale} for each, scale in zip(arrays, scales, strict=True)]
         footprints = table.column(GEOMETRY).to_pylist() if self.located else [None] * len(table)
         columns = [table.column(name).to_pylist() for name in ("path", "height", "width")]
-        return [Row(*values, footprint=last) for *values, last in zip(*columns, arrays, footprints, strict=True)]
+        return [
+            Row(name, height, width, each, footprint=footprint)
+            for name, height, width, each, footprint in zip(*columns, arrays, footprints, strict=True)
+        ]
 
     def read_metadata(self, path: Path) -> dict[str, str]:
         """The description in a part file."""
