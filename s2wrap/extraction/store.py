@@ -52,7 +52,7 @@ class Store:
         self.failures = Log(control_folder(folder) / "failures.jsonl", self.state.failure_bytes)
         self.files = Log(control_folder(folder) / "files.jsonl", self.state.file_bytes)
         self.again = {name: True for name, failure in read_failures(folder, self.state).items() if failure["try_again"]}
-        with _library_errors(f"{folder} cannot be gone on with"):
+        with _library_errors("cannot go on with", folder):
             self.block = writer.start(self.state.rows, description)
         self.rows, self.failed, self.mark = self.state.rows, self.state.failed, self.state.mark
         self.last = self.block[-1].name if self.block else None
@@ -69,7 +69,7 @@ class Store:
             self.failures.add(path=item.name, reason=item.reason, try_again=item.again)
         else:
             if self.rows == 0:
-                with _library_errors(f"cannot write {self.folder}"):
+                with _library_errors("cannot write", self.folder):
                     self.writer.size_block(item)
             self.rows += 1
             self.block.append(replace(item, mark=START))
@@ -89,7 +89,7 @@ class Store:
         start = time.monotonic()
         if self.rows > self.state.rows:
             whole = len(self.block) == self.writer.block
-            with _library_errors(f"cannot write {self.folder}"):
+            with _library_errors("cannot write", self.folder):
                 for path in self.writer.write(self.rows - len(self.block), self.block):
                     name = path.relative_to(self.folder).as_posix()
                     self.files.add(file=name, whole=whole, bytes=path.stat().st_size, sha256=file_sha256(path))
@@ -242,12 +242,12 @@ def _empty(folder: Path, writer: Writer) -> None:
 
 
 @contextmanager
-def _library_errors(what: str) -> Iterator[None]:
+def _library_errors(what: str, folder: Path) -> Iterator[None]:
     """Make one S2WrapError of whatever the library of a format raises, such as for a disk that is full or gone."""
     try:
         yield
-    except S2WrapError:
-        raise
     except Exception as error:  # each library raises error types of its own
+        if isinstance(error, S2WrapError) and folder.is_dir():
+            raise
         why = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
-        raise S2WrapError(f"{what}: {why}") from error
+        raise S2WrapError(f"{what} {folder}: {why if folder.is_dir() else 'the folder is gone'}") from error

@@ -1,5 +1,6 @@
 """Worker processes that map a function over items, in order; a crash loses only the item that caused it."""
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -14,7 +15,12 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from s2wrap.errors import S2WrapError
+from s2wrap.errors import S2WrapError, first_line
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 CRASH = "exited unexpectedly"
 """The words with which a DataLoader reports that a worker was killed."""
@@ -45,7 +51,11 @@ def by_workers(
         ahead: the most items assigned to a worker at a time.
         pin: whether to move results to page-locked memory, by their method `pin_memory`.
         fork: whether to fork the workers from this process, so that `work` need not be pickled.
+
+    Raises:
+        S2WrapError: the system lacks what so many workers need.
     """
+    _check_system(workers, ahead)
     pending: deque[Item] = deque()
     source_errors: list[Exception] = []
     child_signal = _ChildSignal()
@@ -85,25 +95,43 @@ def by_workers(
         raise source_errors[0]
 
 
+def _check_system(workers: int, ahead: int) -> None:
+    """Raise S2WrapError where the system lacks what so many workers need: open files, or memory for semaphores."""
+    if resource is not None:
+        needed, allowed = 24 + workers * (4 + ahead), resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if allowed != resource.RLIM_INFINITY and allowed < needed:
+            raise S2WrapError(
+                f"{workers} worker processes need {needed} open files, and the system allows {allowed}; raise that by "
+                f"`ulimit -n {needed}`, or use fewer --workers, or 0"
+            )
+    try:
+        for queue in [multiprocessing.Queue() for _ in range(2 * workers + 2)]:  # as many as a DataLoader makes
+            queue.close()
+    except OSError as error:
+        raise S2WrapError(
+            f"{workers} worker processes cannot be started ({first_line(error)}); see whether /dev/shm is full, or use "
+            f"fewer --workers, or 0"
+        ) from error
+
+
 def _run(
     work: Callable[[Item], Result], items: Iterator[Item], workers: int, ahead: int, pin: bool, fork: bool
 ) -> Iterator[Result]:
     """The results of a DataLoader, in order; a worker that dies ends it with an error."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than processors
-        return iter(
-            DataLoader(
-                _Work(work),
-                sampler=items,
-                batch_size=None,
-                num_workers=workers,
-                prefetch_factor=ahead,
-                collate_fn=_identity,
-                worker_init_fn=_start_worker,
-                pin_memory=pin,
-                multiprocessing_context="fork" if fork else None,
-            )
+        loader = DataLoader(
+            _Work(work),
+            sampler=items,
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=ahead,
+            collate_fn=_identity,
+            worker_init_fn=_start_worker,
+            pin_memory=pin,
+            multiprocessing_context="fork" if fork else None,
         )
+        return iter(loader)
 
 
 def grouped(items: Iterable[Item], size: Callable[[Item], int], *, count: int, most: int) -> Iterator[list[Item]]:
