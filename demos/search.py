@@ -136,7 +136,7 @@ def write_vectors(folder: Path, store: Path, spec: str, *, pretrained: bool) -> 
             tell=lambda state: progress.update(task, completed=state.done, total=state.expected),
         )
     if outcome.failed:
-        print(f"{outcome.failed} pictures could not be read; {store}/_s2wrap/failures.jsonl has them")
+        print(f"{outcome.failed} pictures could not be read; {store}.s2wrap/failures.jsonl has them")
 
 
 def load_model(spec: str, pretrained: bool) -> s2wrap.MultiScale:

@@ -224,7 +224,7 @@ def _last_words(bar: "_Bar", console: Console, store: Path | None) -> Iterator[N
     """Say how far a run came that is interrupted, and whether the same command goes on."""
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # Ctrl-C and SIGTERM
         kept = "nothing is written: a single file is whole or not at all; .parquet, .zarr or --shard N can be continued"
         kept = kept if store is None else f"the same command goes on with {store}"
         out.print_line(f"stopped after {bar.done} pictures; {kept}", console, "yellow")

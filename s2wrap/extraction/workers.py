@@ -190,6 +190,8 @@ def _start_worker(_worker: int) -> None:
 
     # a DataLoader's worker outlives a parent that is killed while the worker starts
     threading.Thread(target=exit_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the first one handles it
+    sys.excepthook = lambda *_: None  # what hands tensors over complains of every process that ended before it took one
     # a progress bar may have replaced these; in a forked process its lock may stay locked forever
     sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
     silence_decoders()
