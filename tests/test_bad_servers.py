@@ -116,15 +116,17 @@ def bucket():
         ):
             patch.setenv(f"AWS_{name}", value)
         patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.server_port}")
+        fsspec.get_filesystem_class("s3").clear_instance_cache()  # which may have the address of another test's server
         files, pixels = fsspec.filesystem("s3"), np.random.default_rng(0)
-        files.mkdir("bucket")
+        files.mkdir("shaky")
         for number in range(COUNT):
             stream = io.BytesIO()
             Image.fromarray(pixels.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(stream, "PNG")
-            files.pipe(f"bucket/photos/{number:03d}.png", stream.getvalue())
+            files.pipe(f"shaky/photos/{number:03d}.png", stream.getvalue())
             if number < FEW:
-                files.pipe(f"bucket/few/{number:03d}.png", stream.getvalue())
+                files.pipe(f"shaky/few/{number:03d}.png", stream.getvalue())
         yield proxy
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
     proxy.shutdown()
     moto.stop()
 
@@ -140,7 +142,7 @@ def no_pauses(monkeypatch):
     monkeypatch.setattr("tenacity.nap.time.sleep", lambda seconds: None)
 
 
-def extract(model, output, source="s3://bucket/few", **options):
+def extract(model, output, source="s3://shaky/few", **options):
     options = {"spec": SPEC, "options": {}, "workers": 0} | options
     return extract_features([source], output, load=lambda: model, **options)
 
@@ -168,7 +170,7 @@ def assert_same(found, expected):
 def test_one_answer_in_ten_fails_in_every_way_and_every_picture_is_there(bucket, model, tmp_path, workers):
     numbers, ways = itertools.count(1), itertools.cycle(WAYS)
     bucket.spoilt.clear()
-    folder, bucket.way = "s3://bucket/photos", lambda _: None
+    folder, bucket.way = "s3://shaky/photos", lambda _: None
     assert extract(model, tmp_path / "expected.parquet", folder).rows == COUNT
     bucket.way = lambda _: next(ways) if next(numbers) % 10 == 0 else None
     for _ in range(3):  # where one fails in every attempt, the same command tries it again
@@ -205,7 +207,7 @@ def test_an_answer_that_always_fails_is_one_failure_that_the_next_run_tries_agai
     outcome = extract(model, tmp_path / "out.parquet", errors=errors)
     (failure,) = map(json.loads, errors.read_text().splitlines())
     assert (outcome.rows, outcome.failed) == (FEW - 1, 1)
-    assert failure["path"] == "s3://bucket/few/001.png"
+    assert failure["path"] == "s3://shaky/few/001.png"
     assert failure["try_again"], failure
     bucket.way = lambda _: None
     assert extract(model, tmp_path / "out.parquet", errors=errors).failed == 0
@@ -217,14 +219,14 @@ def test_a_picture_that_is_damaged_on_the_server_is_not_fetched_for_ever(bucket,
     asked = Counter()
     bucket.way = lambda key: asked.update([key])
     files = fsspec.filesystem("s3")
-    files.pipe("bucket/few/damaged.png", files.cat("bucket/few/001.png")[:500])
+    files.pipe("shaky/few/damaged.png", files.cat("shaky/few/001.png")[:500])
     try:
         asked.clear()
         for _ in range(2):
             assert extract(model, tmp_path / "out.parquet").failed == 1
         assert asked["damaged.png"] == 2  # it came out the same
     finally:
-        files.rm("bucket/few/damaged.png")
+        files.rm("shaky/few/damaged.png")
 
 
 def test_a_server_that_is_gone_stops_the_run_which_goes_on_later(bucket, model, expected, tmp_path, monkeypatch):
@@ -248,8 +250,8 @@ def test_a_key_of_any_kind_costs_itself_at_most(bucket, model, expected, tmp_pat
     bucket.way = lambda _: None
     files = fsspec.filesystem("s3")
     client = files.s3
-    put = functools.partial(fsspec.asyn.sync, files.loop, client.put_object, Bucket="bucket")
-    put(Key=f"few/{key}", Body=files.cat("bucket/few/001.png"))
+    put = functools.partial(fsspec.asyn.sync, files.loop, client.put_object, Bucket="shaky")
+    put(Key=f"few/{key}", Body=files.cat("shaky/few/001.png"))
     try:
         for _ in range(2):  # and at every resume
             outcome = extract(model, tmp_path / "out.parquet")
@@ -258,10 +260,10 @@ def test_a_key_of_any_kind_costs_itself_at_most(bucket, model, expected, tmp_pat
         found = vectors(tmp_path / "out.parquet")
         if outcome.failed == 0:
             (other,) = found.keys() - expected.keys()
-            torch.testing.assert_close(found[other], expected["s3://bucket/few/001.png"], atol=1e-5, rtol=0)
+            torch.testing.assert_close(found[other], expected["s3://shaky/few/001.png"], atol=1e-5, rtol=0)
         print(key, outcome.failed)
     finally:
-        fsspec.asyn.sync(files.loop, client.delete_object, Bucket="bucket", Key=f"few/{key}")
+        fsspec.asyn.sync(files.loop, client.delete_object, Bucket="shaky", Key=f"few/{key}")
 
 
 def test_what_hangs_ends_after_a_stated_time(monkeypatch):

@@ -143,6 +143,7 @@ def test_s3_gives_the_same_features(model, folder, expected, tmp_path, monkeypat
         for name, value in (("ACCESS_KEY_ID", "x"), ("SECRET_ACCESS_KEY", "x"), ("DEFAULT_REGION", "us-east-1")):
             monkeypatch.setenv(f"AWS_{name}", value)
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        fsspec.get_filesystem_class("s3").clear_instance_cache()  # which may have the address of another test's server
         files = fsspec.filesystem("s3")
         files.mkdir("bucket")
         for path in sorted(folder.iterdir()):
@@ -157,6 +158,7 @@ def test_s3_gives_the_same_features(model, folder, expected, tmp_path, monkeypat
                 assert all(name.startswith("s3://bucket/") for name in names)
                 torch.testing.assert_close(maps, expected, atol=1e-4, rtol=0)
     finally:
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
         server.stop()
 
 

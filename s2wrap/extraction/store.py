@@ -186,7 +186,8 @@ def check_place(folder: Path, own: Sequence[Path]) -> None:
         raise S2WrapError(f"cannot write {folder}: it is a file, and a store is a folder; choose another name")
     if folder.is_dir() and not control_folder(folder).is_dir() and not own and any(folder.iterdir()):
         raise S2WrapError(f"cannot write {folder}: it holds something else than features; choose another name")
-    check_parent(control_folder(folder))
+    control = control_folder(folder)
+    check_parent(control / "store.json" if control.is_dir() else folder)
 
 
 def check_parent(path: Path) -> None:
