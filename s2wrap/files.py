@@ -1,6 +1,5 @@
 """Files and folders are written whole or not at all."""
 
-import glob
 import hashlib
 import os
 import shutil
@@ -101,9 +100,9 @@ def temporary(path: Path, *, where: Path | None = None, folder: bool = False) ->
     """
     target = path.resolve()
     where = where or target.parent
-    prefix = f".s2wrap-{target.name[:100]}-"
+    prefix = f".s2wrap-{hashlib.blake2b(os.fsencode(target.name), digest_size=8).hexdigest()}-"
     with disk_errors(path):
-        for left in where.glob(f"{glob.escape(prefix)}*"):
+        for left in where.glob(f"{prefix}*"):
             with suppress(OSError):  # another process is writing it
                 if (handle := _lock(left)) is not None:
                     if (left / "old").exists() and not target.exists():
@@ -152,6 +151,20 @@ def check_free(folder: Path) -> None:
     """Raise S2WrapError where there is something already, other than an empty folder."""
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise S2WrapError(f"{folder} exists already, and is not replaced unasked; give another name, or remove it")
+
+
+def entries(folder: Path) -> list[Path]:
+    """What lies in a folder, sorted; nothing if there is none.
+
+    Raises:
+        S2WrapError: it cannot be listed.
+    """
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise S2WrapError(f"{folder} cannot be listed: {error.strerror}") from error
 
 
 def file_sha256(path: Path) -> str:

@@ -142,8 +142,9 @@ def test_memory_that_was_short_for_a_moment_costs_nothing(model, folder, tmp_pat
     assert sorted(s2wrap.open(tmp_path / "out.parquet").paths) == sorted(map(str, folder.iterdir()))
 
 
-def test_members_of_tars_are_tried_again_too(model, folder, tmp_path, monkeypatch):
-    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+@pytest.mark.parametrize("name", ["a.tar", "A.TAR", "d.tar"])
+def test_members_of_tars_are_tried_again_too(model, folder, tmp_path, monkeypatch, name):
+    with tarfile.open(tmp_path / name, "w") as tar:
         for path in sorted(folder.iterdir()):
             tar.add(path, path.name)
     failing = True
@@ -155,7 +156,7 @@ def test_members_of_tars_are_tried_again_too(model, folder, tmp_path, monkeypatc
 
     whole = decoding.decode_image
     monkeypatch.setattr(decoding, "decode_image", decode)
-    tar = tmp_path / "a.tar"
+    tar = tmp_path / name
     assert extract(model, [tar], tmp_path / "out.parquet").failed == 2
     failing = False
     outcome = extract(model, [tar, folder], tmp_path / "out.parquet")  # and more came
@@ -188,6 +189,27 @@ def test_a_signal_in_the_midst_of_a_commit_acts_after_it(model, folder, tmp_path
         signal.signal(number, usual)
 
 
+def test_a_list_of_failures_replaces_nothing_but_such_a_list(model, folder, tmp_path):
+    output, errors = tmp_path / "out.parquet", tmp_path / "errors.jsonl"
+    for _ in range(2):
+        extract(model, [folder], output, errors=errors)
+    errors.write_text("precious")
+    with pytest.raises(S2WrapError, match="exists already, and is no such list"):
+        extract(model, [folder], output, errors=errors)
+    assert errors.read_text() == "precious"
+    with pytest.raises(S2WrapError, match="is in the store; give a name elsewhere"):
+        extract(model, [folder], output, errors=control_folder(output) / "store.json")
+
+
+def test_a_name_that_is_no_utf8_is_not_looked_for_as_it_is_written(model, folder, tmp_path):
+    odd = os.fsencode(tmp_path) + b"/\xff.png"
+    shutil.copyfile(folder / "0.png", odd)
+    (tmp_path / "list.txt").write_bytes(odd + b"\n")
+    extract(model, [tmp_path / "list.txt"], tmp_path / "out.parquet")
+    (tmp_path / "list.txt").write_bytes(odd + b"\nmissing.png\n")
+    assert extract(model, [tmp_path / "list.txt"], tmp_path / "out.parquet").failed == 1
+
+
 def test_a_single_file_is_not_replaced_unasked(model, folder, tmp_path):
     extract(model, [folder], tmp_path / "out.npz")
     before = (tmp_path / "out.npz").read_bytes()
@@ -218,7 +240,8 @@ with whole_file(path) if sys.argv[2] == "file" else whole_folder(path, replace=T
 @pytest.mark.parametrize("kind", ["file", "folder", "between"])
 def test_what_a_killed_run_left_is_swept_by_the_next_and_what_it_was_to_replace_comes_back(tmp_path, kind):
     target = tmp_path / "a[1] b.txt"
-    other = tmp_path / ".s2wrap-other.txt-abc"
+    with temporary(tmp_path / "a[1] b.txt-c") as other:
+        pass
     other.write_text("of another file")
     if kind != "file":
         target.mkdir()
@@ -226,7 +249,7 @@ def test_what_a_killed_run_left_is_swept_by_the_next_and_what_it_was_to_replace_
     with temporary(target) as alive:  # of a run that still writes
         killed = subprocess.run([sys.executable, "-c", DIES, str(target), kind], check=False)
         assert killed.returncode == -signal.SIGKILL
-        assert len(list(tmp_path.glob(".s2wrap-a*"))) == 2
+        assert len([path for path in tmp_path.glob(".s2wrap-*") if path != other]) == 2
         if kind == "file":
             with whole_file(target) as draft:
                 draft.write_text("done")
@@ -237,7 +260,7 @@ def test_what_a_killed_run_left_is_swept_by_the_next_and_what_it_was_to_replace_
             with pytest.raises(S2WrapError, match="exists already"), whole_folder(target):
                 pass
             assert (target / "old.txt").read_text() == "old"
-        assert list(tmp_path.glob(".s2wrap-a*")) == [alive]
+        assert [path for path in tmp_path.glob(".s2wrap-*") if path != other] == [alive]
     assert other.exists()
 
 

@@ -201,11 +201,67 @@ def test_files_of_others_survive_all_that_happens_to_a_store(output):
     assert (output / "notes.txt").read_text() == (output / "more" / "part-000000.txt").read_text() == "mine"
 
 
-def test_a_store_whose_folder_was_removed_is_begun_anew(output):
+def test_a_store_whose_folder_was_moved_away_is_refused_and_goes_on_once_it_is_back(output):
     fill(output, 12)
-    shutil.rmtree(output)
-    fill(output, 6)
-    assert_holds(output, 6)
+    output.rename(output.with_name("away"))
+    with pytest.raises(S2WrapError, match="is empty, and .*store.json says that .* pictures were written; bring them"):
+        fill(output, 6)
+    output.rmdir()
+    output.with_name("away").rename(output)
+    fill(output, 20)
+    assert_holds(output, 20)
+
+
+@pytest.mark.parametrize("count", [6, 7, 8])
+def test_a_store_that_was_killed_before_a_commit_and_then_had_nothing_to_add_is_whole(output, count):
+    """More rows than were committed lie in the last block, and never come again."""
+    fill(output, count)
+    control = control_folder(output)
+    with opened_store(output, make_writer(output, "float32", 4), ABOUT):
+        before = contents(control)
+    fill(output, count + 3)
+    for path, content in before.items():
+        path.write_bytes(content)
+    for _ in range(2):
+        fill(output, count)
+        assert not list(find_damage(output, read_state(output), whole=True))
+        assert_holds(output, count)
+
+
+def test_rows_that_were_edited_away_are_told(output):
+    fill(output, 30)
+    file = control_folder(output) / "store.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"rows": 6}))
+    with pytest.raises(S2WrapError, match="says 6 rows, and .* were written"):
+        fill(output, 40)
+
+
+def test_what_cannot_be_listed_is_not_taken_for_nothing(output, monkeypatch):
+    fill(output, 12)
+    before = contents(output, control_folder(output))
+
+    def denied(self):
+        if self == output:
+            raise PermissionError(13, "Permission denied")
+        return whole(self)
+
+    whole = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", denied)
+    with pytest.raises(S2WrapError, match="cannot be listed: Permission denied"):
+        fill(output, 20)
+    monkeypatch.undo()
+    assert contents(output, control_folder(output)) == before
+
+
+def test_arrays_of_others_are_not_taken_for_those_of_a_store(tmp_path):
+    zarr = pytest.importorskip("zarr")
+    output = tmp_path / "other.zarr"
+    zarr.open_group(output, mode="w").create_array("x", shape=(3,), dtype="float32")[:] = 1
+    before = contents(output)
+    writer = make_writer(output, "float32", 4)
+    with pytest.raises(S2WrapError, match="is not of s2wrap"), opened_store(output, writer, ABOUT, overwrite=True):
+        pass
+    assert contents(output) == before
 
 
 @pytest.mark.parametrize("damage", ["removed", "cut", "other bytes"])

@@ -55,10 +55,10 @@ def read_state(store: Path) -> State | None:
         S2WrapError: it is damaged.
     """
     path = control_folder(store) / "store.json"
-    if not path.exists():
-        return None
     try:
         return from_json(State, json.loads(path.read_bytes()))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except (ValueError, RecursionError, OSError) as error:
         raise _damaged(path, first_line(error)) from error
 

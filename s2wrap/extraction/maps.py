@@ -16,14 +16,14 @@ from s2wrap.extraction.picture import Arrays, Row
 from s2wrap.extraction.vectors import printable
 from s2wrap.extraction.writer import Writer, check_same_shapes
 from s2wrap.features import Features
-from s2wrap.files import sync_folder
+from s2wrap.files import entries, sync_folder
 
 CHUNK = 4 << 20
 """Bytes per chunk before compression, about: small enough to fetch one picture, large enough to keep files few."""
 CHUNKS = 8
 """Chunks per block."""
 OWN = re.compile(
-    r"zarr\.json|\.zgroup|\.zattrs|\.zmetadata|(spatial|prefix)(_\d+)?|path|image_hw|seen|[xy]|channel|spatial_ref"
+    r"zarr\.json|zarr\.[0-9a-f]{32}\.partial|\.zgroup|\.zattrs|\.zmetadata|(spatial|prefix)(_\d+)?|path|image_hw|seen|[xy]|channel|spatial_ref"
 )
 """Names in a Zarr store that s2wrap writes."""
 REMEDY = "give --target-grid ROWSxCOLS or --fit stretch, or write .safetensors with --shard"
@@ -53,8 +53,9 @@ class MapWriter(Writer):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             self.group = open_zarr().open_group(self.folder, mode="a", zarr_format=3, attributes=dict(description))
             return []
-        for path in self.folder.rglob("*.partial"):  # chunks that were being written when a run was killed
-            path.unlink()
+        for path in self.own():  # chunks that were being written when a run was killed
+            for draft in path.rglob("*.partial"):
+                draft.unlink()
         self.group = open_zarr().open_group(self.folder, mode="r+")
         self._set_block(self.group["spatial" if "spatial" in self.group else "spatial_0"].chunks[0])
         self._resize(rows)
@@ -139,7 +140,7 @@ def _sync(folder: Path, chunks: range) -> list[Path]:
 
 def own_arrays(folder: Path) -> list[Path]:
     """The files and folders in a Zarr store that s2wrap writes: the group's metadata, and its arrays."""
-    return sorted(path for path in folder.glob("*") if OWN.fullmatch(path.name))
+    return [path for path in entries(folder) if OWN.fullmatch(path.name)]
 
 
 def is_scene(folder: Path) -> bool:

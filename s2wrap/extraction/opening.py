@@ -16,7 +16,7 @@ from torch import Tensor
 
 from s2wrap.errors import S2WrapError, first_line
 from s2wrap.extraction.addresses import file_system_of, is_remote, kind, list_folder, opened
-from s2wrap.extraction.control import SUFFIX
+from s2wrap.extraction.control import SUFFIX, State, control_folder, read_state
 from s2wrap.extraction.int8 import RECALL, Recall, dequantize
 from s2wrap.extraction.maps import open_zarr
 from s2wrap.extraction.reader import FeatureStore
@@ -190,10 +190,10 @@ def _parts(address: str, ending: str) -> list[str]:
 
 def _committed(address: str, count: int) -> int:
     """How many pictures of a store were committed; rows behind them are those of a run that was killed."""
-    state = _control_file(address, "store.json")
+    state = _control_file(address, "store.json") if is_remote(address) else read_state(Path(address))
     if state is None:
         return count
-    rows = state["rows"]
+    rows = state.rows if isinstance(state, State) else state["rows"]
     if rows > count:
         raise S2WrapError(f"{address} has {count} pictures, and {rows} were written; bring back what is missing")
     return rows
@@ -201,7 +201,7 @@ def _committed(address: str, count: int) -> int:
 
 def _control_file(address: str, name: str) -> dict[str, Any] | None:
     """The content of one of a store's control files; None where there is none."""
-    path = f"{address.rstrip('/')}{SUFFIX}/{name}"
+    path = f"{address.rstrip('/')}{SUFFIX}/{name}" if is_remote(address) else str(control_folder(Path(address)) / name)
     if kind(address) == "file" or kind(path) is None:
         return None
     with opened(path) as stream:

@@ -33,14 +33,12 @@ class Picture:
         name: unique within a store; the address of the file, unless `content` is set.
         content: the bytes of the file, for a member of a tar.
         problem: why the picture cannot be read, if that is already known.
-        again: whether that may be otherwise at another time.
         mark: the position of a run once this picture is done.
     """
 
     name: str
     content: bytes | None = None
     problem: str | None = None
-    again: bool = False
     mark: Mark = START
 
 

@@ -19,7 +19,7 @@ import torch
 from s2wrap.errors import S2WrapError
 from s2wrap.extraction.addresses import can_be_read
 from s2wrap.extraction.cluster import EncodingOptions, encode_on
-from s2wrap.extraction.control import write_control
+from s2wrap.extraction.control import control_folder, write_control
 from s2wrap.extraction.encode import Encoder, made_by, whole_maps
 from s2wrap.extraction.fleet import Cluster, connected
 from s2wrap.extraction.formats import make_writer
@@ -28,9 +28,8 @@ from s2wrap.extraction.local import encode_here
 from s2wrap.extraction.picture import START, Failure, Mark, Row
 from s2wrap.extraction.pooling import check_vector
 from s2wrap.extraction.single import SingleFile
-from s2wrap.extraction.sources import Section, count_pictures, files_left_out, find_sections, sections_of
+from s2wrap.extraction.sources import Section, count_pictures, files_left_out, find_sections, sections_of, tar_of
 from s2wrap.extraction.store import Store, check_parent, check_place, opened_store
-from s2wrap.extraction.tars import container
 from s2wrap.extraction.vectors import VectorWriter
 from s2wrap.extraction.writer import PartWriter, Writer
 from s2wrap.files import disk_errors, whole_file
@@ -130,7 +129,7 @@ def extract_features(
     """
     _check_workers(workers, cluster)
     if errors is not None:
-        check_parent(errors)
+        _check_errors(errors, output, overwrite)
     writer, sections = make_writer(output, dtype, shard, vector), find_sections(addresses)
     total = count_pictures(sections)
     with (
@@ -174,6 +173,20 @@ def _quantized(
     return items if quantizer is None else quantizer(items)
 
 
+def _check_errors(path: Path, output: Path, overwrite: bool) -> None:
+    """Raise S2WrapError unless the list of failures can be written, and replaces nothing but an earlier one."""
+    check_parent(path)
+    if path.resolve().parent in (output.resolve(), control_folder(output)):
+        raise S2WrapError(f"--errors {path} is in the store; give a name elsewhere")
+    if overwrite or not path.is_file():
+        return
+    with path.open("rb") as file, suppress(ValueError):
+        line = file.readline(1 << 20)
+        if not line or {"path", "reason"} <= set(json.loads(line)):
+            return
+    raise S2WrapError(f"--errors {path} exists already, and is no such list; give another name, or add --overwrite")
+
+
 def _check_workers(workers: int | None, cluster: Cluster | None) -> None:
     if cluster is not None and workers is not None:
         raise S2WrapError(f"--workers {workers} with Ray: every free CPU of the cluster decodes; leave it out")
@@ -214,7 +227,7 @@ def fill(
 
     try:
         with closing(encode(sections, sink.mark)) as items:
-            add(_check_online(items, sink.last), total)
+            add(_check_online(items, sink.last, sections), total)
         if sink.again:
             with closing(encode(sections_of(sections, list(sink.again)), START)) as items:
                 add((replace(item, mark=sink.mark) for item in items), total)
@@ -230,7 +243,7 @@ def fill(
     return shapes
 
 
-def _check_online(items: Iterable[Row | Failure], last: str | None) -> Iterator[Row | Failure]:
+def _check_online(items: Iterable[Row | Failure], last: str | None, sections: list[Section]) -> Iterator[Row | Failure]:
     """The same items, after checks that a series of failures does not mean that their disk or server is gone.
 
     Otherwise all remaining pictures would fail one by one, each after all attempts.
@@ -238,6 +251,7 @@ def _check_online(items: Iterable[Row | Failure], last: str | None) -> Iterator[
     Args:
         items: the results of this run.
         last: a picture that could be read in an earlier run, if one is known.
+        sections: the sources.
 
     Raises:
         S2WrapError: the last picture that could be read cannot be read any more, or none was yet and no server answers.
@@ -255,17 +269,17 @@ def _check_online(items: Iterable[Row | Failure], last: str | None) -> Iterator[
         series.append(item)
         slow = time.monotonic() - started > GONE_SECONDS and len(series) > 1
         if slow or len(series) == GONE:
-            _check_series(series, last, unknown=item.offline)
+            _check_series(series, last, sections, unknown=item.offline)
             yield from series
             series, started = [], time.monotonic()
     if series:
-        _check_series(series, last, unknown=False)
+        _check_series(series, last, sections, unknown=False)
         yield from series
 
 
-def _check_series(series: list[Failure], last: str | None, *, unknown: bool) -> None:
+def _check_series(series: list[Failure], last: str | None, sections: list[Section], *, unknown: bool) -> None:
     """Raise S2WrapError if what could be read before cannot be read now; `unknown` says so where nothing was."""
-    if unknown if last is None else not can_be_read(container(last)):
+    if unknown if last is None else not can_be_read(tar_of(sections, last) or last):
         before = "" if last is None else ", nor what was read before"
         raise S2WrapError(
             f"{len(series)} pictures in a row cannot be reached ({series[0].reason}){before}; the same command again "

@@ -16,7 +16,7 @@ from s2wrap.errors import MissingExtraError, S2WrapError
 from s2wrap.extraction.addresses import answers, expand, is_remote, kind, opened, walk
 from s2wrap.extraction.control import SUFFIX as CONTROL
 from s2wrap.extraction.picture import START, Mark, Picture
-from s2wrap.extraction.tars import container, is_tar, read_tar
+from s2wrap.extraction.tars import is_tar, read_tar
 from s2wrap.images.folders import SUFFIXES, LeftOut, is_picture
 
 LISTS = (".txt", ".parquet")
@@ -102,7 +102,7 @@ def sections_of(sections: list[Section], names: list[str]) -> list[Section]:
     tars = {section.address: section for section in sections if section.tar}
     wanted: dict[str, set[str]] = {}
     for name in names:
-        wanted.setdefault(container(name) if container(name) in tars else "", set()).add(name)
+        wanted.setdefault(tar_of(sections, name) or "", set()).add(name)
     files = [name for name in names if name in wanted.get("", ())]
     found = [_files(files)] if files else []
     return found + [
@@ -110,6 +110,12 @@ def sections_of(sections: list[Section], names: list[str]) -> list[Section]:
         for address, some in wanted.items()
         if address
     ]
+
+
+def tar_of(sections: list[Section], name: str) -> str | None:
+    """The address of the tar among the sources that holds a picture, by the picture's name; None for a file."""
+    found = [section.address for section in sections if section.tar and name.startswith(f"{section.address}/")]
+    return max(found, key=len, default=None)
 
 
 def _members(tar: Section, names: frozenset[str]) -> Iterator[Picture]:

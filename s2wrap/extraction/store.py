@@ -47,7 +47,7 @@ class Store:
 
     def __init__(self, folder: Path, writer: Writer, description: Mapping[str, Any]):
         self.folder, self.writer = folder, writer
-        self.state = _opened_state(folder, writer, json.loads(json.dumps(description)))
+        self.state, finished = _opened_state(folder, writer, json.loads(json.dumps(description)))
         write_state(folder, self.state)  # before any row: where it is missing beside rows, it was removed
         self.failures = Log(control_folder(folder) / "failures.jsonl", self.state.failure_bytes)
         self.files = Log(control_folder(folder) / "files.jsonl", self.state.file_bytes)
@@ -55,7 +55,9 @@ class Store:
         with _library_errors("cannot go on with", folder):
             self.block = writer.start(self.state.rows, description)
         self.rows, self.failed, self.mark = self.state.rows, self.state.failed, self.state.mark
-        self.last = self.block[-1].name if self.block else None
+        self.trimmed = bool(self.block) and not finished  # a run that was killed may have written more of this block
+        names = [row.name for row in self.block if r"\udc" not in row.name]  # so are bytes written that are no UTF-8
+        self.last = names[-1] if names else None
         self.committed_at, self.commit_seconds = time.monotonic(), 0.0
 
     def add(self, item: Row | Failure) -> None:
@@ -87,12 +89,14 @@ class Store:
     def commit(self, *, finished: bool = False) -> None:
         """Write all pictures so far to disk: first the rows, then what failed, then how many there are."""
         start = time.monotonic()
-        if self.rows > self.state.rows:
+        if self.rows > self.state.rows or self.trimmed:
             whole = len(self.block) == self.writer.block
             with _library_errors("cannot write", self.folder):
                 for path in self.writer.write(self.rows - len(self.block), self.block):
                     name = path.relative_to(self.folder).as_posix()
-                    self.files.add(file=name, whole=whole, bytes=path.stat().st_size, sha256=file_sha256(path))
+                    size, sha256 = path.stat().st_size, file_sha256(path)
+                    self.files.add(file=name, whole=whole, rows=self.rows, bytes=size, sha256=sha256)
+            self.trimmed = False
         lengths = self.failures.flush(), self.files.flush()
         self.state = State(self.state.made_by, self.rows, self.failed, *lengths, self.mark, finished)
         write_state(self.folder, self.state)
@@ -133,7 +137,7 @@ def opened_store(
         except Timeout as error:
             raise S2WrapError(f"{folder} is being written by another run; wait for its end") from error
     try:
-        if overwrite or not writer.own():
+        if overwrite:
             _empty(folder, writer)
         store = Store(folder, writer, description)
         try:
@@ -168,16 +172,24 @@ def find_damage(folder: Path, state: State, *, whole: bool = False) -> Iterator[
         whole: whether to read every file, and not only ask for its size.
     """
     entries = read_log(control_folder(folder) / "files.jsonl", state.file_bytes)
-    for name, entry in {str(entry.get("file")): entry for entry in entries}.items():
+    last = {str(entry.get("file")): entry for entry in entries}
+    rows = max((int(entry.get("rows") or 0) for entry in last.values()), default=0)
+    if rows > state.rows:
+        yield f"{control_folder(folder) / 'store.json'} says {state.rows} rows, and {rows} were written"
+    for name, entry in last.items():
         path = folder / name
         if not (entry.get("whole") or state.finished):
             continue
-        if not path.is_file():
+        try:
+            size = path.stat().st_size
+            if size != entry.get("bytes"):
+                yield f"{path} has {size} bytes, and {entry.get('bytes')} were written"
+            elif whole and file_sha256(path) != entry.get("sha256"):
+                yield f"{path} has another SHA-256 than what was written"
+        except (FileNotFoundError, NotADirectoryError):
             yield f"{path} is missing"
-        elif path.stat().st_size != entry.get("bytes"):
-            yield f"{path} has {path.stat().st_size} bytes, and {entry.get('bytes')} were written"
-        elif whole and file_sha256(path) != entry.get("sha256"):
-            yield f"{path} has another SHA-256 than what was written"
+        except OSError as error:
+            yield f"{path} cannot be read ({error.strerror})"
 
 
 def check_place(folder: Path, own: Sequence[Path]) -> None:
@@ -188,6 +200,10 @@ def check_place(folder: Path, own: Sequence[Path]) -> None:
         raise S2WrapError(f"cannot write {folder}: it holds something else than features; choose another name")
     control = control_folder(folder)
     check_parent(control / "store.json" if control.is_dir() else folder)
+    if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+        raise S2WrapError(f"cannot write {folder}: it is read-only")
+    if folder.is_dir() and control.is_dir() and folder.stat().st_dev != control.stat().st_dev:
+        raise S2WrapError(f"cannot write {folder}: it is on another disk than {control}; name a folder in it")
 
 
 def check_parent(path: Path) -> None:
@@ -198,8 +214,11 @@ def check_parent(path: Path) -> None:
         raise S2WrapError(f"cannot write {path}: {path.parent} is read-only")
 
 
-def _opened_state(folder: Path, writer: Writer, description: dict[str, Any]) -> State:
-    """The state that a run starts from, once it is certain that what is there is as it was written, and of one kind."""
+def _opened_state(folder: Path, writer: Writer, description: dict[str, Any]) -> tuple[State, bool]:
+    """The state that a run starts from, once it is certain that what is there is as it was written, and of one kind.
+
+    Beside it: whether the run before finished.
+    """
     state, own = read_state(folder), writer.own()
     if state is None and own:
         raise S2WrapError(
@@ -207,13 +226,18 @@ def _opened_state(folder: Path, writer: Writer, description: dict[str, Any]) -> 
             f"that is; bring it back, {BEGIN_ANEW}"
         )
     if state is None or (state.finished and state.rows == 0):  # new, or no picture could be read
-        return State(description)
+        return State(description), False
+    if state.rows and not own:
+        raise S2WrapError(
+            f"{folder} is empty, and {control_folder(folder) / 'store.json'} says that {state.rows} pictures were "
+            f"written; bring them back, {BEGIN_ANEW}"
+        )
     _check_same(folder, state.made_by, description)
     if damage := list(islice(find_damage(folder, state), 3)):
         raise S2WrapError(f"{folder} is not as it was written: {'; '.join(damage)}; bring that back, {BEGIN_ANEW}")
-    inside = writer.made_by(own)  # what is beside them may be that of another store
+    inside = writer.made_by(own) if own else {}  # what is beside them may be that of another store
     _check_same(folder, inside, {key: description.get(key) for key in inside})
-    return replace(state, finished=False)
+    return replace(state, finished=False), state.finished
 
 
 def _check_same(folder: Path, existing: Mapping[str, Any], requested: Mapping[str, Any]) -> None:
@@ -235,10 +259,12 @@ def _differences(existing: Any, requested: Any, name: str = "") -> Iterator[str]
 
 def _empty(folder: Path, writer: Writer) -> None:
     """Remove what a store holds, and nothing else; how many rows it has first, so that a kill leaves no false claim."""
-    control = control_folder(folder)
+    control, own = control_folder(folder), writer.own()
+    if own and not (control / "store.json").exists() and not writer.made_by(own):
+        raise S2WrapError(f"cannot write {folder}: {own[0].name} in it is not of s2wrap; choose another name")
     with disk_errors(folder):
         (control / "store.json").unlink(missing_ok=True)
-        for path in (*writer.own(), *(path for path in control.iterdir() if path.name != "lock")):
+        for path in (*own, *(path for path in control.iterdir() if path.name != "lock")):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

@@ -36,15 +36,6 @@ def is_tar(address: str) -> bool:
     return address.lower().endswith(ENDINGS)
 
 
-def container(name: str) -> str:
-    """The address of the tar that holds a picture, by the picture's name; the name itself if it is in no tar."""
-    for ending in ENDINGS:
-        stem, separator, _ = name.partition(f"{ending}/")
-        if separator:
-            return stem + ending
-    return name
-
-
 def read_tar(address: str) -> Iterator[Picture]:
     """The pictures of a tar in order, named ADDRESS/MEMBER.
 

@@ -1,5 +1,6 @@
 """The interface of a store's format, and the base class of formats with part files."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,8 +11,9 @@ from s2wrap.errors import S2WrapError, first_line
 from s2wrap.extraction.control import control_folder
 from s2wrap.extraction.encode import Keep, whole_maps
 from s2wrap.extraction.picture import Arrays, Row
-from s2wrap.files import whole_file
+from s2wrap.files import entries, whole_file
 
+PART = re.compile(r"part-\d{6}")
 Content = TypeVar("Content")
 
 
@@ -101,7 +103,7 @@ class PartWriter(Writer):
 
     def own(self) -> list[Path]:
         """The part files of the store."""
-        return sorted(self.folder.glob(f"part-{'[0-9]' * 6}{self.ending}"))
+        return [path for path in entries(self.folder) if PART.fullmatch(path.stem) and path.suffix == self.ending]
 
     def made_by(self, own: Sequence[Path]) -> dict[str, Any]:
         """The spec and the hash of the weights as the last part file has them."""
@@ -118,11 +120,14 @@ class PartWriter(Writer):
 
 @contextmanager
 def intact(path: Path) -> Iterator[None]:
-    """Raise S2WrapError if what is read in the block is damaged."""
+    """Raise S2WrapError if what is read in the block is damaged, or cannot be read."""
     try:
         yield
+    except (S2WrapError, ImportError):
+        raise
     except Exception as error:  # each library raises error types of its own
-        raise S2WrapError(f"{path} is damaged ({first_line(error)}); remove the store and begin anew") from error
+        what = "cannot be read" if isinstance(error, PermissionError) else "is damaged"
+        raise S2WrapError(f"{path} {what} ({first_line(error)}); bring it back, or begin anew") from error
 
 
 def check_same_shapes(arrays: Arrays, row: Row, remedy: str) -> None:
