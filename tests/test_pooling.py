@@ -22,15 +22,6 @@ KINDS = ("mean", "cls", "cls+mean", "joint")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    random, folder = np.random.default_rng(0), tmp_path_factory.mktemp("pictures")
-    for number in range(COUNT):
-        height, width = random.integers(20, 60, 2)
-        Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(folder / f"{number:02}.png")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def clip():
     torch.manual_seed(0)
     tower = {"image_size": 32, "layers": 3, "width": 64, "head_width": 32, "patch_size": 8}

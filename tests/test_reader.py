@@ -19,15 +19,6 @@ STORES = [("x.parquet", 5), ("x.zarr", 3), ("x.safetensors", 4), ("x.safetensors
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    random, folder = np.random.default_rng(0), tmp_path_factory.mktemp("pictures")
-    for number in range(COUNT):
-        height, width = random.integers(20, 60, 2)
-        Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(folder / f"{number:02}.png")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
     return s2wrap.load(SPEC, pretrained=False)

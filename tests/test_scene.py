@@ -20,6 +20,7 @@ from torch import nn
 
 import s2wrap
 from s2wrap import S2WrapError
+from s2wrap.extraction.check import check
 from s2wrap.extraction.scene import WindowOptions, extract_scene
 from s2wrap.images import Reading, open_scene
 
@@ -101,6 +102,22 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_map(tmp_path, scene, overlap
     np.testing.assert_array_equal(whole["spatial"][:], again["spatial"][:])
     progress = json.loads((tmp_path / "map.zarr.s2wrap" / "store.json").read_text())
     assert progress["finished"]
+
+
+def test_every_file_of_a_map_is_checked(tmp_path, scene):
+    output = tmp_path / "map.zarr"
+    extract(scene, output, local_model())
+    assert (check(output).damage, check(output).counted) == ([], "rows of windows")
+    files = [path for path in output.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    for path in files:
+        content = path.read_bytes()
+        path.unlink()
+        assert check(output).damage == [f"{path} is missing"]
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        assert check(output).damage == [f"{path} has another SHA-256 than what was written"]
+        path.write_bytes(content)
+    assert check(output).damage == []
 
 
 def test_another_window_or_picture_does_not_enter_a_store(tmp_path, scene):

@@ -7,6 +7,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from s2wrap.cli import output as out
+from s2wrap.errors import S2WrapError
 
 
 def check(
@@ -16,16 +17,19 @@ def check(
 ) -> None:
     """Read whole stores of features, and compare them with what was written.
 
-    The exit code is 1 where something is missing, changed, or cannot be read.
+    The exit code is 1 where something is missing, changed, or cannot be read, and 2 where there is no such store.
     """
     from s2wrap.extraction.check import check as check_store
 
-    console, found = out.notes(), []
+    console, found, refused = out.notes(), [], []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as bar:
         for store in stores:
             task = bar.add_task(store, total=None)
-            found.append(check_store(store, tell=partial(_move, bar, task)))
+            try:
+                found.append(check_store(store, tell=partial(_move, bar, task)))
+            except S2WrapError as error:  # the others are checked all the same
+                refused.append(error)
     if as_json:
         out.print_json([each.to_json() for each in found])
     else:
@@ -34,9 +38,11 @@ def check(
             unread += f" ({each.try_again} are tried again by the next run)" if each.try_again else ""
             state = "" if each.finished else "; the run was not finished"
             verdict = "; damaged:" if each.damage else "; whole"
-            out.print_line(f"{each.store}: {each.rows} pictures{unread}{state}{verdict}")
+            out.print_line(f"{each.store}: {each.rows} {each.counted}{unread}{state}{verdict}")
             for line in each.damage:
                 out.print_line(f"  {line}")
+    if refused:
+        raise S2WrapError("; ".join(map(str, refused)))
     if any(each.damage for each in found):
         raise typer.Exit(1)
 

@@ -24,10 +24,11 @@ class Checked:
 
     Attributes:
         store: its path.
-        rows: number of pictures with features.
+        rows: number of pictures with features; of the map of a scene, of rows of windows that are done.
         failed: number of pictures that could not be read; 0 for a single file, which does not keep them.
         try_again: how many of those the next run of the same command tries again.
         finished: whether all pictures of the sources were done.
+        counted: what `rows` counts: "pictures" or "rows of windows".
         damage: what is not as it was written, in words; empty for a whole store.
     """
 
@@ -36,6 +37,7 @@ class Checked:
     failed: int
     try_again: int
     finished: bool
+    counted: str
     damage: list[str]
 
     def to_json(self) -> dict[str, Any]:
@@ -66,7 +68,8 @@ def check(path: str | Path, *, tell: Callable[[int, int], object] = lambda done,
     if state is not None:
         damage = list(find_damage(folder, state, whole=True))
         rows, failures = state.rows, read_failures(folder, state)
-    if not (folder.is_dir() and is_scene(folder)):
+    scene = state is not None and is_scene(folder)
+    if not scene:
         try:
             store = open(address)
         except S2WrapError as error:
@@ -78,7 +81,8 @@ def check(path: str | Path, *, tell: Callable[[int, int], object] = lambda done,
             damage += _unreadable(store, tell)
     again = sum(failure["try_again"] for failure in failures.values())
     finished = state.finished if state else True
-    return Checked(address, rows, len(failures), again, finished, damage[:MOST])
+    counted = "rows of windows" if scene else "pictures"
+    return Checked(address, rows, len(failures), again, finished, counted, damage[:MOST])
 
 
 def _unreadable(store: FeatureStore, tell: Callable[[int, int], object]) -> list[str]:

@@ -26,6 +26,8 @@ OWN = re.compile(
     r"zarr\.json|zarr\.[0-9a-f]{32}\.partial|\.zgroup|\.zattrs|\.zmetadata|(spatial|prefix)(_\d+)?|path|image_hw|seen|[xy]|channel|spatial_ref"
 )
 """Names in a Zarr store that s2wrap writes."""
+METADATA = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
+COORDINATES = ("x", "y", "channel", "spatial_ref")
 REMEDY = "give --target-grid ROWSxCOLS or --fit stretch, or write .safetensors with --shard"
 
 
@@ -80,6 +82,10 @@ class MapWriter(Writer):
     def own(self) -> list[Path]:
         """The arrays of a store of maps, and of the map of a scene."""
         return own_arrays(self.folder)
+
+    def metadata_files(self) -> list[Path]:
+        """The metadata of the group and of its arrays."""
+        return metadata_files(self.folder)
 
     def made_by(self, own: Sequence[Path]) -> dict[str, Any]:
         """The spec and the hash of the weights as the group has them."""
@@ -141,6 +147,12 @@ def _sync(folder: Path, chunks: range) -> list[Path]:
 def own_arrays(folder: Path) -> list[Path]:
     """The files and folders in a Zarr store that s2wrap writes: the group's metadata, and its arrays."""
     return [path for path in entries(folder) if OWN.fullmatch(path.name)]
+
+
+def metadata_files(folder: Path) -> list[Path]:
+    """The files of a Zarr store that say how its rows lie: metadata, and coordinates."""
+    files = [path for own in own_arrays(folder) for path in (own, *own.rglob("*")) if path.is_file()]
+    return [path for path in files if path.name in METADATA or path.parent.name in COORDINATES]
 
 
 def is_scene(folder: Path) -> bool:

@@ -230,7 +230,8 @@ def fill(
             add(_check_online(items, sink.last, sections), total)
         if sink.again:
             with closing(encode(sections_of(sections, list(sink.again)), START)) as items:
-                add((replace(item, mark=sink.mark) for item in items), total)
+                marked = (replace(item, mark=sink.mark) for item in items)
+                add(_check_online(marked, sink.last, sections, at_end=False), total)
     except BaseException:
         if not failed_to_add:  # the sink may be inconsistent otherwise
             with held_signals(), suppress(S2WrapError):  # the first error matters more
@@ -243,7 +244,9 @@ def fill(
     return shapes
 
 
-def _check_online(items: Iterable[Row | Failure], last: str | None, sections: list[Section]) -> Iterator[Row | Failure]:
+def _check_online(
+    items: Iterable[Row | Failure], last: str | None, sections: list[Section], *, at_end: bool = True
+) -> Iterator[Row | Failure]:
     """The same items, after checks that a series of failures does not mean that their disk or server is gone.
 
     Otherwise all remaining pictures would fail one by one, each after all attempts.
@@ -252,6 +255,7 @@ def _check_online(items: Iterable[Row | Failure], last: str | None, sections: li
         items: the results of this run.
         last: a picture that could be read in an earlier run, if one is known.
         sections: the sources.
+        at_end: whether a series that ends the run is checked too, however short.
 
     Raises:
         S2WrapError: the last picture that could be read cannot be read any more, or none was yet and no server answers.
@@ -272,9 +276,9 @@ def _check_online(items: Iterable[Row | Failure], last: str | None, sections: li
             _check_series(series, last, sections, unknown=item.offline)
             yield from series
             series, started = [], time.monotonic()
-    if series:
+    if series and at_end:
         _check_series(series, last, sections, unknown=False)
-        yield from series
+    yield from series
 
 
 def _check_series(series: list[Failure], last: str | None, sections: list[Section], *, unknown: bool) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from s2wrap.extraction.maps import group_made_by, open_zarr, own_arrays
+from s2wrap.extraction.maps import group_made_by, metadata_files, open_zarr, own_arrays
 from s2wrap.extraction.picture import Row
 from s2wrap.extraction.writer import Writer
 from s2wrap.files import sync_folder
@@ -84,6 +84,10 @@ class SceneWriter(Writer):
     def own(self) -> list[Path]:
         """The arrays of the map of a scene, and of a store of maps."""
         return own_arrays(self.folder)
+
+    def metadata_files(self) -> list[Path]:
+        """The metadata of the group and of its arrays, and the coordinates."""
+        return metadata_files(self.folder)
 
     def made_by(self, own: Sequence[Path]) -> dict[str, Any]:
         """The spec and the hash of the weights as the group has them."""

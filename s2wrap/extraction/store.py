@@ -93,9 +93,9 @@ class Store:
             whole = len(self.block) == self.writer.block
             with _library_errors("cannot write", self.folder):
                 for path in self.writer.write(self.rows - len(self.block), self.block):
-                    name = path.relative_to(self.folder).as_posix()
-                    size, sha256 = path.stat().st_size, file_sha256(path)
-                    self.files.add(file=name, whole=whole, rows=self.rows, bytes=size, sha256=sha256)
+                    self._log_file(path, whole)
+                for path in self.writer.metadata_files():
+                    self._log_file(path, False)
             self.trimmed = False
         lengths = self.failures.flush(), self.files.flush()
         self.state = State(self.state.made_by, self.rows, self.failed, *lengths, self.mark, finished)
@@ -104,6 +104,11 @@ class Store:
         self.commit_seconds = self.committed_at - start  # slow commits must be rare: each rewrites the whole block
         if self.rows and len(self.block) == self.writer.block:
             self.block = []
+
+    def _log_file(self, path: Path, whole: bool) -> None:
+        """Keep what a file is like; `whole` if no later rows will change it."""
+        name, size = path.relative_to(self.folder).as_posix(), path.stat().st_size
+        self.files.add(file=name, whole=whole, rows=self.rows, bytes=size, sha256=file_sha256(path))
 
     def unread(self) -> list[dict[str, Any]]:
         """The committed failures: path, reason, and whether the next run tries again."""
@@ -202,8 +207,6 @@ def check_place(folder: Path, own: Sequence[Path]) -> None:
     check_parent(control / "store.json" if control.is_dir() else folder)
     if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
         raise S2WrapError(f"cannot write {folder}: it is read-only")
-    if folder.is_dir() and control.is_dir() and folder.stat().st_dev != control.stat().st_dev:
-        raise S2WrapError(f"cannot write {folder}: it is on another disk than {control}; name a folder in it")
 
 
 def check_parent(path: Path) -> None:

@@ -11,7 +11,7 @@ from s2wrap.errors import S2WrapError, first_line
 from s2wrap.extraction.control import control_folder
 from s2wrap.extraction.encode import Keep, whole_maps
 from s2wrap.extraction.picture import Arrays, Row
-from s2wrap.files import entries, whole_file
+from s2wrap.files import entries, same_disk, whole_file
 
 PART = re.compile(r"part-\d{6}")
 Content = TypeVar("Content")
@@ -41,6 +41,10 @@ class Writer(ABC):
     @abstractmethod
     def write(self, first: int, rows: Sequence[Row]) -> Iterable[Path]:
         """Write the rows of a block so far to the disk, and name the files; `first` is the index of its first row."""
+
+    def metadata_files(self) -> Iterable[Path]:
+        """The files that say how the rows lie, and grow with them; part files say it themselves."""
+        return ()
 
     @abstractmethod
     def own(self) -> list[Path]:
@@ -97,7 +101,8 @@ class PartWriter(Writer):
     def write(self, first: int, rows: Sequence[Row]) -> list[Path]:
         """Write the part file of a block."""
         path = self._path(first // self.block)
-        with whole_file(path, drafts=control_folder(self.folder)) as draft:  # where it is in no reader's way
+        control = control_folder(self.folder)  # where a draft is in no reader's way, unless that is another disk
+        with whole_file(path, drafts=control if same_disk(control, self.folder) else None) as draft:
             self.write_part(rows, draft)
         return [path]
 
