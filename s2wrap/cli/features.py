@@ -281,7 +281,7 @@ class _Bar(Progress):
     def __init__(self, console: Console):
         columns = (TextColumn("features"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
         super().__init__(*columns, console=console, transient=True, disable=not console.is_interactive)
-        self.failures, self.done = 0, 0
+        self.failures, self.done, self.told = 0, 0, set[str]()
         self.number = self.add_task("features", total=None, start=False, before=0)
 
     def show(self, state: "s2wrap.extraction.run.State") -> None:
@@ -290,15 +290,16 @@ class _Bar(Progress):
 
         if state.item is None:
             if state.again:
-                text = f"{state.again} pictures that could not be read before are tried again at the end"
+                text = f"tried again at the end, as they could not be read before: {state.again}"
                 out.print_line(text, self.console, "yellow")
             self.start_task(self.number)
             self.update(self.number, before=state.done)
         self.done = state.done
         self.update(self.number, completed=state.done, total=state.expected)
-        if isinstance(state.item, Failure):
+        if isinstance(state.item, Failure) and state.item.name not in self.told:  # a second attempt says the same
             self.failures += 1
             if self.failures <= SHOWN:
+                self.told.add(state.item.name)
                 out.print_line(f"skipped {state.item.reason}", self.console, "yellow")
             elif self.failures == SHOWN + 1:
                 out.print_line("further ones are counted; --errors FILE lists them", self.console, "yellow")
