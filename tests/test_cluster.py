@@ -35,6 +35,7 @@ from s2wrap.extraction.workers import grouped, portable
 ROOT = Path(__file__).parent.parent
 SPEC = "timm:test_vit@1,2"
 COUNT = 330
+KILLS = int(os.environ.get("S2WRAP_KILLS", "1"))
 DIES_AFTER_A_COMMIT = """
 import os
 import signal
@@ -189,11 +190,38 @@ def test_one_of_two_actors_killed_in_the_middle_changes_nothing(address, sources
     assert len(list(loads.iterdir())) == 3  # another took its place: it had not done its work
 
 
-def test_a_killed_run_goes_on_with_the_same_command(address, sources, expected, tmp_path):
-    output = tmp_path / "out.parquet"
+def arguments(sources, output, address):
+    """Of the command that makes a store on Ray."""
     command = ["features", *(str(sources / name) for name in ("photos", "0.tar", "1.tar")), "--model", SPEC]
     command += ["--checkpoint", str(sources / "weights.safetensors"), "--shard", "20", "--skip-errors"]
-    command += ["--output", str(output), "--ray-address", address, "--actors", "1"]
+    return [*command, "--output", str(output), "--ray-address", address, "--actors", "1"]
+
+
+def test_a_run_killed_at_any_moment_leaves_what_an_undisturbed_one_does(address, sources, expected, tmp_path):
+    """S2WRAP_KILLS sets how often, once by default: the process that holds the store, not Ray's."""
+    random, environment = np.random.default_rng(0), os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    kills = stores = 0
+    while kills < KILLS:
+        output = tmp_path / f"{stores}" / "out.parquet"
+        output.parent.mkdir()
+        program = [sys.executable, "-m", "s2wrap", *arguments(sources, output, address)]
+        while True:
+            process = subprocess.Popen(program, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            try:
+                assert process.wait(random.uniform(2, 15) if kills < KILLS else 400) == 0
+                break
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                kills += 1
+        assert_same(output, expected / "out.parquet")
+        stores += 1
+    print(f"{kills} kills, {stores} stores")
+
+
+def test_a_killed_run_goes_on_with_the_same_command(address, sources, expected, tmp_path):
+    output = tmp_path / "out.parquet"
+    command = arguments(sources, output, address)
     program = [sys.executable, "-c", DIES_AFTER_A_COMMIT, *command]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     run = subprocess.run(program, env=environment, stderr=subprocess.DEVNULL, timeout=400, check=False)
