@@ -1,6 +1,6 @@
 """Exported files at run time: images in, `Features` out, whatever library runs the file."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -23,7 +23,6 @@ from s2wrap.export.manifest import (
     options_from,
     plan_from,
     read_manifest,
-    real_path,
     view_of,
 )
 from s2wrap.export.session import Session, open_session
@@ -44,6 +43,7 @@ def load(
     cuda_graph: bool = False,
     runtime_cache: str | Path | None = None,
     eager: bool = False,
+    threads: int | None = None,
     **options: Any,
 ) -> "Engine":
     """An exported file as an object that is called as the wrapped model is.
@@ -56,6 +56,7 @@ def load(
         cuda_graph: capture a CUDA graph for every batch size, and replay it (engines).
         runtime_cache: a file that keeps the kernels that TensorRT-RTX compiles, for the next start.
         eager: TensorRT-RTX compiles its fastest kernels at once, not while it runs: for timing.
+        threads: how many threads of the CPU ONNX Runtime uses in one operator; by default one a core (.onnx).
         **options: for a file of the backbone alone (`--tiles`): scales, fit, overlap, fuse and other `Options`, in
             place of those of the export.
 
@@ -63,10 +64,10 @@ def load(
         MissingExtraError: the library that runs such files is not installed.
         S2WrapError: a file without its manifest, damaged, or for another version or GPU; options that cannot be.
     """
-    path = real_path(path)
+    path = Path(path)
     manifest = read_manifest(path)
     check_machine(path, manifest, device)
-    session_options: dict[str, Any] = {"cuda_graph": cuda_graph}
+    session_options: dict[str, Any] = {"cuda_graph": cuda_graph, "threads": threads}
     if runtime_cache is not None:
         session_options["runtime_cache"] = Path(runtime_cache)
     if eager and manifest["kind"] == "tensorrt_rtx":
@@ -80,6 +81,8 @@ def load(
 class Engine:
     """An exported file, called as the wrapped model is. May be called from several threads.
 
+    Pickled, it is its file's path and its options: another process, such as a worker, opens the file again.
+
     Attributes:
         manifest: what it is, as `FILE.json` says.
         session: what runs it: `session.run({"images": tensor})` gives the outputs by name.
@@ -92,7 +95,7 @@ class Engine:
 
     def __init__(self, session: Session, manifest: dict[str, Any], **options: Any):
         """An engine around a session; `load` makes both."""
-        self.session, self.manifest, self.device = session, manifest, session.device
+        self.session, self.manifest, self.device, self._options = session, manifest, session.device, options
         self.image_hw: Pair = manifest["image_hw"]
         self.input = input_from(manifest)
         self.model: MultiScale | None = None
@@ -109,6 +112,9 @@ class Engine:
         self.plan = plan_from(manifest)
         self._geometry = tuple(Geometry(**facts) for facts in manifest["geometry"])
         self._check_values = ValueCheck(self.input, self._name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.session.path, self.session.reopen, self.manifest["sha256"], self._options)
 
     def __call__(self, images: Any, **options: Any) -> Features:
         """The features of a batch of images.
@@ -250,6 +256,15 @@ class Engine:
         assert self.plan is not None
         features = features_from(self.manifest, run_in_batches(self.session, images))
         return replace(features, view=view_of(self.plan, features.maps, self._geometry))
+
+
+def _reopen(path: Path, reopen: Callable[[], Session], sha256: str, options: dict[str, Any]) -> Engine:
+    """The engine that was pickled, in another process; S2WrapError if its file is another one now."""
+    manifest = read_manifest(path)
+    if manifest["sha256"] != sha256:
+        raise S2WrapError(f"{path} is another file than when the engine was pickled; load it again")
+    check_machine(path, manifest, None)
+    return Engine(reopen(), manifest, **options)
 
 
 def _on_picture(features: Features, image_hw: Pair) -> Features:

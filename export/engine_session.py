@@ -1,6 +1,7 @@
 """Sessions that run a TensorRT or TensorRT-RTX engine on tensors on the GPU."""
 
 import threading
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -36,6 +37,8 @@ REASONS_RTX = {
 }
 """The meaning of the bits with which TensorRT-RTX explains why an engine is invalid."""
 
+RECORDINGS = 8
+"""The most CUDA graphs that a thread keeps, one a batch size, as each holds its inputs, outputs and workspace."""
 _capture_lock = threading.Lock()
 
 
@@ -199,9 +202,13 @@ class EngineSession(Session):
 
     def _replay(self, inputs: dict[str, Tensor], batch: int) -> dict[str, Tensor]:
         """The outputs of the CUDA graph for this batch size, which each thread captures on first use."""
-        recordings = self.local.__dict__.setdefault("recordings", {})
+        recordings = self.local.__dict__.setdefault("recordings", OrderedDict())
         if batch not in recordings:
+            while len(recordings) >= RECORDINGS:
+                torch.cuda.current_stream(self.device).synchronize()  # it may still be replayed
+                recordings.popitem(last=False)
             recordings[batch] = self._record(inputs, batch)
+        recordings.move_to_end(batch)
         recording = recordings[batch]
         for name, tensor in inputs.items():
             recording.inputs[name].copy_(tensor)

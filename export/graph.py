@@ -53,12 +53,12 @@ class ModelGraph(nn.Module):
                 have, or no module of the name in fp32_layers.
         """
         super().__init__()
-        self.image_hw, self.pixels = parse_image_hw(options.image_hw or model.backbone.image_hw), options.pixels
+        self.image_hw, self.pixels = parse_image_hw(options.image_hw or model.image_hw), options.pixels
         height, width = self.image_hw
         if max(self.image_hw) > LARGEST_SIDE:
             raise S2WrapError(
-                f"images of {height}×{width} pixels are too large for one graph; use at most {LARGEST_SIDE} a side, or "
-                f"export the backbone alone (tiles)"
+                f"images of {height}×{width} pixels are too large for one graph; use at most {LARGEST_SIDE} a side "
+                f"(image_hw=, --image), or export the backbone alone (tiles)"
             )
         bounds = model.input.range_of(PIXEL_DTYPES[self.pixels])
         if bounds is not None and not model.input.normalises:

@@ -3,34 +3,110 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NotRequired, get_args
 
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict  # pydantic refuses typing's before Python 3.12
 
 from s2wrap.backbones.checkpoint import weights_sha256
-from s2wrap.errors import S2WrapError
+from s2wrap.backbones.probe import Layout
+from s2wrap.errors import MissingExtraError, S2WrapError
 from s2wrap.export.graph import Graph, ModelGraph
-from s2wrap.export.options import Output, Precision
+from s2wrap.export.options import Batch, Gate, Output, Pixels, Precision
 from s2wrap.features import Features
 from s2wrap.geometry import Geometry
 from s2wrap.inputs import ModelInput
 from s2wrap.options import Options, as_tuples, make_options
 from s2wrap.plan import Axis, Plan, ScalePlan
-from s2wrap.policies import POLICIES, Policy
-from s2wrap.scales import Scale
+from s2wrap.policies import POLICIES, Pair, Policy
+from s2wrap.scales import Fit, Scale
 from s2wrap.view import View
 from s2wrap.wrapper import MultiScale
 
 Kind = Literal["onnx", "tensorrt", "tensorrt_rtx"]
-FORMAT = 2
+FORMAT = 3
 KINDS: dict[str, Kind] = {".onnx": "onnx", ".plan": "tensorrt", ".engine": "tensorrt", ".rtx": "tensorrt_rtx"}
 """The kind of a file, by its ending."""
-REQUIRED = ("kind", "part", "sha256", "precision", "batch", "image_hw", "input", "options", "inputs", "outputs")
-"""What every manifest holds."""
+NEXT = ".next"
+"""What the name of a manifest ends with until the file that it describes has its name."""
+
+
+class PortFacts(TypedDict):
+    """An input or output of the graph."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | Literal["batch"], ...]
+
+
+class BackboneFacts(TypedDict):
+    """What is said of the backbone."""
+
+    name: str
+    layers: tuple[int, ...] | None
+    layouts: tuple[Layout, ...]
+    lacks_cls: str
+    weights_sha256: str
+
+
+class ScaleFacts(TypedDict):
+    """A `Scale` with everything decided; of a policy of the caller's, the name."""
+
+    size: int | float | str
+    fit: Fit
+    whole: bool
+    policy: str | None
+    max_tiles: int | None
+
+
+class OptionFacts(TypedDict):
+    """The `Options` of the model; the others are checked where they are used."""
+
+    scales: tuple[ScaleFacts, ...]
+
+
+class BuildFacts(TypedDict):
+    """How an engine was built."""
+
+    library: str
+    version: str
+
+
+class RecipeFacts(TypedDict):
+    """What `load` was given to make the model."""
+
+    spec: str
+
+
+class Manifest(TypedDict):
+    """What every manifest says: of which types the values are when it is read."""
+
+    format: int
+    kind: Kind
+    part: Literal["model", "tiles"]
+    file: str
+    sha256: str
+    weights: str | None
+    backbone: BackboneFacts
+    input: ModelInput
+    options: OptionFacts
+    precision: Precision
+    pixels: Pixels
+    image_hw: Pair
+    batch: Batch
+    fp32_layers: tuple[str, ...]
+    inputs: tuple[PortFacts, ...]
+    outputs: tuple[PortFacts, ...]
+    plan: Plan | None
+    geometry: tuple[Geometry, ...] | None
+    gate: Gate
+    build: NotRequired[BuildFacts]
+    recipe: RecipeFacts | None
 
 
 def kind_of(path: Path) -> Kind:
@@ -38,12 +114,6 @@ def kind_of(path: Path) -> Kind:
     if path.suffix not in KINDS:
         raise S2WrapError(f"{path}: the ending must be {', '.join(KINDS)}")
     return KINDS[path.suffix]
-
-
-def real_path(path: str | Path) -> Path:
-    """A path, or the file that it links to: the manifest lies beside that."""
-    path = Path(path)
-    return path.resolve() if path.is_symlink() else path
 
 
 def manifest_path(path: Path) -> Path:
@@ -95,23 +165,21 @@ def read_manifest(path: Path) -> dict[str, Any]:
     Raises:
         S2WrapError: there is no such file, it has no manifest, or one of another format or for another file.
     """
-    path = real_path(path)
-    beside = manifest_path(path)
+    path = Path(path)
     if not path.is_file():
         raise S2WrapError(f"{path}: there is no such file")
+    beside = manifest_path(path)
+    if path.is_symlink() and not beside.is_file():
+        beside = manifest_path(path.resolve())
+    following = beside.with_name(beside.name + NEXT)  # of an export that was stopped before it was renamed
+    if following.is_file():
+        with suppress(S2WrapError):
+            if (manifest := _parsed(following))["sha256"] == file_sha256(path, manifest["weights"]):
+                return manifest
     if not beside.is_file():
         raise S2WrapError(f"{path} has no manifest; {beside.name}, which s2wrap export writes, must lie beside it")
-    try:
-        manifest = as_tuples(json.loads(beside.read_text()))
-        known = manifest["format"] == FORMAT
-        missing = [name for name in REQUIRED if name not in manifest]
-    except (ValueError, KeyError, TypeError) as error:
-        raise S2WrapError(f"{beside} is damaged, or no manifest of s2wrap") from error
-    if known and missing:
-        raise S2WrapError(f"{beside} is damaged: it does not say {', '.join(missing)}")
-    if not known:
-        raise S2WrapError(f"{beside} has format {manifest['format']}; this s2wrap reads format {FORMAT}: export again")
-    digest = file_sha256(path)
+    manifest = _parsed(beside)
+    digest = file_sha256(path, manifest["weights"])
     if digest != manifest["sha256"]:
         raise S2WrapError(
             f"{path} is not the file that {beside.name} describes: its SHA-256 is {digest}, there it is "
@@ -120,15 +188,49 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file, and of the weights beside it where an ONNX file keeps them apart."""
+def _parsed(path: Path) -> dict[str, Any]:
+    """A manifest that says all that it must, in the right types."""
+    try:
+        from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+        from pydantic_core import from_json
+    except ImportError as error:
+        raise MissingExtraError("pydantic", "export") from error
+    try:
+        content = path.read_bytes()
+        manifest = from_json(content)
+        found = manifest["format"]
+    except OSError as error:
+        raise S2WrapError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise S2WrapError(f"{path} is damaged, or no manifest of s2wrap") from error
+    if found != FORMAT:
+        raise S2WrapError(f"{path} has format {found}; this s2wrap reads format {FORMAT}: export again")
+    try:
+        TypeAdapter(with_config(ConfigDict(strict=True))(Manifest)).validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise S2WrapError(f"{path} is damaged: {place}: {first['msg']}; export again") from error
+    return as_tuples(manifest)
+
+
+def file_sha256(path: Path, weights: str | None) -> str:
+    """The SHA-256 of a file, and of the weights of this name beside it where an ONNX file keeps them apart."""
     digest = hashlib.sha256()
-    for part in (path, path.with_name(path.name + ".data")):
-        if part.is_file() and (part == path or path.suffix == ".onnx"):
+    for part in (path, *([path.with_name(weights)] if weights else [])):
+        try:
             with part.open("rb") as stream:
                 while block := stream.read(2**20):
                     digest.update(block)
+        except OSError as error:
+            raise S2WrapError(f"cannot read {part}: {error.strerror or error}") from error
     return digest.hexdigest()
+
+
+def free_weights_name(path: Path) -> str:
+    """A name for weights apart from an ONNX file, which no file has: those of an export it replaces stay till then."""
+    names = (f"{path.name}.data", *(f"{path.name}.{number}.data" for number in range(2, 1000)))
+    return next(name for name in names if not path.with_name(name).exists())
 
 
 def recipe_of(model: MultiScale) -> dict[str, Any] | None:
@@ -177,6 +279,14 @@ def options_from(manifest: dict[str, Any], changes: dict[str, Any]) -> Options:
             facts.pop(name, None)
         facts["scales"] = [Scale(**scale) for scale in facts["scales"]]
     return make_options(Options, "load()", facts)
+
+
+def images_hw(manifest: dict[str, Any]) -> Pair:
+    """The image size that an exported file takes; of the backbone alone, that of its largest scale."""
+    if manifest["part"] == "model":
+        return manifest["image_hw"]
+    sizes = [Scale(**scale).box_hw(manifest["image_hw"]) for scale in manifest["options"]["scales"]]
+    return max(height for height, _ in sizes), max(width for _, width in sizes)
 
 
 def plan_from(manifest: dict[str, Any]) -> Plan:

@@ -71,7 +71,9 @@ class GraphOptions(Checked):
     """
 
     image_hw: Annotated[
-        Pair | None, "Height and width of the images in pixels, as 480x640 (default: the backbone's own)."
+        Pair | None,
+        "Height and width of the images in pixels, as 480x640 (default: of the largest scale, so that no detail is "
+        "lost).",
     ] = None
     batch: Annotated[
         Batch, "Smallest, most frequent and largest number of images (with tiles: of tiles) in a call, as 1:8:32."
@@ -181,6 +183,7 @@ class ExportOptions(GraphOptions, BuildOptions, VerifyOptions):
     """What `export` takes."""
 
     verify: Annotated[bool, "Compare the file with PyTorch before it gets its name."] = True
+    overwrite: Annotated[bool, "Whether to replace a file that is there already."] = False
 
 
 @dataclass(frozen=True, kw_only=True)

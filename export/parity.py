@@ -15,9 +15,12 @@ from rich.table import Table
 from torch import Tensor
 
 from s2wrap.errors import S2WrapError
-from s2wrap.export.graph import PIXEL_DTYPES, Graph
+from s2wrap.export.graph import PIXEL_DTYPES, Graph, ModelGraph, tensors_of
 from s2wrap.export.options import Gate
 from s2wrap.images import find_images, load_image
+from s2wrap.options import Interpolation
+from s2wrap.policies import Pair
+from s2wrap.resample import resize
 
 Run = Callable[[Tensor], dict[str, Tensor]]
 PHOTOGRAPHS = ("astronaut", "coffee", "chelsea")
@@ -31,6 +34,8 @@ GATES = {
     "quantised": Gate(0.98, 0.93, 0.2),
 }
 """fp16 as NVIDIA gates its own DINOv3 exports; in bfloat16 the error may be what such cosines leave room for."""
+LOST = 0.05
+"""Relative error above which an image size is said to lose detail."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,8 @@ class Report:
         images: how many photographs and how many of noise.
         batches: the batch sizes, in order.
         outputs: one `Parity` each.
+        own_sizes: the same of photographs that the graph sees stretched and the model, by `encode`, at their own size;
+            no part of the gate, as it is the image size that differs. Empty where it cannot be said.
     """
 
     ran: str
@@ -82,6 +89,7 @@ class Report:
     images: tuple[int, int]
     batches: tuple[int, ...]
     outputs: tuple[Parity, ...]
+    own_sizes: tuple[Parity, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -95,8 +103,21 @@ class Report:
     def show(self, console: Console) -> None:
         """Print it."""
         console.print(self.table())
-        if self.note:
-            console.print(self.note, highlight=False)
+        for note in filter(None, (self.note, self.own_sizes_text())):
+            console.print(note, highlight=False)
+
+    def own_sizes_text(self) -> str:
+        """How far the features of stretched photographs are from those at their own size, in a sentence."""
+        if not self.own_sizes:
+            return ""
+        figures = "; ".join(
+            f"{parity.output}: cosine mean {parity.cosine_mean:.4f}, relative error {parity.relative_error:.2g}"
+            for parity in self.own_sizes
+        )
+        text = f"Photographs stretched to the image size of the file, against the model at their own size: {figures}"
+        if max(parity.relative_error for parity in self.own_sizes) <= LOST:
+            return text
+        return f"{text}. The file's image size loses detail that the model sees: a larger one (--image) keeps it"
 
     def table(self) -> Table:
         """For the terminal."""
@@ -159,6 +180,7 @@ def verify_run(
     gate: Gate,
     ran: str,
     note: str = "",
+    own_sizes: tuple[Parity, ...] = (),
     console: Console,
 ) -> Report:
     """A report of how the outputs of `run` compare with those of `reference`.
@@ -171,6 +193,7 @@ def verify_run(
         gate: what every output must reach.
         ran: what `run` is, in words.
         note: what it does not show.
+        own_sizes: as `compare_own_sizes` gives them.
         console: for progress.
     """
     pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
@@ -183,12 +206,39 @@ def verify_run(
             expected = reference(images)
             for name, output in run(images).items():
                 pairs.setdefault(name, []).append((output.cpu(), expected[name.partition(" ")[0]]))
-    parities = []
-    for name, parts in pairs.items():
-        outputs, expected = zip(*parts, strict=True)
-        parities.append(compare(name, torch.cat(outputs), torch.cat(expected)))
     count = sum(sizes)
-    return Report(ran, note, gate, ((count + 1) // 2, count // 2), tuple(sizes), tuple(parities))
+    return Report(ran, note, gate, ((count + 1) // 2, count // 2), tuple(sizes), _parities(pairs), own_sizes)
+
+
+def compare_own_sizes(reference: Run, graph: ModelGraph, pictures: Sequence[str | Path] | None) -> tuple[Parity, ...]:
+    """How far photographs that are stretched for a graph are from what the model makes of them at their own size.
+
+    Args:
+        reference: the graph in float32 by PyTorch, so that the image size is all that differs.
+        graph: of which it is.
+        pictures: as for `sample_images`.
+
+    Returns:
+        One `Parity` an output; nothing for a model that cannot take pictures, or whose scales keep their shape.
+    """
+    known = graph.model.input
+    stretched = all(scale.fit == "stretch" for scale in graph.model.scales)
+    if not stretched or not (known.normalises or known.value_range):
+        return ()
+    pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for picture in _photographs(pictures, 3, known.channels):
+        (features,) = graph.model.encode([picture])
+        expected = [tensor for kind in graph.outputs for tensor in tensors_of(features, kind)]
+        outputs = reference(_as_graph_takes(_fit(picture, graph.image_hw, known.interpolation), graph)[None])
+        for name, values in zip(graph.names, expected, strict=True):
+            pairs.setdefault(name, []).append((outputs[name].cpu(), values))
+    return _parities(pairs)
+
+
+def _parities(pairs: dict[str, list[tuple[Tensor, Tensor]]]) -> tuple[Parity, ...]:
+    """One `Parity` for the outputs and expected values of every name."""
+    columns = {name: tuple(map(torch.cat, zip(*parts, strict=True))) for name, parts in pairs.items()}
+    return tuple(compare(name, *values) for name, values in columns.items())
 
 
 def batch_sizes(batch: tuple[int, int, int], device: torch.device) -> list[int]:
@@ -212,11 +262,10 @@ def sample_images(graph: Graph, pictures: Sequence[str | Path] | None, count: in
         S2WrapError: no picture can be read, or none is given and scikit-image is not installed.
     """
     generator = torch.Generator().manual_seed(0)
-    channels, image_hw = graph.backbone.input.channels, graph.image_hw
-    photographs = [
-        _to_channels(_fit(picture, image_hw), channels) for picture in _photographs(pictures, (count + 1) // 2)
-    ]
-    noise = torch.randint(0, 256, (count // 2, channels, *image_hw), generator=generator, dtype=torch.uint8)
+    known, image_hw = graph.backbone.input, graph.image_hw
+    photographs = _photographs(pictures, (count + 1) // 2, known.channels)
+    photographs = [_fit(picture, image_hw, known.interpolation) for picture in photographs]
+    noise = torch.randint(0, 256, (count // 2, known.channels, *image_hw), generator=generator, dtype=torch.uint8)
     samples = [part for pair in zip(cycle(photographs), noise, strict=False) for part in pair]
     samples += photographs[:1] if count % 2 else []
     return [_as_graph_takes(sample, graph) for sample in samples]
@@ -235,9 +284,10 @@ def _as_graph_takes(sample: Tensor, graph: Graph) -> Tensor:
     return (values - mean) / std
 
 
-def _photographs(pictures: Sequence[str | Path] | None, count: int) -> list[Tensor]:
+def _photographs(pictures: Sequence[str | Path] | None, count: int, channels: int) -> list[Tensor]:
+    """Photographs (channels, h, w) of uint8 at their own sizes."""
     if pictures is not None:
-        return [load_image(path) for path in find_images(pictures)[:count]]
+        return [_to_channels(load_image(path), channels) for path in find_images(pictures)[:count]]
     try:
         from skimage import data
     except ImportError as error:
@@ -245,12 +295,13 @@ def _photographs(pictures: Sequence[str | Path] | None, count: int) -> list[Tens
             "verification wants photographs: give some with --pictures DIR (pictures=), or install scikit-image, which "
             'carries some: pip install "s2wrap[export]"'
         ) from error
-    return [torch.from_numpy(getattr(data, name)()).permute(2, 0, 1) for name in PHOTOGRAPHS[:count]]
+    loaded = [torch.from_numpy(getattr(data, name)()).permute(2, 0, 1) for name in PHOTOGRAPHS[:count]]
+    return [_to_channels(picture, channels) for picture in loaded]
 
 
-def _fit(picture: Tensor, image_hw: tuple[int, int]) -> Tensor:
-    """A picture (3, h, w) of uint8 at another size."""
-    resized = F.interpolate(picture[None].float(), image_hw, mode="bilinear", antialias=True)
+def _fit(picture: Tensor, image_hw: Pair, interpolation: Interpolation) -> Tensor:
+    """A picture (c, h, w) of uint8 at another size."""
+    resized = resize(picture[None].float(), image_hw, interpolation=interpolation)
     return resized[0].round().clamp(0, 255).to(torch.uint8)
 
 

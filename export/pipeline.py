@@ -1,9 +1,10 @@
 """`export`: a wrapped model becomes a file, which is verified before it gets its name."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,16 @@ from s2wrap.export import trace
 from s2wrap.export.build import build_engine, check_build
 from s2wrap.export.graph import Graph, in_float32, make_graph
 from s2wrap.export.library import load_library
-from s2wrap.export.manifest import describe, file_sha256, kind_of, manifest_path, port_of, real_path, recipe_of
+from s2wrap.export.manifest import (
+    NEXT,
+    describe,
+    file_sha256,
+    free_weights_name,
+    kind_of,
+    manifest_path,
+    port_of,
+    recipe_of,
+)
 from s2wrap.export.options import (
     BuildOptions,
     ExportOptions,
@@ -26,8 +36,8 @@ from s2wrap.export.options import (
 )
 from s2wrap.export.parity import GATES, sample_images
 from s2wrap.export.proof import compare_file, judge
-from s2wrap.export.ranges import check_float16
-from s2wrap.files import disk_errors, temporary, umask
+from s2wrap.export.ranges import fit_float16
+from s2wrap.files import disk_errors, sync_folder, temporary, umask
 from s2wrap.options import make_options, part_of
 from s2wrap.wrapper import MultiScale
 
@@ -55,22 +65,31 @@ def export(model: MultiScale, path: str | Path, **options: Any) -> dict[str, Any
     """
     chosen = make_options(ExportOptions, "export()", options)
     graph_options, build_options = part_of(GraphOptions, chosen), part_of(BuildOptions, chosen)
-    path, console = real_path(path), chosen.console or Console(quiet=True)
+    path, console = Path(path), chosen.console or Console(quiet=True)
+    path = path.resolve() if path.is_symlink() else path  # links stay: what they name is written
     kind, gate = kind_of(path), None if chosen.gate is None else parse_gate(chosen.gate)
     _check_kind(path, kind, graph_options, build_options)
-    graph = make_graph(model, graph_options)
-    wide = graph if chosen.precision == "fp32" else make_graph(model, in_float32(graph_options))
+    _check_free(path, chosen.overwrite)
+    wide = make_graph(model, in_float32(graph_options))
     samples = sample_images(wide, chosen.pictures) if chosen.verify or chosen.precision == "fp16" else []
-    about = {"kind": kind, "batch": chosen.batch, "fp32_layers": list(chosen.fp32_layers)}
+    about: dict[str, Any] = {"kind": kind, "batch": chosen.batch}
     with _staged(path) as folder:
         file, source = folder / path.name, folder / (path.name if kind == "onnx" else "graph.onnx")
         if chosen.precision == "fp16" and chosen.onnx is None:
             with console.status("Looking for values that float16 cannot hold"):
-                about["largest_value"] = check_float16(wide, torch.stack(samples[:2]), chosen.fp32_layers)
+                fit = fit_float16(wide, torch.stack(samples[:2]), chosen.fp32_layers)
+            about["largest_value"] = fit.largest
+            graph_options = replace(graph_options, fp32_layers=(*chosen.fp32_layers, *fit.kept))
+            if fit.kept:
+                console.print(f"In float32, as their values are too large for float16: {', '.join(fit.kept)}")
+        about["fp32_layers"] = list(graph_options.fp32_layers)
+        graph = wide if chosen.precision == "fp32" else make_graph(model, graph_options)
         with console.status(f"Tracing {graph.backbone.name}"):
             proto = _traced(graph, kind, graph_options)
             manifest = describe(graph, model, proto, precision=chosen.precision) | about
-            trace.save(proto, source, note=json.dumps(manifest, sort_keys=True))
+            weights = free_weights_name(path) if kind == "onnx" else f"{source.name}.data"
+            apart = trace.save(proto, source, note=json.dumps(manifest, sort_keys=True), weights=weights)
+            manifest["weights"] = weights if apart and kind == "onnx" else None
         if kind != "onnx":
             name = f"{graph.backbone.name} {graph.image_hw[0]}x{graph.image_hw[1]}"
             names = {"kind": kind, "name": name, "shown": path.name, "tf32": chosen.precision != "fp32"}
@@ -78,10 +97,11 @@ def export(model: MultiScale, path: str | Path, **options: Any) -> dict[str, Any
                 source, file, batch=chosen.batch, options=build_options, console=console, **names
             )
         gate = gate or GATES["quantised" if trace.is_quantised(proto) else chosen.precision]
-        manifest |= {"recipe": recipe_of(model), "gate": asdict(gate), "file": path.name, "sha256": file_sha256(file)}
+        manifest |= {"recipe": recipe_of(model), "gate": asdict(gate), "file": path.name}
+        manifest["sha256"] = file_sha256(file, manifest["weights"])
         if chosen.verify:
             traced = None if chosen.onnx else graph
-            report = compare_file(file, source, manifest, traced, wide, samples, gate, folder, console)
+            report = compare_file(file, source, manifest, traced, wide, samples, chosen.pictures, gate, folder, console)
             report.show(console)
             judge(report, path)
             manifest["verification"] = report.facts()
@@ -150,13 +170,43 @@ def _staged(path: Path) -> Iterator[Path]:
         yield folder
 
 
+def _check_free(path: Path, overwrite: bool) -> None:
+    """Raise S2WrapError for a file or manifest that is there already, unless it may be replaced."""
+    for part in () if overwrite else (path, manifest_path(path)):
+        if part.exists():
+            raise S2WrapError(
+                f"{part} exists already; replace it with overwrite=True (--overwrite), or give another name"
+            )
+
+
 def _publish(folder: Path, path: Path, manifest: dict[str, Any]) -> None:
-    """Rename the file, weights beside it, and the manifest to their final names."""
-    draft = folder / manifest_path(path).name
-    draft.write_text(json.dumps(manifest, indent=2))
-    weights = folder / f"{path.name}.data"
-    if path.suffix == ".onnx" and not weights.is_file():
-        path.with_name(weights.name).unlink(missing_ok=True)  # of an earlier export, which this one replaces
-    for part in (*([weights] if weights.is_file() else []), folder / path.name, draft):
+    """Give the file, weights beside it, and the manifest their names.
+
+    Killed at any moment, it leaves the old file or the new one with its own manifest: that of the new one lies beside
+    both before the file is renamed, and `read_manifest` takes the one of the file. Weights that are left over are
+    removed by the next export.
+    """
+    beside = manifest_path(path)
+    following = beside.with_name(beside.name + NEXT)
+    earlier = {_weights_of(beside), _weights_of(following)}
+    (folder / following.name).write_text(json.dumps(manifest, indent=2))
+    for name in filter(None, (following.name, manifest["weights"], path.name)):
+        part = folder / name
+        with part.open("rb") as stream:
+            os.fsync(stream.fileno())
         part.chmod(0o666 & ~umask())
-        part.replace(path.with_name(part.name))
+        part.replace(path.with_name(name))
+    following.replace(beside)
+    for old in earlier:
+        if old is not None and old.name != manifest["weights"]:
+            old.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def _weights_of(manifest: Path) -> Path | None:
+    """The weights that a manifest names, which an export that replaces it removes; None where it cannot be read."""
+    try:
+        name = json.loads(manifest.read_text())["weights"]
+        return manifest.with_name(name) if Path(name).name == name and name.endswith(".data") else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None

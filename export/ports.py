@@ -1,7 +1,7 @@
 """Inputs and outputs of an exported file, and the base class of sessions that run one."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,7 @@ class Session(ABC):
         outputs: the outputs of `run`, in the order of the file.
         device: the device of inputs and outputs.
         batch: the smallest, most frequent and largest batch size; None for any.
+        reopen: opens the file again: what pickling keeps, as a process cannot hand its runtime to another.
     """
 
     path: Path
@@ -40,6 +41,10 @@ class Session(ABC):
     outputs: tuple[Port, ...]
     device: torch.device
     batch: tuple[int, int, int] | None
+    reopen: "Callable[[], Session]"
+
+    def __reduce__(self) -> "tuple[Callable[[], Session], tuple[()]]":
+        return self.reopen, ()
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The outputs by name, as new tensors on the session's device.

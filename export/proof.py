@@ -16,9 +16,9 @@ from s2wrap.export import trace
 from s2wrap.export.engine import check_machine
 from s2wrap.export.graph import Graph, ModelGraph, in_float32, make_graph, tensors_of
 from s2wrap.export.library import TITLES
-from s2wrap.export.manifest import read_manifest, real_path
+from s2wrap.export.manifest import read_manifest
 from s2wrap.export.options import Gate, GraphOptions, check_batch, parse_gate
-from s2wrap.export.parity import Report, batch_sizes, sample_images, verify_run
+from s2wrap.export.parity import Report, batch_sizes, compare_own_sizes, sample_images, verify_run
 from s2wrap.export.session import open_session
 from s2wrap.factory import load as load_model
 from s2wrap.wrapper import MultiScale
@@ -57,7 +57,7 @@ def verify(
         VerificationError: the outputs do not pass the gate.
         S2WrapError: the file cannot run here, or the model cannot be loaded or has other weights.
     """
-    path, console = real_path(path), console or Console(quiet=True)
+    path, console = Path(path), console or Console(quiet=True)
     manifest = read_manifest(path)
     limits = Gate(**manifest["gate"]) if gate is None else parse_gate(gate)
     check_machine(path, manifest, None)
@@ -70,7 +70,7 @@ def verify(
     graph = make_graph(model, options) if options.precision == "bf16" else None
     with tempfile.TemporaryDirectory() as folder:
         samples = sample_images(wide, pictures)
-        report = compare_file(path, path, manifest, graph, wide, samples, limits, Path(folder), console)
+        report = compare_file(path, path, manifest, graph, wide, samples, pictures, limits, Path(folder), console)
     judge(report, path)
     return report
 
@@ -82,6 +82,7 @@ def compare_file(
     graph: Graph | None,
     wide: Graph,
     samples: list[Tensor],
+    pictures: Sequence[str | Path] | None,
     gate: Gate,
     folder: Path,
     console: Console,
@@ -95,6 +96,7 @@ def compare_file(
         graph: the traced graph; for bfloat16, which ONNX Runtime lacks on CPUs, PyTorch runs it. May be None otherwise.
         wide: the same graph in float32.
         samples: the images to compare on.
+        pictures: of which they were made, and that are compared at their own size too.
         gate: the limits to pass.
         folder: a folder for temporary files.
         console: where to show progress.
@@ -133,7 +135,11 @@ def compare_file(
     ran = f"{TITLES.get(kind, 'ONNX Runtime')} {library.__version__} on {device}"
     sizes = batch_sizes(check_batch(manifest["batch"]), session.device)
     note, reference = " ".join(notes), _reference(wide)
-    return verify_run(run, reference, samples, sizes=sizes, gate=gate, ran=ran, note=note, console=console)
+    with torch.no_grad():
+        own_sizes = compare_own_sizes(reference, wide, pictures) if isinstance(wide, ModelGraph) else ()
+    return verify_run(
+        run, reference, samples, sizes=sizes, gate=gate, ran=ran, note=note, own_sizes=own_sizes, console=console
+    )
 
 
 def judge(report: Report, path: Path) -> None:

@@ -1,8 +1,10 @@
 """A check for values that overflow in float16, by recording those of the model in float32."""
 
 import fnmatch
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,13 +19,16 @@ LARGEST = torch.finfo(torch.float16).max
 """65,504: larger values become infinite in float16."""
 MASK = 1e30
 """Larger values are not activations but masks, which hold the smallest number of any dtype."""
+MOST = 0.5
+"""The largest share of the weights that may stay float32 in a file that is called float16."""
 
 
 class Ranges(TorchDispatchMode):
     """Records the largest absolute values while a model runs.
 
     Attributes:
-        inside: the largest value of the operators that a module calls, by its name; "" is the model itself.
+        inside: the largest value of the operators that a module calls, and of the sums inside reductions, by its name;
+            "" is the model itself.
         answers: the largest value of the outputs of a module, by its name.
     """
 
@@ -37,6 +42,7 @@ class Ranges(TorchDispatchMode):
         output = func(*args, **(kwargs or {}))
         if (name := self.stack[-1]) is not None:
             _record(self.inside, name, output)
+            _record(self.inside, name, _inner_sum(func, args, output))
         return output
 
     @contextmanager
@@ -78,34 +84,100 @@ def watch(graph: Graph, images: Tensor) -> Ranges:
     return ranges
 
 
-def check_float16(graph: Graph, images: Tensor, fp32_layers: Sequence[str] = ()) -> float:
-    """The largest absolute value of a model that is to run in float16.
+@dataclass(frozen=True)
+class Fit:
+    """How a model fits float16.
+
+    Attributes:
+        largest: the largest absolute value of what runs in float16.
+        kept: the modules that must stay in float32, besides those that were given.
+    """
+
+    largest: float
+    kept: tuple[str, ...]
+
+
+def fit_float16(graph: Graph, images: Tensor, fp32_layers: Sequence[str] = ()) -> Fit:
+    """The modules of a model that must stay in float32 when the rest runs in float16.
+
+    A module of which a value is too large, or a sum inside a reduction, stays in float32. So does the one around it
+    where what it hands on is too large as well.
 
     Args:
         graph: the graph in float32.
         images: its input.
-        fp32_layers: modules that stay in float32, of which only the outputs must fit into float16.
+        fp32_layers: modules that stay in float32 in any case, of which only the outputs must fit into float16.
 
     Raises:
-        S2WrapError: a value is beyond 65,504; the message names the modules and remedies.
+        S2WrapError: the whole model would stay in float32, or more than half of its weights; the message names the
+            modules and remedies.
     """
-    ranges = watch(graph, images)
+    model, ranges = graph.backbone.model, watch(graph, images)
+    kept: list[str] = []
+    first: dict[str, float] = {}
+    while True:
+        values = _values_in_float16(ranges, (*fp32_layers, *kept))
+        beyond = {name: value for name, value in values.items() if value > LARGEST}
+        first = first or beyond
+        if not beyond:
+            break
+        kept = list(dict.fromkeys([*kept, *(name.rpartition(".")[0] if name in kept else name for name in beyond)]))
+        if "" in kept or _share(model, kept) > MOST:
+            raise _too_large(graph.backbone.name, first)
+    kept = [name for name in kept if not any(name.startswith(f"{other}.") for other in kept)]
+    return Fit(max(values.values(), default=0.0), tuple(kept))
+
+
+def _values_in_float16(ranges: Ranges, fp32_layers: Sequence[str]) -> dict[str, float]:
+    """The largest value of every module in float16, and of what those in float32 hand on to them."""
     in_float32 = {name for name in ranges.answers if any(_within(name, pattern) for pattern in fp32_layers)}
     values = {name: value for name, value in ranges.inside.items() if name not in in_float32}
     for name in in_float32:
         if name.rpartition(".")[0] not in in_float32:
             values[name] = ranges.answers[name]
-    beyond = sorted((name for name in values if values[name] > LARGEST), key=lambda name: -values[name])
-    if beyond:
-        places = ", ".join(f"{name or 'the model itself'} ({values[name]:.3g})" for name in beyond[:5])
-        more = f" and {len(beyond) - 5} more" if len(beyond) > 5 else ""
-        names = ",".join(name for name in beyond[:3] if name)
-        remedy = f", or fp32 for the modules that these values pass through: --fp32-layers {names} (fp32_layers=)"
-        raise S2WrapError(
-            f"{graph.backbone.name} does not fit float16, which ends at 65,504: values were larger in {places}{more}; "
-            f"use precision bf16{remedy if names else ''}"
-        )
-    return max(values.values(), default=0.0)
+    return values
+
+
+def _share(model: Any, names: Sequence[str]) -> float:
+    """The share of the weights that lies in these modules."""
+    parameters = dict(model.named_parameters())
+    inside = (weight for name, weight in parameters.items() if any(name.startswith(f"{each}.") for each in names))
+    return sum(weight.numel() for weight in inside) / max(1, sum(weight.numel() for weight in parameters.values()))
+
+
+def _too_large(backbone: str, beyond: dict[str, float]) -> S2WrapError:
+    names = list(beyond)  # as they run: the first may be the cause of the others
+    places = ", ".join(f"{name or 'the model itself'} ({beyond[name]:.3g})" for name in names[:5])
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return S2WrapError(
+        f"{backbone} does not fit float16, which ends at 65,504: values were larger in {places}{more}, and most of it "
+        f"would have to stay float32; use precision bf16"
+    )
+
+
+def _inner_sum(func: Any, args: Sequence[Any], output: Any) -> Tensor | None:
+    """The sums that a reduction makes inside, in the types that ONNX's reference evaluator uses; None for others.
+
+    Sums of absolute values in means, of powers in norms, of squared differences from the mean in layer norms and the
+    like. Sums alone and variances are computed in float32 there.
+    """
+    aten, name = torch.ops.aten, func.overloadpacket
+    if name is aten.mean:
+        return func(args[0].abs(), *args[1:]) * (args[0].numel() / output.numel())
+    if name in (aten.linalg_vector_norm, aten.norm):
+        power = next((each for each in args[1:2] if each is not None), 2)
+        return output.abs() ** power if 0 < power < float("inf") else None
+    if name is aten.native_layer_norm:
+        dims = tuple(range(-len(args[1]), 0))
+        return args[0].var(dims, correction=0) * math.prod(args[1])
+    if name is aten.native_group_norm:
+        batch, groups = args[3], args[6]
+        cells = args[0].reshape(batch, groups, -1)
+        return cells.var(2, correction=0) * cells.shape[2]
+    if name is aten.native_batch_norm and args[5]:  # InstanceNormalization: it computes the mean and variance
+        dims = (0, *range(2, args[0].ndim))
+        return args[0].var(dims, correction=0) * (args[0].numel() / args[0].shape[1])
+    return None
 
 
 def _within(name: str, pattern: str) -> bool:

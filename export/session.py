@@ -1,5 +1,6 @@
 """Sessions that run an exported file with ONNX Runtime, TensorRT or TensorRT-RTX."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from s2wrap.errors import MissingExtraError, S2WrapError, first_line
 from s2wrap.export.engine_session import EngineSession
 from s2wrap.export.ports import Port, Session
+from s2wrap.scales import whole_number
 
 __all__ = ["EngineSession", "OnnxSession", "Port", "Session", "open_session"]
 
@@ -41,7 +43,7 @@ ONNX_CODES = {
 """ONNX element types by torch dtype; numpy dtypes would not do, as there is no bfloat16."""
 
 OPTIONS: dict[str, tuple[str, ...]] = {
-    "onnx": (),
+    "onnx": ("threads",),
     "tensorrt": ("cuda_graph", "host_code"),
     "tensorrt_rtx": ("cuda_graph", "runtime_cache", "eager"),
 }
@@ -51,7 +53,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 class OnnxSession(Session):
     """A session in ONNX Runtime on the CPU or a CUDA device, which reads and writes tensors without copies."""
 
-    def __init__(self, path: Path, device: torch.device):
+    def __init__(self, path: Path, device: torch.device, threads: int | None = None):
         try:
             import onnxruntime
         except ImportError as error:
@@ -69,12 +71,9 @@ class OnnxSession(Session):
                 )
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        # This optimizer crashes ONNX Runtime 1.32 with a segmentation fault on some float16 graphs, such as CLIP's.
-        disabled = ["NchwcTransformer"] if device.type == "cpu" and _may_have_float16(path) else None
+        options.intra_op_num_threads = threads or 0
         try:
-            self.session = onnxruntime.InferenceSession(
-                str(path), options, providers=[provider], disabled_optimizers=disabled
-            )
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
         except Exception as error:  # its errors have no common base class
             raise _onnx_error(path, device, error) from error
         self.inputs = tuple(_onnx_port(path, node) for node in self.session.get_inputs())
@@ -109,6 +108,7 @@ def open_session(
     runtime_cache: Path | None = None,
     eager: bool = False,
     host_code: bool = False,
+    threads: int | None = None,
 ) -> Session:
     """A session for an exported file.
 
@@ -121,6 +121,7 @@ def open_session(
         eager: whether TensorRT-RTX compiles the fastest kernels for each new batch size at once. Otherwise it starts
             with general kernels and compiles the fastest in the background: right for serving, wrong for timing.
         host_code: whether to load version-compatible TensorRT engines, which contain CPU code: trust the file.
+        threads: how many threads of the CPU ONNX Runtime uses in one operator; by default one a core.
 
     Raises:
         MissingExtraError: the library is not installed.
@@ -133,14 +134,21 @@ def open_session(
         "runtime_cache": runtime_cache,
         "eager": eager,
         "host_code": host_code,
+        "threads": threads,
     }
     for name, value in options.items():
         if value and name not in OPTIONS[kind]:
             fitting = " or ".join(other for other, names in OPTIONS.items() if name in names)
             raise S2WrapError(f"{name}={value} does not fit {path}, which is {kind}; it is for {fitting}")
+    chosen = {name: options[name] for name in OPTIONS[kind]}
+    if threads is not None and (whole_number(threads) or 0) < 1:
+        raise S2WrapError(f"threads={threads!r} is no number of threads; use 1 or more")
     if kind == "onnx":
-        return OnnxSession(path, torch.device(device or "cpu"))
-    return EngineSession(path, kind, device, **{name: options[name] for name in OPTIONS[kind]})
+        session: Session = OnnxSession(path, torch.device(device or "cpu"), **chosen)
+    else:
+        session = EngineSession(path, kind, device, **chosen)
+    session.reopen = partial(open_session, path, kind=kind, device=device, **chosen)
+    return session
 
 
 def _indexed_device(device: torch.device) -> torch.device:
@@ -148,17 +156,6 @@ def _indexed_device(device: torch.device) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise S2WrapError(f"device={device} needs an NVIDIA GPU, and this machine shows none; use device=cpu")
     return torch.empty(0, device=device).device
-
-
-def _may_have_float16(path: Path) -> bool:
-    """Whether a file has float16 weights; True if it cannot be read."""
-    try:
-        import onnx
-
-        graph = onnx.load(path, load_external_data=False).graph
-    except Exception:  # not installed, or no ONNX file, which ONNX Runtime will report
-        return True
-    return any(weight.data_type == onnx.TensorProto.FLOAT16 for weight in graph.initializer)
 
 
 def _onnx_port(path: Path, node) -> Port:

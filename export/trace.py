@@ -55,17 +55,62 @@ def trace(graph: Graph, *, opset: int) -> Any:
         raise S2WrapError(f"{name} cannot be exported to ONNX: the exporter gave no program")
     proto = program.model_proto
     _strip(proto)
+    swap_transposes(proto)
     return proto
 
 
-def save(proto: Any, path: Path, *, note: str) -> None:
-    """Write an ONNX model with `note` in its metadata; weights too large for one file go to `path`.data."""
+def swap_transposes(proto: Any) -> None:
+    """Move Transpose nodes that exchange the first two of three dimensions behind a product with a matrix.
+
+    X ↦ Xᵀ · W is (X · W)ᵀ where T leaves the last dimension alone. ONNX Runtime 1.32 ends with a segmentation fault
+    on a CPU when it loads float16 graphs in which such a Transpose comes first, as in the attention of PyTorch's
+    nn.MultiheadAttention.
+    """
+    graph = proto.graph
+    matrices = {tensor.name for tensor in graph.initializer if len(tensor.dims) == 2}
+    transposes = {node.output[0]: node for node in graph.node if _exchanges_two(node)}
+    known = {value.name: value for value in graph.value_info}
+    nodes: list[Any] = []
+    for node in graph.node:
+        transpose = transposes.get(node.input[0]) if node.op_type == "MatMul" else None
+        if transpose is None or node.input[1] not in matrices:
+            nodes.append(node)
+            continue
+        output, product = node.output[0], f"{node.output[0]}_swapped"
+        node.input[0], node.output[0] = transpose.input[0], product
+        after = type(node)()
+        after.CopyFrom(transpose)
+        after.name, after.input[0], after.output[0] = f"{node.name}_transposed", product, output
+        nodes += [node, after]
+    used = {name for node in nodes for name in node.input} | {value.name for value in graph.output}
+    nodes = [node for node in nodes if node.output[0] in used or node.output[0] not in transposes]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    for name in (set(transposes) - used) & set(known):
+        graph.value_info.remove(known[name])
+
+
+def _exchanges_two(node: Any) -> bool:
+    """Whether a node is a Transpose with the permutation 1, 0, 2."""
+    return node.op_type == "Transpose" and [list(each.ints) for each in node.attribute] == [[1, 0, 2]]
+
+
+def save(proto: Any, path: Path, *, note: str, weights: str) -> bool:
+    """Write an ONNX model with `note` in its metadata, and return whether its weights went to a file apart.
+
+    Args:
+        proto: the model.
+        path: its file.
+        note: the text of its metadata.
+        weights: the name of a file beside it, for weights too large for one file.
+    """
     import onnx
 
     onnx.helper.set_model_props(proto, {"s2wrap": note})
-    external = proto.ByteSize() > LARGEST_FILE
-    target = copy.deepcopy(proto) if external else proto  # saving external data removes it from the model
-    onnx.save(target, path, save_as_external_data=external, location=f"{path.name}.data", size_threshold=1024)
+    apart = proto.ByteSize() > LARGEST_FILE
+    target = copy.deepcopy(proto) if apart else proto  # saving external data removes it from the model
+    onnx.save(target, path, save_as_external_data=apart, location=weights, size_threshold=1024)
+    return apart
 
 
 def is_quantised(proto: Any) -> bool:
@@ -96,7 +141,7 @@ def widen(path: Path, target: Path) -> None:
                 widen_values(attribute.t)
             elif attribute.name in ("to", "dtype") and attribute.i == bfloat16:
                 attribute.i = float32
-    save(proto, target, note="")
+    save(proto, target, note="", weights=f"{target.name}.data")
 
 
 def _reason(error: BaseException) -> str:

@@ -274,6 +274,12 @@ class MultiScale(nn.Module):
         return self.backbone.input
 
     @property
+    def image_hw(self) -> Pair:
+        """Height and width in pixels of its largest scale: the size of images that lose no detail and gain none."""
+        heights, widths = zip(*(scale.box_hw for scale in self.scales), strict=True)
+        return max(heights), max(widths)
+
+    @property
     def device(self) -> torch.device:
         """Where the backbone computes."""
         return self.backbone.device
@@ -455,6 +461,12 @@ def _placement(model: MultiScale, key: str, device: str) -> Placement:
         height, width = key.split("x")
         image_hw = (int(height), int(width))
     return model._placements.get(key, device, lambda: model.make_placement(image_hw))
+
+
+def largest_hw(models: Iterable[MultiScale]) -> Pair:
+    """The one image size at which several models can be compared: of the largest scale of all."""
+    heights, widths = zip(*(model.image_hw for model in models), strict=True)
+    return max(heights), max(widths)
 
 
 def _with_prefix(features: Features, base: Tensor, prefix: Prefix) -> Features:

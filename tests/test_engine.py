@@ -1,5 +1,8 @@
 import json
+import pickle
 import threading
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,7 @@ from PIL import Image
 
 import s2wrap
 from s2wrap import S2WrapError
-from s2wrap.export import Engine, export, load
+from s2wrap.export import Engine, export, load, verify
 from s2wrap.export import engine as room
 from s2wrap.export.engine import check_machine, run_in_batches
 from s2wrap.export.engine_session import cuda_device
@@ -85,7 +88,7 @@ def test_maps_are_told_by_name_whatever_the_order(model, tmp_path):
     images = torch.randn(2, 3, 160, 160)
     for wrapped, tiles in ((pyramid, False), (layered, False), (layered, True)):
         path = tmp_path / "model.onnx"
-        export(wrapped, path, tiles=tiles, verify=False)
+        export(wrapped, path, tiles=tiles, verify=False, overwrite=True, **({} if tiles else {"image_hw": (160, 160)}))
         engine = load(path)
         run = engine.session.run
         engine.session.run = lambda inputs, run=run: dict(reversed(run(inputs).items()))
@@ -169,7 +172,7 @@ def test_tokens_alone_and_pooled_alone_are_features(model, tmp_path):
     pixels = torch.randint(0, 256, (2, 3, 160, 160), dtype=torch.uint8)
     for outputs in (("tokens",), ("pooled",)):
         path = tmp_path / f"{outputs[0]}.onnx"
-        export(model, path, outputs=outputs, pixels="uint8", verify=False)
+        export(model, path, outputs=outputs, pixels="uint8", image_hw=(160, 160), verify=False)
         engine = load(path)
         found = engine(pixels)
         assert found.prefix.shape == (2, 0, 192)
@@ -255,15 +258,85 @@ def test_a_file_and_its_manifest_belong_together(graph_file, tmp_path):
     path.write_bytes(graph_file.read_bytes()[:-100])
     with pytest.raises(S2WrapError, match="is not the file that model.onnx.json describes"):
         load(path)
-    manifest_path(path).write_text(json.dumps({"format": 2, "kind": "onnx"}))
-    with pytest.raises(S2WrapError, match="is damaged: it does not say part, sha256"):
+    manifest_path(path).write_text(json.dumps({"format": 3, "kind": "onnx"}))
+    with pytest.raises(S2WrapError, match="is damaged: part: Field required"):
         load(path)
     manifest_path(path).write_text("{")
     with pytest.raises(S2WrapError, match="is damaged, or no manifest"):
         load(path)
     manifest_path(path).write_text(json.dumps({"format": 99}))
-    with pytest.raises(S2WrapError, match="has format 99; this s2wrap reads format 2"):
+    with pytest.raises(S2WrapError, match="has format 99; this s2wrap reads format 3"):
         load(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("kind", "x"),
+        ("part", "half"),
+        ("plan", {}),
+        ("geometry", [5]),
+        ("outputs", 5),
+        ("inputs", [{"name": "images"}]),
+        ("gate", None),
+        ("recipe", {"nope": 1}),
+        ("recipe", {"spec": "timm:test_vit@1", "nope": 1}),
+        ("batch", [1, 2]),
+        ("batch", "1:2:4"),
+        ("image_hw", [160.5, 200]),
+        ("precision", "fp12"),
+        ("pixels", "float8"),
+        ("input", {"channels": "three"}),
+        ("options", {"scales": 5}),
+        ("options", {"scales": [{"size": 1}]}),
+        ("backbone", {"name": "x"}),
+        ("weights", 5),
+        ("sha256", 5),
+    ],
+)
+def test_manifests_of_wrong_types_are_one_clear_error(graph_file, tmp_path, name, value):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(graph_file.read_bytes())
+    facts = json.loads(manifest_path(graph_file).read_text())
+    manifest_path(path).write_text(json.dumps(facts | {name: value}))
+    with pytest.raises(S2WrapError, match=name if name != "recipe" else "recipe|nope") as raised:
+        verify(path)
+    assert "\n" not in str(raised.value)
+
+
+def test_deep_manifests_are_one_clear_error(graph_file, tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(graph_file.read_bytes())
+    manifest_path(path).write_text("[" * 100_000 + "]" * 100_000)
+    with pytest.raises(S2WrapError, match="is damaged"):
+        load(path)
+
+
+def test_links_into_a_store_of_blobs_load(model, graph_file, tmp_path, monkeypatch):
+    """As hub caches lay them: names beside each other, that are links to hashes elsewhere; weights apart too."""
+    monkeypatch.setattr("s2wrap.export.trace.LARGEST_FILE", 100_000)
+    for name in ("made", "blobs", "names"):
+        (tmp_path / name).mkdir()
+    export(model, tmp_path / "made" / "m.onnx", verify=False)
+    for number, file in enumerate(sorted((tmp_path / "made").iterdir())):
+        file.rename(tmp_path / "blobs" / f"{number:064}")
+        (tmp_path / "names" / file.name).symlink_to(tmp_path / "blobs" / f"{number:064}")
+    assert number == 2
+    images = torch.randn(1, 3, 480, 480)
+    close(load(tmp_path / "names" / "m.onnx")(images).spatial, model(images).spatial)
+
+
+def test_an_engine_is_opened_again_in_another_process(graph_file, model, tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(graph_file.read_bytes())
+    manifest_path(path).write_bytes(manifest_path(graph_file).read_bytes())
+    engine, images = load(path, threads=1), torch.randn(1, 3, 160, 200)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        close(pool.submit(engine, images).result().spatial, model(images).spatial)
+    pickled = pickle.dumps(engine)
+    export(model, path, image_hw=(160, 160), verify=False, overwrite=True)
+    with pytest.raises(S2WrapError, match="is another file than when the engine was pickled; load it again"):
+        pickle.loads(pickled)
 
 
 BUILT = {"version": "11.4.0.106", "compute_capability": "9.0", "gpu": "NVIDIA H100"}

@@ -9,9 +9,9 @@ from s2wrap.compare.latency import check_backends, time_models
 
 def timed(backends, specs=("timm:test_vit@1", "timm:test_vit@1,2")):
     models = {spec: s2wrap.load(spec, pretrained=False) for spec in specs}
-    sizes = dict.fromkeys(specs, (160, 160))
+
     told = []
-    found = time_models(models, backends, sizes, batch=2, seconds=0.05, progress=told.append)
+    found = time_models(models, backends, (160, 160), batch=2, seconds=0.05, progress=told.append)
     assert told == sorted(told)
     assert told[-1] == 1
     return found
@@ -44,6 +44,6 @@ def test_an_unknown_backend_is_told():
 @pytest.mark.gpu
 def test_a_gpu_times_its_own_ways():
     model = s2wrap.load("timm:test_vit@1,2", pretrained=False).to("cuda")
-    sizes, backends = {"one": (160, 160)}, ("eager", "compile", "cuda-graph")
-    found = time_models({"one": model}, backends, sizes, batch=2, seconds=0.1, progress=lambda done: None)
+    backends = ("eager", "compile", "cuda-graph")
+    found = time_models({"one": model}, backends, (160, 160), batch=2, seconds=0.1, progress=lambda done: None)
     assert all("median_ms" in figures for figures in found["one"].values())

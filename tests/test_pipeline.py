@@ -1,13 +1,16 @@
 import hashlib
+import io
 import json
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import open_clip
 import pytest
 import timm
 import torch
+from rich.console import Console
 
 import s2wrap
 from s2wrap import S2WrapError
@@ -104,7 +107,7 @@ def test_an_engine_has_its_manifest_and_the_same_bytes_each_time(tmp_path, model
     assert written["spec"] == "timm:test_vit@1,2"
     assert written["build"]["targets"] == ["sm89"]
     assert written["batch"] == [1, 2, 4]
-    assert written["inputs"] == [{"name": "images", "dtype": "uint8", "shape": ["batch", 160, 160, 3]}]
+    assert written["inputs"] == [{"name": "images", "dtype": "uint8", "shape": ["batch", 320, 320, 3]}]
     assert written["outputs"][0] == {"name": "spatial", "dtype": "float16", "shape": ["batch", 128, 10, 10]}
     assert 1 < written["largest_value"] < 65504
     assert written["recipe"]["spec"] == "timm:test_vit@1,2"
@@ -127,7 +130,7 @@ def test_an_onnx_file_carries_its_manifest(tmp_path, model):
 def test_a_link_stays_and_what_it_names_is_written(tmp_path, model):
     (tmp_path / "real.onnx").write_text("of before")
     (tmp_path / "link.onnx").symlink_to("real.onnx")
-    export(model, tmp_path / "link.onnx", verify=False)
+    export(model, tmp_path / "link.onnx", verify=False, overwrite=True)
     assert (tmp_path / "link.onnx").is_symlink()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link.onnx", "real.onnx", "real.onnx.json"]
     assert load(tmp_path / "link.onnx").manifest["file"] == "real.onnx"
@@ -137,11 +140,14 @@ def test_weights_beside_an_earlier_file_go_with_it(tmp_path, model, monkeypatch)
     path = tmp_path / "model.onnx"
     monkeypatch.setattr(room.trace, "LARGEST_FILE", 100_000)
     export(model, path)
-    images = torch.randn(1, 3, 160, 160)
+    images = torch.randn(1, 3, 320, 320)
     np.testing.assert_allclose(load(path)(images).spatial, model(images).spatial, atol=3e-4)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data", "model.onnx.json"]
+    export(model, path, overwrite=True)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "model.onnx.2.data", "model.onnx.json"]
+    np.testing.assert_allclose(load(path)(images).spatial, model(images).spatial, atol=3e-4)
     monkeypatch.undo()
-    export(model, path, verify=False)
+    export(model, path, verify=False, overwrite=True)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "model.onnx.json"]
     load(path)
 
@@ -188,7 +194,7 @@ def test_verify_repeats_the_comparison(tmp_path, model):
     with pytest.raises(S2WrapError, match="was made with other weights than test_vit has now"):
         verify(path, model=s2wrap.load("timm:test_vit@1,2", pretrained=False))
     nameless = s2wrap.wrap(timm.create_model("test_vit", num_classes=0), (1, 2))
-    export(nameless, path, verify=False)
+    export(nameless, path, verify=False, overwrite=True)
     assert verify(path, model=nameless).passed
     with pytest.raises(S2WrapError, match="made from a model without a name; verify it in Python"):
         verify(path)
@@ -242,8 +248,8 @@ def test_a_ready_onnx_file_is_taken_and_compared(tmp_path, model):
     assert 1e-4 < manifest["verification"]["outputs"][0]["relative_error"] < 0.1
     with pytest.raises(S2WrapError, match="has inputs and outputs images, spatial, prefix; this export has tiles"):
         export(model, tmp_path / "tiles.onnx", onnx=ready, tiles=True)
-    with pytest.raises(S2WrapError, match="160, 160.* of float32; this export takes"):
-        export(model, tmp_path / "large.onnx", onnx=ready, image_hw=(320, 320), verify=False)
+    with pytest.raises(S2WrapError, match="320, 320.* of float32; this export takes"):
+        export(model, tmp_path / "small.onnx", onnx=ready, image_hw=(160, 160), verify=False)
     with pytest.raises(S2WrapError, match="a ready ONNX file has its own"):
         export(model, tmp_path / "other.onnx", onnx=ready, opset=23)
     (tmp_path / "broken.onnx").write_bytes(b"no ONNX at all")
@@ -251,16 +257,18 @@ def test_a_ready_onnx_file_is_taken_and_compared(tmp_path, model):
         export(model, tmp_path / "other.onnx", onnx=tmp_path / "broken.onnx")
 
 
-def test_values_that_float16_cannot_hold_stop_the_export(tmp_path, model):
+def test_layers_that_float16_cannot_hold_stay_in_float32_or_stop_the_export(tmp_path, model):
     mlp = model.backbone.model.blocks[2].mlp
     mlp.fc1.weight.mul_(1e7)
     mlp.fc2.weight.mul_(1e-7)
-    path = tmp_path / "model.onnx"
-    with pytest.raises(S2WrapError, match=r"does not fit float16.*blocks\.2\.mlp\.fc1"):
-        export(model, path, precision="fp16")
-    assert list(tmp_path.iterdir()) == []
-    manifest = export(model, path, precision="fp16", fp32_layers=["blocks.2.mlp"])
+    path, told = tmp_path / "model.onnx", Console(record=True, file=io.StringIO())
+    manifest = export(model, path, precision="fp16", console=told)
     assert manifest["fp32_layers"] == ["blocks.2.mlp"]
+    assert "In float32, as their values are too large for float16: blocks.2.mlp" in told.export_text()
+    mlp.fc2.weight.mul_(1e7)
+    with pytest.raises(S2WrapError, match="does not fit float16"):
+        export(model, tmp_path / "other.onnx", precision="fp16")
+    assert not (tmp_path / "other.onnx").exists()
 
 
 def test_the_backbone_alone_is_exported_and_compared(tmp_path, model):
@@ -278,9 +286,46 @@ def test_a_full_disk_loses_nothing(tmp_path, model, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(room.trace, "save", full)
-    with pytest.raises(S2WrapError, match=r"cannot write .*model.onnx: No space left on device"):
+    with pytest.raises(S2WrapError, match="model.onnx exists already; replace it with overwrite=True"):
         export(model, path)
+    with pytest.raises(S2WrapError, match=r"cannot write .*model.onnx: No space left on device"):
+        export(model, path, overwrite=True)
     assert [file.read_text() for file in tmp_path.iterdir()] == ["of before"]
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["one file", "weights apart"])
+def test_an_export_over_another_is_stopped_at_no_moment_between_the_two(tmp_path, model, monkeypatch, apart):
+    """Each step that changes a name fails once: what lies there then is the old file or the new one, and loads."""
+    path, images = tmp_path / "model.onnx", torch.randint(0, 256, (1, 320, 320, 3), dtype=torch.uint8)
+    if apart:
+        monkeypatch.setattr(room.trace, "LARGEST_FILE", 100_000)
+    export(model, path, verify=False)
+    steps, old, new = 0, 0, 0
+    while True:
+        count, real = [0], Path.replace
+
+        def replace(self, target, count=count, stop=steps, real=real):
+            count[0] += 1
+            if count[0] > stop:
+                raise KeyboardInterrupt
+            return real(self, target)
+
+        monkeypatch.setattr(Path, "replace", replace)
+        try:
+            export(model, path, verify=False, overwrite=True, pixels="uint8")
+            break
+        except KeyboardInterrupt:
+            pass
+        finally:
+            monkeypatch.setattr(Path, "replace", real)
+        engine = load(path)
+        takes_pixels = engine.manifest["pixels"] == "uint8"
+        new, old = new + takes_pixels, old + (not takes_pixels)
+        engine.encode(list(images.permute(0, 3, 1, 2)))
+        export(model, path, verify=False, overwrite=True)
+        steps += 1
+    assert (old, new) == (3 if apart else 2, 1)
+    assert len(list(tmp_path.iterdir())) == 2 + apart
 
 
 @pytest.mark.parametrize(

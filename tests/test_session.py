@@ -2,7 +2,9 @@ import ctypes
 import sys
 import threading
 import types
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
+from multiprocessing import get_context
 
 import numpy as np
 import pytest
@@ -129,16 +131,20 @@ def test_bfloat16_without_a_kernel_is_refused_with_what_works(tmp_path):
         open_session(path, kind="onnx")
 
 
-@pytest.mark.parametrize(("dtype", "unsafe"), [(np.float16, ["NchwcTransformer"]), (np.float32, None)])
-def test_float16_graphs_go_without_the_optimiser_that_crashes(tmp_path, monkeypatch, dtype, unsafe):
-    import onnxruntime
+def test_a_session_is_opened_again_in_another_process(tmp_path):
+    session = open_session(tiny_graphs.products(tmp_path / "tiny.onnx"), kind="onnx", threads=1)
+    (port,) = session.inputs
+    images = {port.name: torch.randn(port.sized(2)).to(port.dtype)}
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        found = pool.submit(type(session).run, session, images).result()
+    for name, expected in session.run(images).items():
+        torch.testing.assert_close(found[name], expected)
 
-    asked, real = [], onnxruntime.InferenceSession
-    monkeypatch.setattr(
-        onnxruntime, "InferenceSession", lambda *words, **named: asked.append(named) or real(*words, **named)
-    )
-    open_session(tiny_graphs.products(tmp_path / "tiny.onnx", dtype=dtype), kind="onnx")
-    assert asked[0]["disabled_optimizers"] == unsafe
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_threads_are_a_number(tmp_path, threads):
+    with pytest.raises(S2WrapError, match="is no number of threads; use 1 or more"):
+        open_session(tiny_graphs.products(tmp_path / "tiny.onnx"), kind="onnx", threads=threads)
 
 
 def test_files_that_cannot_run_are_refused(tmp_path, made):

@@ -9,7 +9,7 @@ from tiny_graphs import model_graph, tiles_graph
 import s2wrap
 from s2wrap import S2WrapError
 from s2wrap.export import trace as trace_module
-from s2wrap.export.trace import is_quantised, save, trace, widen
+from s2wrap.export.trace import is_quantised, save, swap_transposes, trace, widen
 
 onnx = pytest.importorskip("onnx")
 runtime = pytest.importorskip("onnxruntime")
@@ -50,7 +50,7 @@ def test_the_graph_is_private_portable_and_the_same_each_time(tmp_path):
     model = wrapped((1, 2, 3))
     paths = [tmp_path / name for name in ("a.onnx", "b.onnx")]
     for path in paths:
-        save(trace(model_graph(model, (200, 200)), opset=23), path, note="of a test")
+        save(trace(model_graph(model, (200, 200)), opset=23), path, note="of a test", weights=f"{path.name}.data")
     content = paths[0].read_bytes()
     assert content == paths[1].read_bytes()
     assert b".py" not in content
@@ -88,7 +88,7 @@ def test_bfloat16_widened_has_the_same_values(tmp_path):
     model = wrapped()
     graph = model_graph(model, (160, 160), precision="bf16")
     path = tmp_path / "model.onnx"
-    save(trace(graph, opset=23), path, note="")
+    save(trace(graph, opset=23), path, note="", weights=f"{path.name}.data")
     images = torch.randn(2, 3, 160, 160)
     widen(path, tmp_path / "wide.onnx")
     session = runtime.InferenceSession(str(tmp_path / "wide.onnx"), providers=["CPUExecutionProvider"])
@@ -104,10 +104,35 @@ def test_weights_that_no_file_holds_go_beside_it(tmp_path, monkeypatch):
     monkeypatch.setattr(trace_module, "LARGEST_FILE", 100_000)
     model = wrapped()
     path = tmp_path / "model.onnx"
-    save(trace(model_graph(model, (160, 160)), opset=20), path, note="")
+    save(trace(model_graph(model, (160, 160)), opset=20), path, note="", weights=f"{path.name}.data")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
     assert path.stat().st_size < 200_000
     images = torch.randn(2, 3, 160, 160)
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     found = session.run(["spatial"], {"images": images.numpy()})[0]
     np.testing.assert_allclose(found, model(images).spatial.numpy(), atol=2e-4)
+
+
+def test_a_transpose_in_front_of_a_product_comes_after_it():
+    """Some ONNX Runtimes end when they load a float16 graph that begins otherwise."""
+    from onnx import TensorProto, helper, numpy_helper
+    from onnx.reference import ReferenceEvaluator
+
+    weights = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], perm=[1, 0, 2]),
+        helper.make_node("MatMul", ["t", "w"], ["y"]),
+        helper.make_node("Transpose", ["x"], ["u"], perm=[1, 0, 2]),
+        helper.make_node("MatMul", ["u", "w"], ["z"]),
+        helper.make_node("Identity", ["u"], ["kept"]),
+    ]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["a", "b", 4])]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("y", "z", "kept")]
+    proto = helper.make_model(helper.make_graph(nodes, "g", inputs, outputs, [numpy_helper.from_array(weights, "w")]))
+    values = {"x": np.random.default_rng(1).normal(size=(2, 3, 4)).astype(np.float32)}
+    before = ReferenceEvaluator(proto).run(None, values)
+    swap_transposes(proto)
+    for one, other in zip(before, ReferenceEvaluator(proto).run(None, values), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    assert [node.op_type for node in proto.graph.node][:2] == ["MatMul", "Transpose"]
+    assert all(node.input[0] == "x" for node in proto.graph.node if node.op_type == "MatMul")

@@ -46,7 +46,9 @@ def exported(folder, name="vit.plan", **changes):
 
 
 def write_manifest(file, manifest):
-    file.with_name(f"{file.name}.json").write_text(json.dumps(manifest | {"sha256": file_sha256(file)}))
+    file.with_name(f"{file.name}.json").write_text(
+        json.dumps(manifest | {"sha256": file_sha256(file, manifest["weights"])})
+    )
 
 
 def config_of(folder):

@@ -1,6 +1,6 @@
 """`s2wrap bench`: how fast models and exported files are, by one rule for all."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,10 @@ from s2wrap.errors import S2WrapError
 
 if TYPE_CHECKING:
     import torch
+
+    from s2wrap.wrapper import MultiScale
+
+Pair = tuple[int, int]
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 RUNTIMES = {"onnx": "ONNX Runtime", "tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
@@ -50,42 +54,45 @@ def bench(
     *,
     batch: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 1,
     image: Annotated[
-        str | None, typer.Option(help="Height and width of the images, as 480x640 (default: the model's own).")
+        str | None,
+        typer.Option(help="Height and width of all images, as 480x640 (default: a file's, or of the largest scale)."),
     ] = None,
     precision: Annotated[str, typer.Option(help="Of models: fp32, fp16 or bf16; a file has its own.")] = "fp32",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps (default: cuda if there is one).")] = None,
     backend: Annotated[
-        str, typer.Option(help="How models run: some of eager, compile, max-autotune, cuda-graph.")
-    ] = "eager,compile,cuda-graph",
+        str, typer.Option(help="How models run: some of eager, compile, max-autotune (both take minutes), cuda-graph.")
+    ] = "eager",
     seconds: Annotated[float, typer.Option(help="Time each for so long, and ten runs at least.")] = 3.0,
     as_json: output.Json = False,
     options: dict[str, Any],
 ) -> None:
     """Time models in PyTorch and exported files, one beside the other.
 
-    Each warms up for 200 ms, then runs for --seconds and ten times at least, in ten rounds by turns. Milliseconds a
-    batch: on a GPU its own time, else the clock's; images a second by the clock, counting pictures, not tiles. ÷ first:
-    the median over the rounds of its time over the first row's. The images are random and on the device already.
-    Weights are random unless a checkpoint is given. Options of a model do not count for exported files.
+    All look at images of one size. Each warms up for 200 ms, then runs for --seconds and ten times at least, in ten
+    rounds by turns. Milliseconds a batch: on a GPU its own time, else the clock's; images a second by the clock,
+    counting pictures, not tiles. ÷ first: the median over the rounds of its time over the first row's. The images are
+    random and on the device already. Weights are random unless a checkpoint is given. Options of a model do not count
+    for exported files.
     """
     import torch
 
     from s2wrap.timing import describe_device, time_calls, when_first_called
 
     place = flags.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    asked_hw = flags.image_hw(image) if image else None
-    ways = [
-        way
-        for each in what
-        for way in (
-            _file_ways(Path(each), place, batch, asked_hw, backend.split(","))
-            if each.endswith(flags.FILE_ENDINGS)
-            else _model_ways(each, options, place, batch, asked_hw, precision, backend.split(","))
-        )
-    ]
+    backends = _backends(backend)
+    found = {each: _manifest(each) or _model(each, options, place, precision) for each in what}
+    image_hw = _one_size(found, flags.image_hw(image) if image else None)
+    ways: list[Way] = []
+    for each, one in found.items():
+        if isinstance(one, dict):
+            ways += _file_ways(Path(each), one, place, batch, image_hw, backends)
+        else:
+            ways += _model_ways(each, one, place, batch, image_hw, precision, backends)
     calls = {str(number): when_first_called(way.make) for number, way in enumerate(ways)}
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     console = output.notes()
+    if {"compile", "max-autotune"} & set(backends):
+        console.print("Compiling first, which may take minutes a model", highlight=False)
     bar = Progress(*columns, console=console, transient=True, disable=not console.is_interactive)
     with torch.inference_mode(), bar as progress:
         task = progress.add_task("timing", total=1)
@@ -103,27 +110,72 @@ def bench(
         _print(facts, rows)
 
 
+def _backends(text: str) -> list[str]:
+    """PyTorch's ways that were asked for."""
+    from s2wrap.timing import BACKENDS
+
+    backends = text.split(",")
+    for backend in backends:
+        if backend not in BACKENDS:
+            raise S2WrapError(f"--backend {backend!r} is unknown; use some of {', '.join(BACKENDS)}")
+    return backends
+
+
+def _manifest(what: str) -> dict[str, Any] | None:
+    """The manifest of an exported file; None for a model."""
+    if not what.endswith(flags.FILE_ENDINGS):
+        return None
+    from s2wrap.export.manifest import read_manifest
+
+    return read_manifest(Path(what))
+
+
+def _model(spec: str, options: dict[str, Any], device: "torch.device", precision: str) -> "MultiScale":
+    """A model on the device, in the precision."""
+    import torch
+
+    if precision not in DTYPES:
+        raise S2WrapError(f"--precision {precision!r} is unknown; use {', '.join(DTYPES)}")
+    return s2wrap.load(spec, **options).to(device, getattr(torch, DTYPES[precision]))
+
+
+def _one_size(found: Mapping[str, "dict[str, Any] | MultiScale"], asked_hw: Pair | None) -> Pair:
+    """The image size of all rows: what was asked for, or what the files take, or of the largest scale of all models.
+
+    Raises:
+        S2WrapError: files that take images of other sizes.
+    """
+    from s2wrap.export.manifest import images_hw
+
+    files = {each: one for each, one in found.items() if isinstance(one, dict)}
+    fixed = {each: tuple(one["image_hw"]) for each, one in files.items() if one["part"] == "model"}
+    if len({*fixed.values(), *([asked_hw] if asked_hw else [])}) > 1:
+        sizes = [*fixed.items(), *([("--image", asked_hw)] if asked_hw else [])]
+        told = ", ".join(f"{each} {height}×{width}" for each, (height, width) in sizes)
+        raise S2WrapError(
+            f"the rows would look at images of different sizes ({told}), and be no comparison; export the files for "
+            f"one size (s2wrap export --image), or time them apart"
+        )
+    if asked_hw or fixed:
+        return asked_hw or next(iter(fixed.values()))
+    sizes = [images_hw(one) if isinstance(one, dict) else one.image_hw for one in found.values()]
+    return max(height for height, _ in sizes), max(width for _, width in sizes)
+
+
 def _model_ways(
     spec: str,
-    options: dict[str, Any],
+    model: "MultiScale",
     device: "torch.device",
     batch: int,
-    asked_hw: tuple[int, int] | None,
+    image_hw: Pair,
     precision: str,
     backends: list[str],
 ) -> list[Way]:
     """A wrapped model in PyTorch, in each of the ways asked for."""
     import torch
 
-    from s2wrap.timing import BACKENDS, torch_call
+    from s2wrap.timing import torch_call
 
-    if precision not in DTYPES:
-        raise S2WrapError(f"--precision {precision!r} is unknown; use {', '.join(DTYPES)}")
-    for backend in backends:
-        if backend not in BACKENDS:
-            raise S2WrapError(f"--backend {backend!r} is unknown; use some of {', '.join(BACKENDS)}")
-    model = s2wrap.load(spec, **options).to(device, getattr(torch, DTYPES[precision]))
-    image_hw = asked_hw or model.backbone.image_hw
     images = torch.randn(batch, model.input.channels, *image_hw, device=device)
     if device.type == "cuda":
         model, images = model.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
@@ -131,14 +183,11 @@ def _model_ways(
 
 
 def _file_ways(
-    file: Path, device: "torch.device", batch: int, asked_hw: tuple[int, int] | None, backends: list[str]
+    file: Path, manifest: dict[str, Any], device: "torch.device", batch: int, image_hw: Pair, backends: list[str]
 ) -> list[Way]:
     """An exported file in its runtime; on a GPU, an engine also as a CUDA graph where that was asked for."""
     from s2wrap.export import load as load_file
-    from s2wrap.export.manifest import read_manifest
 
-    manifest = read_manifest(file)
-    image_hw = asked_hw or (int(manifest["image_hw"][0]), int(manifest["image_hw"][1]))
     images = _images_for(manifest, batch, image_hw, device)
 
     def make(cuda_graph: bool) -> Callable[[], object]:
@@ -154,9 +203,7 @@ def _file_ways(
     return [Way(str(file), name, manifest["precision"], images, partial(make, graph)) for name, graph in names.items()]
 
 
-def _images_for(
-    manifest: dict[str, Any], batch: int, image_hw: tuple[int, int], device: "torch.device"
-) -> "torch.Tensor":
+def _images_for(manifest: dict[str, Any], batch: int, image_hw: Pair, device: "torch.device") -> "torch.Tensor":
     """Random images as the file takes them."""
     import torch
 

@@ -46,16 +46,15 @@ def export_model(
     """
     import torch
 
-    from s2wrap.export.manifest import kind_of, manifest_path
+    from s2wrap.export.manifest import kind_of
     from s2wrap.export.pipeline import export
     from s2wrap.export.proof import VerificationError
     from s2wrap.export.triton import check_repository, write_repository
 
     console = out.notes()
     _repeat_one_number(export_options)
-    chosen = ExportOptions(**export_options, pictures=pictures, console=console)
+    chosen = ExportOptions(**export_options, pictures=pictures, console=console, overwrite=overwrite)
     kind, served = kind_of(output), TritonOptions(**triton_options, overwrite=overwrite)
-    out.check_overwrite([output, manifest_path(output), output.with_name(f"{output.name}.data")], overwrite)
     if triton is None and triton_options:
         names = ", ".join(TRITON_FLAGS.get(name, flags.flag_name(name, TritonOptions)) for name in triton_options)
         raise S2WrapError(f"{names}: for --triton DIR, which is not given")

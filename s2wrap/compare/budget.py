@@ -86,8 +86,8 @@ def propose(
         budget: multiply-adds or a time for one image, such as "20GMAC" or "15ms".
         backend: the backend that is timed, if the budget is a time.
         seconds: how long each model is timed, with ten runs at least.
-        image_hw: height and width of the image in pixels, which matter unless it is stretched; each model's own by
-            default.
+        image_hw: height and width of the image in pixels, the same for all; by default of the largest scale of the
+            first spec.
         device: the device that the models run on.
         progress: wraps the list of backbones that are tried.
         **options: passed on for every model, as to `s2wrap.load`.
@@ -98,6 +98,7 @@ def propose(
     budget = parse_budget(budget) if isinstance(budget, str) else budget
     parsed = [parse_spec(spec) for spec in specs]
     candidates: list[Candidate] = []
+    image_hw = image_hw or load(specs[0], pretrained=False, **_without_weights(options)).image_hw
     ladder = [parse_scales(scales.split(",")) for scales in LADDER]
     for name in progress(list(dict.fromkeys(sibling for spec in parsed for sibling in siblings(spec)))):
         named_scales = [spec.scales for spec in parsed if spec.backbone == name]
@@ -125,12 +126,12 @@ def _models_and_costs(
     name: str,
     scale_lists: Iterable[tuple[Scale, ...]],
     budget: Budget,
-    image_hw: Pair | None,
+    image_hw: Pair,
     device: str | torch.device,
     options: dict[str, Any],
 ) -> tuple[dict[str, MultiScale], dict[str, int]]:
     """Return one backbone at scale 1 and at all scales that may fit, and the models' multiply-adds, by spec."""
-    options = {key: value for key, value in options.items() if key not in ("pretrained", "checkpoint")}
+    options = _without_weights(options)
     plain = load(f"{name}@1", pretrained=False, **options).to(device)
     of_model = {key: value for key, value in options.items() if key in option_types(Options)}
     models, plain_cost = {f"{name}@1": plain}, count_cost(plain, image_hw).multiply_adds
@@ -150,7 +151,7 @@ def _time_in_reach(
     models: dict[str, MultiScale],
     costs: dict[str, int],
     budget: Budget,
-    image_hw: Pair | None,
+    image_hw: Pair,
     backend: str,
     seconds: float,
 ) -> dict[str, float]:
@@ -162,16 +163,19 @@ def _time_in_reach(
     return times | _median_ms(in_reach, image_hw, backend, seconds)
 
 
-def _median_ms(models: dict[str, MultiScale], image_hw: Pair | None, backend: str, seconds: float) -> dict[str, float]:
+def _median_ms(models: dict[str, MultiScale], image_hw: Pair, backend: str, seconds: float) -> dict[str, float]:
     """Return the median milliseconds of each model for one image, by spec."""
     if not models:
         return {}
-    sizes = {spec: image_hw or model.backbone.image_hw for spec, model in models.items()}
-    timings = time_models(models, [backend], sizes, batch=1, seconds=seconds, progress=lambda done: None)
+    timings = time_models(models, [backend], image_hw, batch=1, seconds=seconds, progress=lambda done: None)
     for spec, figures in timings.items():
         if "reason" in figures[backend]:
             raise S2WrapError(f"{spec} cannot be timed with backend {backend!r}: {figures[backend]['reason']}")
     return {spec: figures[backend]["median_ms"] for spec, figures in timings.items()}
+
+
+def _without_weights(options: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key not in ("pretrained", "checkpoint")}
 
 
 def _amount(candidate: Candidate, budget: Budget) -> float:

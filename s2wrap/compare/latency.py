@@ -11,6 +11,7 @@ from torch import Tensor
 
 from s2wrap import timing
 from s2wrap.errors import S2WrapError
+from s2wrap.policies import Pair
 from s2wrap.timing import time_calls, torch_call, when_first_called
 from s2wrap.wrapper import MultiScale
 
@@ -31,7 +32,7 @@ def check_backends(backends: Sequence[str]) -> None:
 def time_models(
     models: Mapping[str, MultiScale],
     backends: Sequence[str],
-    image_hw: Mapping[str, tuple[int, int]],
+    image_hw: Pair,
     *,
     batch: int,
     seconds: float,
@@ -43,7 +44,7 @@ def time_models(
         models: by name, all on one device.
         backends: some of `BACKENDS`. For those that run files the model is exported (in float32, and verified) to a
             temporary folder before it is timed.
-        image_hw: height and width of the images of each model.
+        image_hw: height and width of the images, the same for all.
         batch: batch size.
         seconds: how long each call is timed, with ten runs at least.
         progress: called with the share that is done, 0…1.
@@ -51,8 +52,8 @@ def time_models(
     device = next(iter(models.values())).backbone.device
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         calls: dict[str, Callable[[], object]] = {}
-        for number, (name, model) in enumerate(models.items()):
-            images = torch.randn(batch, model.input.channels, *image_hw[name], device=device)
+        for number, model in enumerate(models.values()):
+            images = torch.randn(batch, model.input.channels, *image_hw, device=device)
             for backend in backends:
                 make = partial(_make_call, backend, model, images, Path(folder) / str(number))
                 calls[f"{number} {backend}"] = when_first_called(make)

@@ -29,7 +29,7 @@ from s2wrap.errors import MissingExtraError, S2WrapError
 from s2wrap.factory import load
 from s2wrap.policies import Pair
 from s2wrap.timing import describe_device
-from s2wrap.wrapper import MultiScale
+from s2wrap.wrapper import MultiScale, largest_hw
 
 
 def compare(
@@ -68,7 +68,8 @@ def compare(
             an empty sequence for no timing.
         seconds: how long each model and backend is timed, with ten runs at least.
         batch: batch size for timing.
-        image_hw: height and width of the images for costs and times; each model's own by default.
+        image_hw: height and width of the images for costs and times, the same for all; by default of the largest scale
+            of all models.
         device: the device that models run on.
         cache: the folder in which features are cached by the hashes of model and picture, from which an interrupted
             comparison continues. True stands for the user's cache folder, False for no cache.
@@ -99,8 +100,9 @@ def compare(
         make = partial(_load_seeded, device=device, **options)
         all_specs = dict.fromkeys([*specs, *(spec for spec in (target, reference) if spec is not None)])
         models = {spec: make(spec) for spec in progress.track(list(all_specs), description="loading")}
+        image_hw = image_hw or largest_hw(models[spec] for spec in specs)
         rows = _measure_costs({spec: models[spec] for spec in specs}, image_hw, backends, batch, seconds, progress)
-        comparison = Comparison(rows, _facts(pictures, models[specs[0]], batch if backends else None))
+        comparison = Comparison(rows, _facts(pictures, models[specs[0]], image_hw, batch if backends else None))
         if not options["pretrained"]:
             comparison.facts["weights"] = "random"
         if pictures is None:
@@ -171,11 +173,12 @@ def _show_progress(console: Console) -> Iterator[Progress]:
         yield progress
 
 
-def _facts(pictures: Pictures | None, model: MultiScale, batch: int | None) -> dict[str, str]:
-    """Return how the figures are measured: pictures, device, versions, precision and batch size."""
+def _facts(pictures: Pictures | None, model: MultiScale, image_hw: Pair, batch: int | None) -> dict[str, str]:
+    """Return how the figures are measured: pictures, device, versions, precision, image and batch size."""
     facts = {} if pictures is None else {"pictures": _describe_pictures(pictures)}
     facts |= describe_device(model.backbone.device) | {"s2wrap": version("s2wrap")}
     facts["precision"] = str(model.backbone.dtype).removeprefix("torch.")
+    facts["image counted" if batch is None else "image timed"] = f"{image_hw[0]}×{image_hw[1]}"
     return facts if batch is None else facts | {"batch timed": str(batch)}
 
 
@@ -190,28 +193,27 @@ def _describe_pictures(pictures: Pictures) -> str:
 
 def _measure_costs(
     models: dict[str, MultiScale],
-    image_hw: Pair | None,
+    image_hw: Pair,
     backends: Sequence[str],
     batch: int,
     seconds: float,
     progress: Progress,
 ) -> list[Row]:
     """Return a row for each model, with its cost, peak memory and times."""
-    sizes = {spec: image_hw or model.backbone.image_hw for spec, model in models.items()}
     rows = []
     for spec, model in progress.track(models.items(), description="counting"):
-        images = torch.randn(1, model.input.channels, *sizes[spec], device=model.backbone.device)
+        images = torch.randn(1, model.input.channels, *image_hw, device=model.backbone.device)
         with torch.inference_mode():
             model(images)  # matrices that are made once and cached are no part of a call's memory
             memory = peak_bytes(partial(model, images), model.backbone.device)
-        rows.append(Row(spec, count_cost(model, sizes[spec]), memory=memory))
+        rows.append(Row(spec, count_cost(model, image_hw), memory=memory))
     if backends:
         task = progress.add_task("timing", total=100)
 
         def update(share: float) -> None:
             progress.update(task, completed=round(100 * share))
 
-        timings = time_models(models, backends, sizes, batch=batch, seconds=seconds, progress=update)
+        timings = time_models(models, backends, image_hw, batch=batch, seconds=seconds, progress=update)
         for row in rows:
             row.timings = timings[row.spec]
     return rows
