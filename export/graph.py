@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from s2wrap.errors import S2WrapError
+from s2wrap.export.attention import open_attention
 from s2wrap.export.options import GraphOptions, Output, Precision
 from s2wrap.export.products import CutTiles, MergeTiles, Normalise, Spread
 from s2wrap.features import Features
@@ -189,7 +190,9 @@ def in_float32(options: GraphOptions) -> GraphOptions:
 def _in_precision(model: MultiScale, options: GraphOptions) -> tuple[MultiScale, torch.dtype]:
     """A copy of a model on the CPU with its backbone in a precision, and that precision as a type."""
     copied, dtype = copy.deepcopy(model).float().cpu(), DTYPES[options.precision]
-    inner = copied.backbone.model
+    inner, example = copied.backbone.model, torch.rand(1, copied.input.channels, *copied.backbone.image_hw)
+    if isinstance(inner, nn.Module):
+        open_attention(inner, lambda: copied.backbone(example))
     modules = dict(inner.named_modules()) if isinstance(inner, nn.Module) else {}
     wide: list[str] = []
     for pattern in options.fp32_layers:

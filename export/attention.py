@@ -1,0 +1,95 @@
+"""PyTorch's own attention module as plain layers, which can be watched, quantised and exported like any others."""
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (the field's name for it)
+from einops import rearrange
+from torch import Tensor, nn
+
+NEAR = 1e-4
+"""How near the plain layers must come to the module that they replace, relative to its largest value."""
+PLAIN = {"need_weights": False, "attn_mask": None, "key_padding_mask": None, "is_causal": False}
+"""The options of a call that `SelfAttention` can answer."""
+
+
+class SelfAttention(nn.Module):
+    """The self-attention of an `nn.MultiheadAttention`, by two linear layers and a fused product.
+
+    That module hides its projections and scores: no hook sees their values, and no layer of it can be quantised.
+    """
+
+    def __init__(self, attention: nn.MultiheadAttention):
+        super().__init__()
+        self.heads, self.batch_first = attention.num_heads, attention.batch_first
+        self.in_proj = _linear(attention.in_proj_weight, attention.in_proj_bias)
+        self.out_proj = _linear(attention.out_proj.weight, attention.out_proj.bias)
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = False, **options: Any
+    ) -> tuple[Tensor, None]:
+        """What the module answers to a plain call: tokens of the shape of `query`, and no weights."""
+        if not _is_plain(query, key, value, options | {"need_weights": need_weights}):
+            raise ValueError(f"an attention is called in two ways: {', '.join(options)}")
+        tokens = query if self.batch_first else query.transpose(0, 1)
+        query, key, value = (
+            rearrange(part, "b n (h d) -> b h n d", h=self.heads) for part in self.in_proj(tokens).chunk(3, dim=2)
+        )
+        attended = F.scaled_dot_product_attention(query, key, value)
+        output = self.out_proj(rearrange(attended, "b h n d -> b n (h d)"))
+        return output if self.batch_first else output.transpose(0, 1), None
+
+
+@torch.no_grad()
+def open_attention(model: nn.Module, run: Any) -> None:
+    """Replace every `nn.MultiheadAttention` whose calls are plain self-attention, where the layers answer the same.
+
+    Args:
+        model: on the CPU, in float32; changed in place.
+        run: calls the model on an example.
+    """
+    attentions = {name: each for name, each in model.named_modules() if isinstance(each, nn.MultiheadAttention)}
+    calls: dict[str, list[tuple[Tensor, Tensor | None]]] = {}
+
+    def keep(_module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], answer: Any, *, name: str) -> None:
+        named = dict(zip(("query", "key", "value"), inputs, strict=False)) | named
+        query, key, value = (named.pop(part) for part in ("query", "key", "value"))
+        calls.setdefault(name, []).append((query, answer[0] if _is_plain(query, key, value, named) else None))
+
+    handles = [
+        module.register_forward_hook(partial(keep, name=name), with_kwargs=True) for name, module in attentions.items()
+    ]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, seen in calls.items():
+        module = attentions[name]
+        plain = module.in_proj_weight is not None and module.bias_k is None and not module.add_zero_attn
+        if not plain or any(answer is None for _, answer in seen):
+            continue
+        layers = SelfAttention(module).eval()
+        if all(_near(layers(tokens, tokens, tokens)[0], answer) for tokens, answer in seen if answer is not None):
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, layers)
+
+
+def _is_plain(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> bool:
+    """Whether a call is self-attention, without masks or an answer's weights."""
+    known = {name: value for name, value in options.items() if name != "average_attn_weights"}
+    needs = options.get("need_weights", True)
+    return query is key and key is value and not needs and all(known[name] == PLAIN.get(name, ...) for name in known)
+
+
+def _near(found: Tensor, expected: Tensor) -> bool:
+    return float((found - expected).abs().max()) <= NEAR * float(expected.abs().max())
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return layer
