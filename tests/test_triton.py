@@ -1,12 +1,18 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
+import threading
+import time
 from concurrent import futures
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -36,13 +42,20 @@ PREFIX = {"name": "prefix", "dtype": "float32", "shape": ["batch", 1, 128]}
 def exported(folder, name="vit.plan", **changes):
     """A file that only its manifest makes an engine."""
     file = folder / name
-    file.write_bytes(b"an engine")
+    if file.suffix == ".onnx":
+        save_graph(file)
+    else:
+        file.write_bytes(b"an engine")
     kind = {".onnx": "onnx", ".rtx": "tensorrt_rtx"}.get(file.suffix, "tensorrt")
     manifest = {"format": 2, "kind": kind, "part": "model", "spec": "timm:test_vit@1,2", "precision": "fp32"}
     manifest |= {"batch": [1, 8, 32], "image_hw": [160, 200], "inputs": [FLOATS], "outputs": [SPATIAL, PREFIX]}
     manifest |= {"input": {}, "options": {}}
     write_manifest(file, manifest | changes)
     return file
+
+
+def save_graph(file):
+    file.write_bytes(onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [])).SerializeToString())
 
 
 def write_manifest(file, manifest):
@@ -62,7 +75,7 @@ def test_a_plan_is_laid_with_a_config_that_fits_its_profile(tmp_path):
     folder = write_repository(file, tmp_path / "models")
     assert folder == tmp_path / "models" / "vit"
     assert (folder / "1" / "model.plan").read_bytes() == b"an engine"
-    assert sorted(path.name for path in folder.rglob("*")) == ["1", "config.pbtxt", "model.plan"]
+    assert sorted(path.name for path in folder.rglob("*")) == ["1", "config.pbtxt", "model.plan", "model.plan.json"]
     config = config_of(folder)
     assert (config.name, config.platform, config.backend) == ("vit", "tensorrt_plan", "")
     assert config.max_batch_size == 32
@@ -123,14 +136,48 @@ def test_an_onnx_file_runs_on_any_device(tmp_path):
     config = config_of(folder)
     assert (config.platform, config.backend) == ("", "onnxruntime")
     assert names(type(config.instance_group[0]).Kind, [config.instance_group[0].kind]) == ["KIND_AUTO"]
-    assert (folder / "1" / "model.onnx").read_bytes() == b"an engine"
+    assert (folder / "1" / "model.onnx").read_bytes() == (tmp_path / "vit.onnx").read_bytes()
 
 
-def test_an_onnx_file_with_weights_beside_it_becomes_a_folder(tmp_path):
-    (tmp_path / "vit.onnx.data").write_bytes(b"weights")
-    folder = write_repository(exported(tmp_path, "vit.onnx"), tmp_path / "models")
-    assert (folder / "1" / "model.onnx" / "model.onnx").read_bytes() == b"an engine"
-    assert (folder / "1" / "model.onnx" / "vit.onnx.data").read_bytes() == b"weights"  # as the graph names it
+@pytest.mark.parametrize("backend", ["native", "python"])
+def test_weights_beside_an_onnx_file_are_found_where_its_graph_asks_for_them(tmp_path, served, backend):
+    file = tmp_path / "renamed.onnx"
+    shutil.copyfile(served[1] / "files" / "uint8.onnx", file)
+    proto = onnx.load(file)
+    (tmp_path / "parts").mkdir()
+    onnx.save(proto, file, save_as_external_data=True, location="parts/all.bin", size_threshold=1024)
+    manifest = json.loads((served[1] / "files" / "uint8.onnx.json").read_text())
+    write_manifest(file, manifest)
+    folder = write_repository(file, tmp_path / "models", name="vit", backend=backend)
+    placed = folder / "1" / ("model.onnx/model.onnx" if backend == "native" else "renamed.onnx")
+    assert (placed.parent / "parts" / "all.bin").stat().st_size > 1e5
+    assert placed.stat().st_size < file.with_name("parts").joinpath("all.bin").stat().st_size
+    onnxruntime.InferenceSession(placed, providers=["CPUExecutionProvider"])  # which reads the weights
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("gone.bin", "vit.onnx keeps weights in gone.bin, which is not beside it"),
+        ("../secret.bin", r"keeps weights in \.\./secret.bin, outside its own folder"),
+        ("/etc/hostname", "keeps weights in /etc/hostname, outside its own folder"),
+    ],
+)
+def test_weights_that_are_missing_or_lie_elsewhere_are_refused(tmp_path, name, words):
+    folder = tmp_path / "export"
+    folder.mkdir()
+    file = exported(folder, "vit.onnx")
+    tensor = onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT, dims=[3])
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=name)
+    constant = onnx.helper.make_node("Constant", [], ["w"], value=tensor)  # in a node, not among the initializers
+    graph = onnx.helper.make_graph([constant], "g", [], [])
+    file.write_bytes(onnx.helper.make_model(graph).SerializeToString())
+    write_manifest(file, json.loads((folder / "vit.onnx.json").read_text()))
+    (tmp_path / "secret.bin").write_bytes(b"s")
+    with pytest.raises(S2WrapError, match=words):
+        write_repository(file, tmp_path / "models")
+    assert not (tmp_path / "models").exists()
 
 
 @pytest.mark.parametrize(
@@ -188,8 +235,6 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):
     """As much of Triton as a client needs: one model of a repository, run by ONNX Runtime."""
 
     def __init__(self, folder):
-        import onnxruntime
-
         self.config = config_of(folder)
         self.session = onnxruntime.InferenceSession(folder / "1" / "model.onnx", providers=["CPUExecutionProvider"])
         self.batches = []
@@ -235,29 +280,34 @@ def served(tmp_path_factory):
     """A model, and its repository of two: one that takes pixels, one that takes normalised images."""
     torch.manual_seed(0)
     folder, model = tmp_path_factory.mktemp("served"), s2wrap.load("timm:test_vit@1,2", pretrained=False)
+    (folder / "files").mkdir()
     for pixels in ("uint8", "float32"):
-        file = folder / f"{pixels}.onnx"
+        file = folder / "files" / f"{pixels}.onnx"
         export(model, file, batch=(1, 2, 4), image_hw=(160, 200), pixels=pixels, verify=False)
         write_repository(file, folder / "models")
-    return model, folder / "models"
+    return model, folder
 
 
 @pytest.fixture
 def serve(served):
-    """Start a server for a model of the repository: itself, and its address."""
+    """Start a server for a model of the repository: itself, and its address; `serve.stop()` ends all of them."""
     running = []
 
     def start(name):
-        server, servicer = grpc.server(futures.ThreadPoolExecutor(2)), Server(served[1] / name)
+        server, servicer = grpc.server(futures.ThreadPoolExecutor(2)), Server(served[1] / "models" / name)
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
         running.append(server)
         return servicer, f"127.0.0.1:{port}"
 
+    def stop():
+        for server in running:
+            server.stop(None)
+
+    start.stop = stop
     yield start
-    for server in running:
-        server.stop(None)
+    stop()
 
 
 @pytest.fixture
@@ -292,6 +342,60 @@ def test_a_client_gets_the_models_features(served, serve, demo, photos, tmp_path
 def normalised(model, pixels):
     mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (model.input.mean, model.input.std))
     return (pixels / 255 - mean) / std
+
+
+class Unreadable:
+    """A response whose tensor cannot be made an array."""
+
+    def get_response(self):
+        return service_pb2.ModelInferResponse(
+            outputs=[service_pb2.ModelInferResponse.InferOutputTensor(name="spatial")]
+        )
+
+    def as_numpy(self, name):
+        raise ValueError("cannot reshape array of size 3 into shape (2,2)")
+
+
+class Silent:
+    """A connection that hands a response to the callback, or never does."""
+
+    def __init__(self, response=None):
+        self.response = response
+
+    def async_infer(self, name, inputs, callback, client_timeout):
+        if self.response is not None:
+            threading.Thread(target=lambda: callback(result=self.response, error=None)).start()
+
+
+def test_a_client_never_waits_without_end(demo, monkeypatch):
+    monkeypatch.setattr(demo, "GRACE", 0.2)
+    pixels, known = np.zeros((1, 4, 4, 3), np.uint8), None
+    served = demo.Served(Silent(Unreadable()), "vit", "images", "UINT8", (4, 4), 8, known, None, timeout=0.1)
+    future = demo.send(served, pixels)
+    with pytest.raises(
+        S2WrapError, match=r"the answer of vit on a batch of 1 cannot be read \(ValueError: cannot reshape"
+    ):
+        future.result(timeout=5)
+    start = time.monotonic()
+    with pytest.raises(S2WrapError, match="vit did not answer in 0.1 seconds; raise --timeout"):
+        list(demo.infer(replace(served, client=Silent()), [pixels]))
+    assert time.monotonic() - start < 5
+
+
+def test_a_client_gives_up_a_server_that_hangs_or_goes_away(serve, demo, photos, monkeypatch):
+    servicer, url = serve("uint8")
+    known, pixels = demo.connect(url, "uint8"), np.zeros((1, 160, 200, 3), np.uint8)
+    asked, waits = {"model": "uint8", "url": url, "batch": 1, "output": None}, threading.Event()
+    monkeypatch.setattr(servicer.session, "run", lambda names, inputs: waits.wait(30) and None, raising=False)
+    with pytest.raises(S2WrapError, match="uint8 failed on a batch of 1: .*Deadline Exceeded"):
+        demo.run([photos], **asked, timeout=0.5)
+    future = demo.send(known, pixels)
+    serve.stop()
+    with pytest.raises(S2WrapError, match="uint8 failed on a batch of 1"):
+        future.result(timeout=10)
+    with pytest.raises(S2WrapError, match="no server answers"):
+        demo.run([photos], **asked)
+    waits.set()
 
 
 def test_a_client_says_what_is_wrong(serve, demo, photos, monkeypatch):

@@ -13,7 +13,12 @@ from s2wrap.export.options import ExportOptions, GraphOptions, TritonOptions, Ve
 from s2wrap.options import option_help, part_of
 
 Pictures = Annotated[list[Path] | None, typer.Option(help=option_help(VerifyOptions)["pictures"])]
-TRITON_FLAGS = {"name": "--triton-name"}
+TRITON_FLAGS = {
+    "name": "--triton-name",
+    "backend": "--triton-backend",
+    "version": "--triton-version",
+    "max_pixels": "--triton-max-pixels",
+}
 
 
 @flags.model_options()
@@ -54,7 +59,8 @@ def export_model(
     console = out.notes()
     _repeat_one_number(export_options)
     chosen = ExportOptions(**export_options, pictures=pictures, console=console)
-    kind, served = kind_of(output), TritonOptions(**triton_options, overwrite=overwrite)
+    replaced = overwrite and triton_options.get("version") != "new"  # the file alone, then
+    kind, served = kind_of(output), TritonOptions(**triton_options, overwrite=replaced)
     out.check_overwrite([output, manifest_path(output), output.with_name(f"{output.name}.data")], overwrite)
     if triton is None and triton_options:
         names = ", ".join(TRITON_FLAGS.get(name, flags.flag_name(name, TritonOptions)) for name in triton_options)
