@@ -178,7 +178,7 @@ def _next_version(model: Path) -> int:
 
 def _write_version(file: Path, weights: list[PurePosixPath], version: Path, backend: str) -> None:
     """Copy a file, its weights and its manifest into the folder of a version."""
-    version.mkdir()
+    version.mkdir(exist_ok=True)
     if backend == "python":
         name, folder = file.name, version
         (version / "model.py").write_text(MODEL, encoding="utf-8")
