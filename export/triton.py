@@ -10,7 +10,8 @@ from typing import Any
 from s2wrap.errors import MissingExtraError, S2WrapError
 from s2wrap.export.manifest import kind_of, manifest_path, read_manifest, real_path
 from s2wrap.export.options import GraphOptions, TritonOptions, takes_two_and_options
-from s2wrap.export.triton_config import check_same, limits_of, messages, model_config, read_config, text_of
+from s2wrap.export.triton_config import limits_of, messages, model_config, text_of
+from s2wrap.export.triton_versions import check_same, next_version, read_config
 from s2wrap.files import check_free, disk_errors, same_disk, whole_folder
 from s2wrap.options import make_options
 
@@ -59,7 +60,7 @@ def write_repository(file: str | Path, folder: str | Path, **options: Any) -> Pa
     else:
         with disk_errors(model):
             folder.mkdir(parents=True, exist_ok=True)
-    target = model / str(_next_version(model)) if grows else model
+    target = model / str(next_version(model)) if grows else model
     hidden = _beside(folder) or (model if grows else None)  # Triton reads no folder of a model that is no number
     with whole_folder(target, replace=chosen.overwrite, drafts=hidden) as draft:
         if not grows:
@@ -169,11 +170,6 @@ def _beside(repository: Path) -> Path | None:
     """The folder above a repository, for drafts; None where they could not be renamed into it, or not be written."""
     parent = repository.resolve().parent
     return parent if same_disk(parent, repository) and os.access(parent, os.W_OK) else None
-
-
-def _next_version(model: Path) -> int:
-    """The number of a model folder's next version."""
-    return 1 + max((int(each.name) for each in model.iterdir() if each.name.isdecimal()), default=0)
 
 
 def _write_version(file: Path, weights: list[PurePosixPath], version: Path, backend: str) -> None:
