@@ -1,15 +1,17 @@
 """Model folders for Triton Inference Server: an exported file with a config.pbtxt that fits its batch profile."""
 
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from s2wrap.errors import MissingExtraError, S2WrapError
-from s2wrap.export.manifest import kind_of, manifest_path, read_manifest, real_path
+from s2wrap.errors import S2WrapError
+from s2wrap.export.manifest import kind_of, manifest_path, read_manifest
 from s2wrap.export.options import GraphOptions, TritonOptions, takes_two_and_options
+from s2wrap.export.separate_weights import weights_beside
 from s2wrap.export.triton_config import limits_of, messages, model_config, text_of
 from s2wrap.export.triton_versions import check_same, next_version, read_config
 from s2wrap.files import check_free, disk_errors, same_disk, whole_folder
@@ -49,7 +51,7 @@ def write_repository(file: str | Path, folder: str | Path, **options: Any) -> Pa
             disk cannot be written to.
     """
     chosen = _named(make_options(TritonOptions, "write_repository()", options), Path(file))
-    file, folder = real_path(file), Path(folder)
+    file, folder = _real(Path(file)), Path(folder)
     manifest = read_manifest(file)
     _check(file, manifest, chosen)
     config, model = model_config(manifest, chosen), folder / str(chosen.name)
@@ -65,7 +67,7 @@ def write_repository(file: str | Path, folder: str | Path, **options: Any) -> Pa
     with whole_folder(target, replace=chosen.overwrite, drafts=hidden) as draft:
         if not grows:
             (draft / "config.pbtxt").write_text(text_of(config), encoding="utf-8")
-        _write_version(file, weights, draft if grows else draft / "1", chosen.backend)
+        _write_version(draft if grows else draft / "1", file, weights, manifest, chosen.backend)
     return model
 
 
@@ -74,7 +76,8 @@ def check_repository(file: Path, folder: Path, graph: GraphOptions, options: Tri
     options = _named(options, file)
     dtype = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}[graph.precision]
     output = {"name": "spatial", "dtype": dtype, "shape": ["batch"]}
-    _check(file, {"kind": kind_of(file), "batch": graph.batch, "inputs": [], "outputs": [output]}, options)
+    about = {"kind": kind_of(file), "part": "unknown", "batch": graph.batch, "inputs": [], "outputs": [output]}
+    _check(file, about, options)
     messages()
     model = folder / str(options.name)
     if options.version == "new":
@@ -84,45 +87,19 @@ def check_repository(file: Path, folder: Path, graph: GraphOptions, options: Tri
         check_free(model)
 
 
-def weights_beside(file: Path) -> list[PurePosixPath]:
-    """The files that an ONNX graph keeps its weights in, by the names that it asks for, relative to its own folder.
+def check_stretched(file: Path, fits: Iterable[str]) -> None:
+    """Raise S2WrapError if the python backend must not stretch pictures to the one image size of a file.
 
-    Raises:
-        MissingExtraError: onnx is not installed.
-        S2WrapError: a damaged graph; weights that are missing, or that lie outside the graph's folder.
+    Args:
+        file: with the graph of a whole model.
+        fits: of the scales of that model.
     """
-    try:
-        import onnx
-    except ImportError as error:
-        raise MissingExtraError("onnx", "export") from error
-    try:
-        graph = onnx.load(file, load_external_data=False).graph
-    except Exception as error:  # protobuf's errors have no common class
-        raise S2WrapError(f"{file} is no ONNX file, or damaged") from error
-    names = sorted({location for tensor in _tensors(graph) if (location := _location(tensor))})
-    paths = [PurePosixPath(name) for name in names]
-    for path in paths:
-        if path.is_absolute() or ".." in path.parts or "\\" in str(path):
-            raise S2WrapError(f"{file} keeps weights in {path}, outside its own folder; save them beside it")
-        if not (file.parent / path).is_file():
-            raise S2WrapError(f"{file} keeps weights in {path}, which is not beside it; copy that file there too")
-    return paths
-
-
-def _tensors(graph: Any) -> Iterator[Any]:
-    """Every constant tensor of an ONNX graph, of its nodes and of the graphs in them."""
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    for attribute in (each for node in graph.node for each in node.attribute):
-        yield from (attribute.t, *attribute.tensors)
-        for inner in (attribute.g, *attribute.graphs):
-            yield from _tensors(inner)
-
-
-def _location(tensor: Any) -> str:
-    """The file that a tensor's values lie in; empty where they lie in the graph."""
-    return next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+    others = "/".join(sorted(set(fits) - {"stretch"}))
+    if others:
+        raise S2WrapError(
+            f"{file} is for one image size and fit={others}: stretching pictures to it would undo that; export the "
+            f"backbone alone (--tiles), or use backend='native' for images of that size"
+        )
 
 
 def _named(options: TritonOptions, file: Path) -> TritonOptions:
@@ -133,12 +110,8 @@ def _named(options: TritonOptions, file: Path) -> TritonOptions:
 def _check(file: Path, manifest: dict[str, Any], options: TritonOptions) -> None:
     """Raise S2WrapError for a file that Triton would reject or handle wrongly."""
     if options.backend == "python":
-        fits = {scale["fit"] for scale in manifest.get("options", {}).get("scales", [])} - {"stretch"}
-        if fits and manifest["part"] == "model":
-            raise S2WrapError(
-                f"{file} is for one image size and fit={'/'.join(sorted(fits))}: stretching pictures to it would undo "
-                f"that; export the backbone alone (--tiles), or use backend='native' for images of that size"
-            )
+        if manifest["part"] == "model":
+            check_stretched(file, [scale["fit"] for scale in manifest["options"]["scales"]])
         return
     kind, (smallest, usual, largest) = manifest["kind"], limits_of(manifest)
     if kind == "tensorrt_rtx":
@@ -172,7 +145,14 @@ def _beside(repository: Path) -> Path | None:
     return parent if same_disk(parent, repository) and os.access(parent, os.W_OK) else None
 
 
-def _write_version(file: Path, weights: list[PurePosixPath], version: Path, backend: str) -> None:
+def _real(file: Path) -> Path:
+    """A file, or the one that it links to if its manifest lies there."""
+    return file.resolve() if file.is_symlink() and not manifest_path(file).is_file() else file
+
+
+def _write_version(
+    version: Path, file: Path, weights: list[PurePosixPath], manifest: dict[str, Any], backend: str
+) -> None:
     """Copy a file, its weights and its manifest into the folder of a version."""
     version.mkdir(exist_ok=True)
     if backend == "python":
@@ -184,7 +164,7 @@ def _write_version(file: Path, weights: list[PurePosixPath], version: Path, back
         folder = version / name if weights else version
     folder.mkdir(exist_ok=True)
     shutil.copyfile(file, folder / name)
-    shutil.copyfile(manifest_path(file), folder / f"{name}.json")
+    manifest_path(folder / name).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
     for path in weights:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file.parent / path, folder / path)  # the graph refers to this name

@@ -54,7 +54,7 @@ def export_model(
     from s2wrap.export.manifest import kind_of, manifest_path
     from s2wrap.export.pipeline import export
     from s2wrap.export.proof import VerificationError
-    from s2wrap.export.triton import check_repository, write_repository
+    from s2wrap.export.triton import check_repository, check_stretched, write_repository
 
     console = out.notes()
     _repeat_one_number(export_options)
@@ -70,6 +70,8 @@ def export_model(
     if not options.get("pretrained", True):
         torch.manual_seed(0)  # so that `s2wrap verify` draws them again
     model = s2wrap.load(spec, **options)
+    if triton is not None and served.backend == "python" and not chosen.tiles:
+        check_stretched(output, [scale.fit for scale in model.scales])
     try:
         manifest = export(model, output, **chosen.changed())
     except VerificationError as error:  # no wrong call, which ends with 2
