@@ -48,14 +48,17 @@ def binary():
     """The path of tritonserver; skips without one."""
     if path := os.environ.get(SERVER):
         if not os.access(path, os.X_OK):
-            pytest.skip(f"{SERVER}={path} is no program")
+            pytest.skip(f"{SERVER}={path} is no program", allow_module_level=True)
         return Path(path)
     spec = importlib.util.find_spec("pytriton")
     found = [
         Path(place, "tritonserver", "bin", "tritonserver") for place in (spec and spec.submodule_search_locations) or ()
     ]
     if not any(path.is_file() for path in found):
-        pytest.skip(f"needs tritonserver: give its path as {SERVER}, or install nvidia-pytriton (--no-deps)")
+        pytest.skip(
+            f"needs tritonserver: give its path as {SERVER}, or install nvidia-pytriton (--no-deps)",
+            allow_module_level=True,
+        )
     return found[0]
 
 
