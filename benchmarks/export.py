@@ -64,7 +64,7 @@ def _figures(
         graph = ModelGraph(model, GraphOptions(image_hw=(image, image), precision=precision))
         proto = trace(graph, opset=23)
         trace_s = time.perf_counter() - start
-        save(proto, onnx_path, note="")
+        save(proto, onnx_path, note="", weights="model.onnx.data")
         added_nodes = len(proto.graph.node) - backbone_nodes
         del proto
         start = time.perf_counter()

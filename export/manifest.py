@@ -211,6 +211,9 @@ def _parsed(path: Path) -> dict[str, Any]:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise S2WrapError(f"{path} is damaged: {place}: {first['msg']}; export again") from error
+    weights = manifest["weights"]
+    if weights is not None and Path(weights).name != weights:
+        raise S2WrapError(f"{path} is damaged: weights: {weights!r} does not lie beside the file; export again")
     return as_tuples(manifest)
 
 

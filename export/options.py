@@ -191,10 +191,23 @@ class TritonOptions(Checked):
     """How Triton Inference Server serves an exported file.
 
     Raises:
-        S2WrapError: a name or number that cannot be.
+        S2WrapError: a name or number that cannot be, or options that exclude each other.
     """
 
     name: Annotated[str | None, "Name of the model on the server (default: the file's name without its ending)."] = None
+    backend: Annotated[
+        Literal["native", "python"],
+        "What runs the file: native (Triton's own backend for such files: images of the file's size) or python "
+        "(s2wrap, in Triton's python backend: pictures of any size, also as the bytes of JPEG or PNG files).",
+    ] = "native"
+    version: Annotated[
+        Literal["first", "new"],
+        "Whether the model folder is new (first), or gets its next version (new), which must take and give the same; "
+        "its config.pbtxt stays as it is.",
+    ] = "first"
+    max_pixels: Annotated[
+        int, "The most pixels of a picture that the python backend takes; larger ones are answered with an error."
+    ] = 50_000_000
     instances: Annotated[
         int, "Model instances for each GPU that run at the same time; 2 overlap copying with computing."
     ] = 1
@@ -212,9 +225,15 @@ class TritonOptions(Checked):
             raise S2WrapError(
                 f"name={self.name!r} makes no model name; use letters, digits and _ . - such as 'dinov2_s14'"
             )
-        for option, value, least in (("instances", self.instances, 1), ("queue_delay_us", self.queue_delay_us, 0)):
-            if value < least:
+        for option, least in (("instances", 1), ("queue_delay_us", 0), ("max_pixels", 4)):
+            if (value := getattr(self, option)) < least:
                 raise S2WrapError(f"{option}={value!r} is impossible; use a whole number from {least}")
+        if self.version == "new" and self.overwrite:
+            raise S2WrapError("version='new' adds to a model folder and overwrite=True replaces it; leave one out")
+        if self.backend == "python" and self.cuda_graphs:
+            raise S2WrapError("cuda_graphs=True with backend='python': only Triton's TensorRT backend has them")
+        if self.backend == "native" and self.max_pixels != TritonOptions.max_pixels:
+            raise S2WrapError("max_pixels is for backend='python'; the native backends take one image size alone")
 
 
 def takes_two_and_options(

@@ -44,7 +44,7 @@ def whole_file(path: str | Path, *, drafts: Path | None = None) -> Iterator[Path
 
 
 @contextmanager
-def whole_folder(folder: str | Path, *, replace: bool = False) -> Iterator[Path]:
+def whole_folder(folder: str | Path, *, replace: bool = False, drafts: Path | None = None) -> Iterator[Path]:
     """A temporary folder beside `folder`, which takes its name when the block ends well, and is removed otherwise.
 
     The temporary folder is made at once, so a disk that cannot be written to is found before the work, not after.
@@ -52,6 +52,7 @@ def whole_folder(folder: str | Path, *, replace: bool = False) -> Iterator[Path]
     Args:
         folder: its name in the end; folders above it are made. An empty folder of that name is taken.
         replace: what is there already is removed once the new folder is complete, and stays if it is not.
+        drafts: a folder on the same disk for the temporary one, if it would disturb readers of the folder above.
 
     Raises:
         S2WrapError: something is there already, the disk is full or read-only.
@@ -62,7 +63,7 @@ def whole_folder(folder: str | Path, *, replace: bool = False) -> Iterator[Path]
         check_free(folder)
     with disk_errors(folder):
         target.parent.mkdir(parents=True, exist_ok=True)
-    with temporary(folder, folder=True) as work:
+    with temporary(folder, where=drafts, folder=True) as work:
         if not replace:
             check_free(folder)  # which a run that was killed while it replaced it may have given back
         draft, old = work / "new", work / "old"
@@ -100,7 +101,8 @@ def temporary(path: Path, *, where: Path | None = None, folder: bool = False) ->
     """
     target = path.resolve()
     where = where or target.parent
-    prefix = f".s2wrap-{hashlib.blake2b(os.fsencode(target.name), digest_size=8).hexdigest()}-"
+    called = os.path.relpath(target, where.resolve())  # drafts for several folders may lie in one
+    prefix = f".s2wrap-{hashlib.blake2b(os.fsencode(called), digest_size=8).hexdigest()}-"
     with disk_errors(path):
         for left in where.glob(f"{prefix}*"):
             with suppress(OSError):  # another process is writing it

@@ -13,7 +13,12 @@ from s2wrap.export.options import ExportOptions, GraphOptions, TritonOptions, Ve
 from s2wrap.options import option_help, part_of
 
 Pictures = Annotated[list[Path] | None, typer.Option(help=option_help(VerifyOptions)["pictures"])]
-TRITON_FLAGS = {"name": "--triton-name"}
+TRITON_FLAGS = {
+    "name": "--triton-name",
+    "backend": "--triton-backend",
+    "version": "--triton-version",
+    "max_pixels": "--triton-max-pixels",
+}
 
 
 @flags.model_options()
@@ -49,12 +54,13 @@ def export_model(
     from s2wrap.export.manifest import kind_of
     from s2wrap.export.pipeline import export
     from s2wrap.export.proof import VerificationError
-    from s2wrap.export.triton import check_repository, write_repository
+    from s2wrap.export.triton import check_repository, check_stretched, write_repository
 
     console = out.notes()
     _repeat_one_number(export_options)
     chosen = ExportOptions(**export_options, pictures=pictures, console=console, overwrite=overwrite)
-    kind, served = kind_of(output), TritonOptions(**triton_options, overwrite=overwrite)
+    replaced = overwrite and triton_options.get("version") != "new"  # the file alone, then
+    kind, served = kind_of(output), TritonOptions(**triton_options, overwrite=replaced)
     if triton is None and triton_options:
         names = ", ".join(TRITON_FLAGS.get(name, flags.flag_name(name, TritonOptions)) for name in triton_options)
         raise S2WrapError(f"{names}: for --triton DIR, which is not given")
@@ -63,6 +69,8 @@ def export_model(
     if not options.get("pretrained", True):
         torch.manual_seed(0)  # so that `s2wrap verify` draws them again
     model = s2wrap.load(spec, **options)
+    if triton is not None and served.backend == "python" and not chosen.tiles:
+        check_stretched(output, [scale.fit for scale in model.scales])
     try:
         manifest = export(model, output, **chosen.changed())
     except VerificationError as error:  # no wrong call, which ends with 2
