@@ -30,13 +30,13 @@ def as_image(source: Any, channels: int = 3, value_range: Range | None = None) -
         S2WrapError: something else, a file that cannot be read, or a picture of other channels.
     """
     if isinstance(source, str | Path):
-        return _to_channels(load_image(source, Reading(value_range=value_range)), channels, source)
+        return to_channels(load_image(source, Reading(value_range=value_range)), channels, source)
     if isinstance(source, Image.Image):
         with readable("the PIL image"):
             pixels = upright(
                 stored_pixels(source, "the PIL image", Reading(value_range=value_range)), orientation_of(source)
             )
-            return _to_channels(pixels, channels, "the PIL image")
+            return to_channels(pixels, channels, "the PIL image")
     if isinstance(source, np.ndarray):
         return _from_array(source, channels)
     if not isinstance(source, Tensor) or source.ndim != 3:
@@ -119,7 +119,7 @@ def _from_array(array: np.ndarray, channels: int) -> Tensor:
     return repeat(pixels, "h w 1 -> c h w", c=channels) if grey else rearrange(pixels, "h w c -> c h w")
 
 
-def _to_channels(picture: Tensor, channels: int, name: object) -> Tensor:
+def to_channels(picture: Tensor, channels: int, name: object) -> Tensor:
     """A picture for a model of so many channels; one of grey takes those of which all channels are equal."""
     found = picture.shape[0]
     if found == channels:
