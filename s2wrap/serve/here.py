@@ -3,12 +3,14 @@
 import errno
 import logging
 import os
+import secrets
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -38,8 +40,7 @@ def served(source: Source, options: ServeOptions, host: str, port: int) -> Itera
         MissingExtraError: Ray Serve is not installed.
     """
     quiet_ray()
-    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own is 15: beside other work, replicas would hardly run
-    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
+    _set_up_ray()
     from s2wrap.serve.build import import_serve, make_application
 
     serve = import_serve()
@@ -51,7 +52,7 @@ def served(source: Source, options: ServeOptions, host: str, port: int) -> Itera
     built = make_application(source, replace(options, cpus=share))
     try:
         _start_ray(max(cores, share * options.most_replicas))
-        with silent_stderr():
+        with _silent():
             http = {"host": host, "port": port, "request_timeout_s": options.timeout + 1}
             serve.start(http_options=http)
             try:
@@ -75,8 +76,9 @@ def wait() -> None:
     stopped = threading.Event()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: stopped.set())
-    while not stopped.wait(LOOK_SECONDS):
-        check_alive()
+    with redirect_stdout(sys.stderr):  # where Ray tells of replicas that died
+        while not stopped.wait(LOOK_SECONDS):
+            check_alive()
 
 
 def check_alive() -> None:
@@ -106,6 +108,14 @@ def check_port(host: str, port: int) -> None:
         ) from error
 
 
+def _set_up_ray() -> None:
+    """Settings of Ray, which it reads from the environment when it is imported."""
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own is 15: beside other work, replicas would hardly run
+    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
+    if "RAY_AUTH_MODE" not in os.environ:  # Ray's own ports are open to the network, and run whatever they are sent
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+
 def _start_ray(cores: int) -> None:
     """Start a Ray that ends with this process."""
     import ray
@@ -114,7 +124,7 @@ def _start_ray(cores: int) -> None:
         raise S2WrapError("this process uses a Ray already; run the application on it: serve.run(application({…}))")
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with silent_stderr():
+        with _silent():
             ray.init(
                 address="local",
                 num_cpus=cores,
@@ -140,15 +150,22 @@ def _stop(serve: Any) -> None:
             number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)
         }  # a second Ctrl-C would leave processes behind
     try:
-        with silent_stderr():
+        with _silent():
             if ray.is_initialized():
                 with suppress(Exception):  # it may have died already
-                    serve.shutdown()
+                    serve.delete(NAME)
             ray.shutdown()
             time.sleep(0.1)  # what Ray's threads still print
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Discard what Ray prints of its own accord; what matters is raised as an error too."""
+    with silent_stderr(), redirect_stdout(sys.stderr):
+        yield
 
 
 def _facts(host: str, port: int) -> dict[str, Any]:
