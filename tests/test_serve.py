@@ -4,6 +4,7 @@ import http.client
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import struct
@@ -15,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pages
 import pytest
 import torch
 from PIL import Image
@@ -373,6 +375,26 @@ def test_the_first_page_says_how_it_is_called(server, tmp_path, monkeypatch):
     namespace = {}
     exec(code, namespace)
     assert namespace["features"]["pooled"].shape == (1, 128)
+
+
+def test_the_code_of_the_how_to_page_runs(server, tmp_path, monkeypatch):
+    """The page's server is at port 8000, and of another model: shapes are remarks there."""
+    page = pages.ROOT / "docs" / "pages" / "how-to" / "serve.md"
+    text = page.read_text().replace("127.0.0.1:8000", f"127.0.0.1:{server.port}")
+    (tmp_path / "photos").mkdir()
+    for name in ("photo.jpg", "photos/0.jpg", "photos/1.jpg"):
+        (tmp_path / name).write_bytes(picture(160, 120, "JPEG"))
+    monkeypatch.chdir(tmp_path)
+    namespace, compared = {"__name__": "page"}, 0
+    for kind, block in pages.runnable_blocks(text):
+        if kind == "python":
+            compared += pages.run_block(block, namespace, "serve.md")
+        elif shutil.which("curl"):
+            for line in pages.shell_lines(f"```sh\n{block}```"):
+                run("sh", "-c", line.replace("curl ", "curl --fail --silent "))
+    assert compared == 2
+    if shutil.which("curl"):
+        assert read_tensors((tmp_path / "features.safetensors").read_bytes())["cls"].shape == (2, 128)
 
 
 def test_metrics_count_requests_pictures_and_errors(server):
