@@ -397,17 +397,28 @@ def test_the_code_of_the_how_to_page_runs(server, tmp_path, monkeypatch):
         assert read_tensors((tmp_path / "features.safetensors").read_bytes())["cls"].shape == (2, 128)
 
 
-def test_metrics_count_requests_pictures_and_errors(server):
-    server.features(picture(30, 30))
-    for _ in range(30):  # Ray collects them every few seconds
+def test_metrics_count_requests_pictures_and_errors_and_requests_share_batches(server):
+    server.refusal(b"no picture")
+    with ThreadPoolExecutor(24) as pool:
+        list(pool.map(server.features, [picture(300, 300)] * 24))
+    wanted = {
+        "s2wrap_pictures_total": 24,
+        "serve_num_http_requests_total": 25,
+        "serve_num_http_error_requests_total": 1,
+        "serve_http_request_latency_ms_count": 25,
+        "serve_batches_processed_total": 1,
+    }
+    for _ in range(40):  # Ray collects them every few seconds
         text = server.ask("/metrics")[1].decode()
-        if "s2wrap_pictures_total{" in text and "serve_num_http_error_requests_total{" in text:
+        counts = dict.fromkeys(wanted, 0.0)
+        for line in text.splitlines():
+            if (name := line.partition("{")[0].removeprefix("ray_")) in wanted:
+                counts[name] += float(line.rpartition(" ")[2])
+        if all(counts[name] >= count for name, count in wanted.items()):
             break
         time.sleep(1)
-    values = {line.split("{")[0]: float(line.rpartition(" ")[2]) for line in text.splitlines() if "{" in line}
-    assert values["ray_s2wrap_pictures_total"] >= 1
-    for name in ("num_http_requests_total", "num_http_error_requests_total", "http_request_latency_ms_count"):
-        assert values[f"ray_serve_{name}"] >= 1
+    assert all(counts[name] >= count for name, count in wanted.items()), counts
+    assert counts["serve_batches_processed_total"] < 0.8 * counts["s2wrap_pictures_total"]
 
 
 def test_a_replica_that_is_killed_is_replaced(server, model):

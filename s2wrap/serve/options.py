@@ -31,7 +31,9 @@ class ServeOptions(Checked):
         int | None, "CPU cores of each replica (default: those of this machine, shared out; 1 on a cluster)."
     ] = None
     batch: Annotated[int, "The most pictures in a batch, which holds those of several requests."] = 8
-    wait_ms: Annotated[int, "Milliseconds for which a batch that is not full waits for more pictures."] = 5
+    wait_ms: Annotated[
+        int, "Milliseconds for which a batch waits for more pictures, while there are other requests."
+    ] = 5
     max_queued: Annotated[int, "The most requests that wait; further ones are answered 503 at once."] = 64
     max_megabytes: Annotated[int, "The largest body of a request."] = 64
     max_pixels: Annotated[int, "The most pixels of the pictures of a request together."] = 50_000_000

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -39,6 +39,9 @@ class Replica:
         self.facts = describe(source, self.model, self.about) | {"limits": _limits(options)}
         self.computing = ThreadPoolExecutor(1, "model")  # batches run one after the other
         self.reading = ThreadPoolExecutor(min(READERS, os.cpu_count() or 1), "reader")
+        self.arriving = 0  # requests that are being read
+        self.free = asyncio.Event()  # the model is: what came while it computed is sent to it together
+        self.free.set()
         self.encode = self._batched(self.model.encode)
         self.embed = self._batched(getattr(self.model, "encode_image", self.model.encode))
         self._count_pictures = _counter("s2wrap_pictures", "Pictures that were answered with features.")
@@ -64,10 +67,14 @@ class Replica:
         stage = (408, "the body has not arrived whole")
         try:
             async with asyncio.timeout(self.options.timeout):
-                body = await read_body(request.stream(), request.headers, self.options)
-                stage = (504, "there is no answer yet")
-                content_type = request.headers.get("content-type", "")
-                pictures = await self._read(pictures_of, body, content_type, self.about, self.options)
+                self.arriving += 1
+                try:
+                    body = await read_body(request.stream(), request.headers, self.options)
+                    stage = (504, "there is no answer yet")
+                    content_type = request.headers.get("content-type", "")
+                    pictures = await self._read(pictures_of, body, content_type, self.about, self.options)
+                finally:
+                    self.arriving -= 1
                 del body
                 parts = await self._encode(pictures, names)
                 content = await self._read(_written, parts, names, as_json)
@@ -79,6 +86,9 @@ class Replica:
     async def _encode(self, pictures: list[Tensor], names: list[str]) -> list[tuple[Any, Any]]:
         """The features and the embedding of every picture, each None where it was not asked for."""
         parts: list[list[Any]] = []
+        await self.free.wait()
+        for batched in (self.encode, self.embed):
+            batched.set_batch_wait_timeout_s(self.options.wait_ms / 1000 if self.arriving else 0)
         for encode, wanted in ((self.encode, set(names) - {"joint"}), (self.embed, "joint" in names)):
             answers = await asyncio.gather(*map(encode, pictures)) if wanted else [None] * len(pictures)
             for number, answer in enumerate(answers):
@@ -89,13 +99,17 @@ class Replica:
             parts.append(list(answers))
         return list(zip(*parts, strict=True))
 
-    def _batched(self, encode: Encode) -> Callable[[Tensor], Awaitable[Any]]:
+    def _batched(self, encode: Encode) -> Any:
         """A function of one picture that waits for others, and encodes them together; it returns errors."""
         from ray import serve
 
         @serve.batch(max_batch_size=self.options.batch, batch_wait_timeout_s=self.options.wait_ms / 1000)
         async def encode_batch(pictures: list[Tensor]) -> list[Any]:
-            return await asyncio.get_running_loop().run_in_executor(self.computing, encode_all, encode, pictures)
+            self.free.clear()
+            try:
+                return await asyncio.get_running_loop().run_in_executor(self.computing, encode_all, encode, pictures)
+            finally:
+                self.free.set()
 
         return encode_batch
 
@@ -107,8 +121,8 @@ class Replica:
 def encode_all(encode: Encode, pictures: list[Tensor]) -> list[Any]:
     """The answers to a batch of pictures; where it fails, each is tried alone, and errors are returned in their place.
 
-    >>> encode_all(lambda pictures: [1 / picture for picture in pictures], [1, 0])
-    [1.0, ZeroDivisionError('division by zero')]
+    >>> encode_all(lambda pictures: [picture.reshape(2) for picture in pictures], [torch.zeros(1, 2), torch.zeros(3)])
+    [tensor([0., 0.]), RuntimeError("shape '[2]' is invalid for input of size 3")]
     """
     try:
         with torch.inference_mode():
