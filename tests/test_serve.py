@@ -1,5 +1,6 @@
 """A server of features: the values are those of the model, bad requests are told why, and it ends without a trace."""
 
+import asyncio
 import http.client
 import io
 import json
@@ -11,6 +12,7 @@ import struct
 import subprocess
 import sys
 import time
+import types
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -158,7 +160,7 @@ def server(tmp_path_factory):
     pytest.importorskip("ray.serve", reason="needs the [serve] extra")
     limits = {"max-megabytes": 2, "max-pixels": 1_000_000, "max-pictures": 5, "max-queued": QUEUE, "batch": BATCH}
     flags = [word for name, value in limits.items() for word in (f"--{name}", value)]
-    started = Server(SPEC, "--random-weights", *flags, "--timeout", 6, folder=tmp_path_factory.mktemp("server"))
+    started = Server(SPEC, "--random-weights", *flags, "--timeout", 12, folder=tmp_path_factory.mktemp("server"))
     yield started
     if started.process.poll() is None:
         started.end(signal.SIGTERM)
@@ -306,7 +308,7 @@ def test_a_body_that_never_comes_whole_is_refused_in_time(server):
         answer = http.client.HTTPResponse(connection)
         answer.begin()
         assert answer.status == 408
-        assert b"6 seconds" in answer.read()
+        assert b"12 seconds" in answer.read()
 
 
 def test_clients_that_leave_do_no_harm(server):
@@ -493,6 +495,46 @@ def test_a_model_that_cannot_be_made_is_one_line(tmp_path):
     assert command("serve", tmp_path / "missing.onnx") == 2
     assert command("serve", SPEC, "--device", "cuda:1") == 2
     assert command("serve", SPEC, "--batch", "0") == 2
+
+
+def test_a_replica_that_cannot_be_made_is_one_error_with_its_cause(tmp_path):
+    pytest.importorskip("ray.serve", reason="needs the [serve] extra")
+    code = """
+from s2wrap.cli import main
+from s2wrap.serve.source import Source
+Source.check = lambda source: None  # what no check finds
+main()
+"""
+    words = ["serve", "timm:no_such_model@1", "--port", "8499"]
+    ended = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)
+    assert "timm:no_such_model@1 could not be started" in ended.stderr
+    assert "no_such_model" in ended.stderr.partition("started")[2]
+
+
+def test_a_failure_of_the_server_itself_is_a_sentence_too(about, model):
+    fastapi = pytest.importorskip("fastapi", reason="needs the [serve] extra")
+    from s2wrap.serve.web import make_app
+
+    async def fails(*arguments, **options):
+        raise RuntimeError("secret")
+
+    replica = types.SimpleNamespace(about=about, facts=describe(Source(SPEC, {}), model, about), answer=fails)
+    app = make_app(replica)
+    assert isinstance(app, fastapi.FastAPI)
+    sent = []
+
+    async def receive():
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/features", "query_string": b"", "headers": []}
+    with pytest.raises(RuntimeError, match="secret"):  # for the log
+        asyncio.run(app(scope, receive, send))
+    assert sent[0]["status"] == 500
+    assert json.loads(sent[1]["body"]) == {"error": "the server failed (RuntimeError); its log says more"}
 
 
 def test_without_ray_the_error_names_the_extra(monkeypatch):

@@ -197,6 +197,11 @@ def _cores() -> int:
 
 
 def _cause(error: Exception) -> str:
-    """The last line of a traceback that Ray passes on as text."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    """Why no replica could be made: the last line of its traceback, which Ray passes on as text, or of Ray's error."""
+    from ray import serve
+
+    texts = [str(error)]
+    with suppress(Exception):  # Ray itself may have failed
+        texts += [each.message for each in serve.status().applications[NAME].deployments.values()]
+    lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
+    return lines[-1].removeprefix("s2wrap.errors.S2WrapError: ") if lines else type(error).__name__
