@@ -29,12 +29,13 @@ import s2wrap
 from s2wrap import S2WrapError
 from s2wrap.errors import MissingExtraError
 from s2wrap.serve import ServeOptions
-from s2wrap.serve.answers import parse_names
+from s2wrap.serve.answers import join_pictures, parse_names, write_answer
 from s2wrap.serve.bodies import RefusedError, pictures_of, split_parts
 from s2wrap.serve.build import application
 from s2wrap.serve.options import parse_settings
 from s2wrap.serve.page import first_page
-from s2wrap.serve.source import Source, describe, look_at
+from s2wrap.serve.replica import encode_all
+from s2wrap.serve.source import Source, arrays_of, describe, look_at
 
 SPEC = "timm:test_vit@1,2"
 MULTIPART = "multipart/form-data; boundary=limit"
@@ -596,6 +597,21 @@ def test_grey_models_take_grey_pictures(model, about):
         pictures_of(picture(9, 9), "", about, ServeOptions(max_pixels=82, max_pictures=1)) and pictures_of(
             multipart(picture(9, 9), picture(9, 9)), MULTIPART, about, ServeOptions(max_pixels=82)
         )
+
+
+def test_the_joint_embedding_is_that_of_the_model():
+    import open_clip
+
+    sizes = {"layers": 2, "width": 64, "head_width": 32}
+    text = {"context_length": 8, "vocab_size": 64, "width": 32, "heads": 1, "layers": 1}
+    tower = open_clip.CLIP(embed_dim=48, vision_cfg=sizes | {"patch_size": 16, "image_size": 64}, text_cfg=text).eval()
+    open_clip.set_model_preprocess_cfg(tower, {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic"})
+    model = s2wrap.wrap(tower, scales=(1, 2))
+    assert look_at(model).features["joint"] == {"joint": [1, 48]}
+    pixels = torch.randint(0, 256, (2, 3, 80, 90), dtype=torch.uint8)
+    answers = encode_all(model.encode_image, list(pixels))
+    joined = join_pictures([arrays_of(None, answer, ["joint"]) for answer in answers])
+    assert close(read_tensors(write_answer(joined, as_json=False))["joint"], model.encode_image(pixels).detach())
 
 
 def test_models_of_several_maps_send_all_of_them_and_no_tokens():

@@ -127,9 +127,9 @@ def look_at(model: Encoder) -> About:
         grey.fill_((low + high) / 2)
     with torch.inference_mode():
         features = model.encode([grey])[0]
-    lacks = _lacks(model, features)
+        lacks = _lacks(model, features)
+        embedding = None if "joint" in lacks else model.encode_image([grey])[0]
     names = [name for name in ("spatial", "prefix", *SINGLE, *VECTORS) if name not in lacks]
-    embedding = model.encode_image([grey]) if "joint" in names else None
     shapes = {
         name: {key: list(array.shape) for key, array in arrays_of(features, embedding, [name]).items()}
         for name in names
@@ -143,14 +143,14 @@ def arrays_of(features: Features | None, embedding: Tensor | None, names: list[s
 
     Args:
         features: of one picture; None where only its embedding was asked for.
-        embedding: (1, channels), for "joint".
+        embedding: (channels,), for "joint".
         names: what is wanted; "spatial" and "prefix" are numbered for models of several maps.
     """
     arrays: dict[str, Tensor] = {}
     for name in names:
         if name == "joint":
             assert embedding is not None
-            arrays[name] = embedding.float()
+            arrays[name] = embedding.float()[None]
             continue
         assert features is not None
         if name in SINGLE:
