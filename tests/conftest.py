@@ -15,7 +15,7 @@ from PIL import Image
 import s2wrap
 
 LONGEST = "demos extraction pipeline untyped zoo cluster bad_servers channels docs probed fits trace engine options"
-LONGEST += " compare cli"
+LONGEST += " compare cli serve"
 """Test files that are handed out first, in this order, so that workers end together."""
 
 

@@ -38,6 +38,7 @@ CLIENT = Path(__file__).parent.parent / "demos" / "triton_client.py"
 FLOATS = {"name": "images", "dtype": "float32", "shape": ["batch", 3, 160, 200]}
 PIXELS = {"name": "images", "dtype": "uint8", "shape": ["batch", 160, 200, 3]}
 SPATIAL = {"name": "spatial", "dtype": "float32", "shape": ["batch", 128, 10, 12]}
+INPUT = {"channels": 3, "image_hw": [160, 160]}
 PADDED = {"size": 1, "fit": "pad", "whole": False, "policy": None, "max_tiles": None}
 PREFIX = {"name": "prefix", "dtype": "float32", "shape": ["batch", 1, 128]}
 
@@ -49,7 +50,7 @@ def exported(folder, name="vit.plan", **changes):
     kind = {".onnx": "onnx", ".rtx": "tensorrt_rtx"}.get(file.suffix, "tensorrt")
     manifest = {"format": 3, "kind": kind, "part": "model", "spec": "timm:test_vit@1,2", "precision": "fp32"}
     manifest |= {"batch": [1, 8, 32], "image_hw": [160, 200], "inputs": [FLOATS], "outputs": [SPATIAL, PREFIX]}
-    manifest |= {"input": {"channels": 3, "image_hw": [160, 160]}, "options": {"scales": []}, "file": name}
+    manifest |= {"input": INPUT, "options": {"scales": []}, "file": name}
     manifest |= {"weights": None, "pixels": "float32", "fp32_layers": [], "plan": None, "geometry": None}
     manifest |= {"gate": {"mean": 0.9, "low": 0.9, "error": 0.1}, "recipe": None}
     backbone = {"name": "test_vit", "layers": None, "layouts": [], "lacks_cls": "", "weights_sha256": ""}

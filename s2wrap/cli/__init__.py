@@ -32,6 +32,7 @@ COMMANDS = {
         "export:verify_file",
         "Compare an exported file with PyTorch once more.",
     ),
+    "serve": ("serve:serve", "Serve a model or an exported file over HTTP: pictures in, features out."),
     "bench": ("bench:bench", "Time models in PyTorch and exported files, one beside the other."),
     "models": (
         "models:list_models",

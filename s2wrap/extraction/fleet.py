@@ -119,7 +119,7 @@ def _join(ray: Any, address: str | None) -> None:
     local = {"include_dashboard": False} if address is None else {}
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with _silent_stderr():
+        with silent_stderr():
             ray.init(address=address or "local", log_to_driver=False, logging_level=logging.CRITICAL, **local)
     except (Exception, SystemExit) as error:  # Ray raises many types, and exits if its head does not answer
         raise S2WrapError(f"no Ray at {address or 'this machine'}: {first_line(error)}") from error
@@ -130,7 +130,7 @@ def _join(ray: Any, address: str | None) -> None:
 
 
 @contextmanager
-def _silent_stderr() -> Iterator[None]:
+def silent_stderr() -> Iterator[None]:
     """Discard what Ray's core, which bypasses Python, writes to stderr; what matters is raised as an error too."""
     stderr, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
