@@ -6,7 +6,7 @@ command line makes its flags of both.
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar, get_args
 
@@ -18,7 +18,7 @@ from s2wrap.plan import parse_image_hw
 from s2wrap.policies import Pair
 from s2wrap.scales import whole_number
 
-Precision = Literal["fp32", "fp16", "bf16"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 Pixels = Literal["float32", "uint8", "uint16"]
 Output = Literal["spatial", "tokens", "prefix", "pooled"]
 Batch = tuple[int, int, int]
@@ -78,7 +78,11 @@ class GraphOptions(Checked):
     batch: Annotated[
         Batch, "Smallest, most frequent and largest number of images (with tiles: of tiles) in a call, as 1:8:32."
     ] = (1, 8, 32)
-    precision: Annotated[Precision, "Precision of the backbone: fp32, fp16 or bf16; the rest stays float32."] = "fp32"
+    precision: Annotated[
+        Precision,
+        "Precision of the backbone: fp32, fp16, bf16; or int8 or fp8 for the layers that bear it, calibrated on the "
+        "pictures, and the others fp16 (fp32 in .onnx). Resizing and merging stay float32.",
+    ] = "fp32"
     pixels: Annotated[
         Pixels,
         "What the file takes: float32, images (b, c, h, w) as the model takes them; or uint8 or uint16, pixels "
@@ -120,11 +124,27 @@ class GraphOptions(Checked):
             )
         if self.onnx is not None and (self.opset is not None or self.fp32_layers):
             raise S2WrapError("opset and fp32_layers are for a graph that is traced; a ready ONNX file has its own")
+        if self.onnx is not None and self.quantised:
+            raise S2WrapError(
+                f"precision={self.precision!r} quantises a graph that is traced; a ready ONNX file (onnx) is as it is: "
+                f"leave the precision out"
+            )
         if self.fp32_layers and self.precision == "fp32":
             raise S2WrapError(
                 f"fp32_layers={','.join(self.fp32_layers)!r} with precision='fp32', where all layers are float32 "
                 f"already"
             )
+
+    @property
+    def quantised(self) -> bool:
+        """Whether layers are to be quantised."""
+        return self.precision in ("int8", "fp8")
+
+    def unquantised(self, kind: str) -> "GraphOptions":
+        """The same with the precision of what is not quantised in a kind of file."""
+        if not self.quantised:
+            return self
+        return replace(self, precision="fp32" if kind == "onnx" else "fp16", fp32_layers=())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +188,8 @@ class VerifyOptions(Checked):
     ] = None
     pictures: Annotated[
         Sequence[Path | str] | None,
-        "Pictures or folders, of which the first three are compared on (default: photographs of scikit-image).",
+        "Pictures or folders: the first three are compared on (default: photographs of scikit-image), int8 and fp8 are "
+        "calibrated on 64 of the others.",
     ] = None
     console: Annotated[Console | None, "Where progress and the comparison are shown (default: nowhere)."] = None
 
@@ -184,6 +205,14 @@ class ExportOptions(GraphOptions, BuildOptions, VerifyOptions):
 
     verify: Annotated[bool, "Compare the file with PyTorch before it gets its name."] = True
     overwrite: Annotated[bool, "Whether to replace a file that is there already."] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.quantised and self.pictures is None:
+            raise S2WrapError(
+                f"precision={self.precision!r} is calibrated on pictures: give some like those that the model will see "
+                f"(pictures=, --pictures DIR)"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

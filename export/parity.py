@@ -34,8 +34,6 @@ GATES = {
     "quantised": Gate(0.98, 0.93, 0.2),
 }
 """fp16 as NVIDIA gates its own DINOv3 exports; in bfloat16 the error may be what such cosines leave room for."""
-LOST = 0.05
-"""Relative error above which an image size is said to lose detail."""
 
 
 @dataclass(frozen=True)
@@ -114,10 +112,7 @@ class Report:
             f"{parity.output}: cosine mean {parity.cosine_mean:.4f}, relative error {parity.relative_error:.2g}"
             for parity in self.own_sizes
         )
-        text = f"Photographs stretched to the image size of the file, against the model at their own size: {figures}"
-        if max(parity.relative_error for parity in self.own_sizes) <= LOST:
-            return text
-        return f"{text}. The file's image size loses detail that the model sees: a larger one (--image) keeps it"
+        return f"Photographs stretched to the image size of the file, against the model at their own size: {figures}"
 
     def table(self) -> Table:
         """For the terminal."""
@@ -269,6 +264,20 @@ def sample_images(graph: Graph, pictures: Sequence[str | Path] | None, count: in
     samples = [part for pair in zip(cycle(photographs), noise, strict=False) for part in pair]
     samples += photographs[:1] if count % 2 else []
     return [_as_graph_takes(sample, graph) for sample in samples]
+
+
+def calibration_images(graph: Graph, pictures: Sequence[str | Path], most: int = 64) -> list[Tensor]:
+    """Photographs as a graph takes them, evenly out of all, without the three that `sample_images` takes if possible.
+
+    Raises:
+        S2WrapError: no picture can be read.
+    """
+    files = find_images(pictures)
+    files = files[3:] if len(files) > 3 else files
+    files = [files[number * len(files) // most] for number in range(most)] if len(files) > most else files
+    known = graph.backbone.input
+    loaded = (_to_channels(load_image(file), known.channels) for file in files)
+    return [_as_graph_takes(_fit(picture, graph.image_hw, known.interpolation), graph) for picture in loaded]
 
 
 def _as_graph_takes(sample: Tensor, graph: Graph) -> Tensor:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from s2wrap.errors import S2WrapError
 from s2wrap.export import trace
@@ -34,8 +35,9 @@ from s2wrap.export.options import (
     parse_gate,
     takes_two_and_options,
 )
-from s2wrap.export.parity import GATES, sample_images
+from s2wrap.export.parity import GATES, calibration_images, sample_images
 from s2wrap.export.proof import compare_file, judge
+from s2wrap.export.quantise import Recipe, quantise
 from s2wrap.export.ranges import fit_float16
 from s2wrap.files import disk_errors, sync_folder, temporary, umask
 from s2wrap.options import make_options, part_of
@@ -71,21 +73,27 @@ def export(model: MultiScale, path: str | Path, **options: Any) -> dict[str, Any
     _check_kind(path, kind, graph_options, build_options)
     _check_free(path, chosen.overwrite)
     wide = make_graph(model, in_float32(graph_options))
-    samples = sample_images(wide, chosen.pictures) if chosen.verify or chosen.precision == "fp16" else []
+    plain = graph_options.unquantised(kind)
+    needed = chosen.verify or graph_options.quantised or plain.precision == "fp16"
+    samples = sample_images(wide, chosen.pictures) if needed else []
     about: dict[str, Any] = {"kind": kind, "batch": chosen.batch}
     with _staged(path) as folder:
         file, source = folder / path.name, folder / (path.name if kind == "onnx" else "graph.onnx")
-        if chosen.precision == "fp16" and chosen.onnx is None:
+        if plain.precision == "fp16" and chosen.onnx is None:
             with console.status("Looking for values that float16 cannot hold"):
                 fit = fit_float16(wide, torch.stack(samples[:2]), chosen.fp32_layers)
             about["largest_value"] = fit.largest
-            graph_options = replace(graph_options, fp32_layers=(*chosen.fp32_layers, *fit.kept))
+            plain = replace(plain, fp32_layers=(*chosen.fp32_layers, *fit.kept))
             if fit.kept:
                 console.print(f"In float32, as their values are too large for float16: {', '.join(fit.kept)}")
-        about["fp32_layers"] = list(graph_options.fp32_layers)
-        graph = wide if chosen.precision == "fp32" else make_graph(model, graph_options)
+        about["fp32_layers"] = list(plain.fp32_layers)
+        recipe = _quantise(wide, samples, chosen, plain.fp32_layers, console) if graph_options.quantised else None
+        graph = wide if plain.precision == "fp32" and recipe is None else make_graph(model, plain)
+        if recipe is not None:
+            recipe.apply(graph)
+            about["quantised"] = recipe.facts()
         with console.status(f"Tracing {graph.backbone.name}"):
-            proto = _traced(graph, kind, graph_options)
+            proto = _traced(graph, kind, plain)
             manifest = describe(graph, model, proto, precision=chosen.precision) | about
             weights = free_weights_name(path) if kind == "onnx" else f"{source.name}.data"
             apart = trace.save(proto, source, note=json.dumps(manifest, sort_keys=True), weights=weights)
@@ -96,7 +104,7 @@ def export(model: MultiScale, path: str | Path, **options: Any) -> dict[str, Any
             manifest["build"] = build_engine(
                 source, file, batch=chosen.batch, options=build_options, console=console, **names
             )
-        gate = gate or GATES["quantised" if trace.is_quantised(proto) else chosen.precision]
+        gate = gate or GATES["quantised" if trace.is_quantised(proto) else plain.precision]
         manifest |= {"recipe": recipe_of(model), "gate": asdict(gate), "file": path.name}
         manifest["sha256"] = file_sha256(file, manifest["weights"])
         if chosen.verify:
@@ -107,6 +115,23 @@ def export(model: MultiScale, path: str | Path, **options: Any) -> dict[str, Any
             manifest["verification"] = report.facts()
         _publish(folder, path, manifest)
     return manifest
+
+
+def _quantise(
+    wide: Graph, samples: list[Tensor], chosen: ExportOptions, fp32_layers: Sequence[str], console: Console
+) -> Recipe:
+    """Which layers are quantised, and how."""
+    recipe = quantise(
+        wide,
+        pictures=calibration_images(wide, chosen.pictures or ()),
+        judged=samples,
+        kind="int8" if chosen.precision == "int8" else "fp8",
+        wide_layers=(*chosen.fp32_layers, *fp32_layers),
+        gate=GATES["quantised"] if chosen.gate is None else parse_gate(chosen.gate),
+        console=console,
+    )
+    console.print(recipe.text(), highlight=False)
+    return recipe
 
 
 def _check_kind(path: Path, kind: str, graph_options: GraphOptions, build_options: BuildOptions) -> None:

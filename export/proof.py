@@ -65,7 +65,7 @@ def verify(
     if weights_sha256(model.backbone) != manifest["backbone"]["weights_sha256"]:
         raise S2WrapError(f"{path} was made with other weights than {model.backbone.name} has now; give the model")
 
-    options = _graph_options(manifest)
+    options = _graph_options(manifest).unquantised(manifest["kind"])
     wide = make_graph(model, in_float32(options))
     graph = make_graph(model, options) if options.precision == "bf16" else None
     with tempfile.TemporaryDirectory() as folder:
@@ -112,6 +112,8 @@ def compare_file(
             notes.append(f"The engine was built, but does not run on this GPU: {error}. Its graph was run.")
     elif kind != "onnx":
         notes.append("The engine was built and not run: there is no GPU here. The graph it was built from was run.")
+    if isinstance(wide, ModelGraph) and (lost := _lost_detail(wide)):
+        notes.append(lost)
     widened = session is None and manifest["precision"] == "bf16"
     if session is None:
         if widened:
@@ -156,6 +158,17 @@ def judge(report: Report, path: Path) -> None:
             f"in float32 (--fp32-layers); or set a gate of your own (--gate)",
             report,
         )
+
+
+def _lost_detail(graph: ModelGraph) -> str:
+    """What to say of a graph whose images are smaller than its largest scale; empty of others."""
+    (height, width), (full_height, full_width) = graph.image_hw, graph.model.image_hw
+    if height >= full_height and width >= full_width:
+        return ""
+    return (
+        f"The file takes images of {height}×{width} pixels and looks at them at {full_height}×{full_width}: detail that "
+        f"the model sees in larger pictures is lost; --image {full_height}x{full_width} keeps it."
+    )
 
 
 def _reference(graph: Graph) -> Callable[[Tensor], dict[str, Tensor]]:

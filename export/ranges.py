@@ -130,7 +130,7 @@ def fit_float16(graph: Graph, images: Tensor, fp32_layers: Sequence[str] = ()) -
 
 def _values_in_float16(ranges: Ranges, fp32_layers: Sequence[str]) -> dict[str, float]:
     """The largest value of every module in float16, and of what those in float32 hand on to them."""
-    in_float32 = {name for name in ranges.answers if any(_within(name, pattern) for pattern in fp32_layers)}
+    in_float32 = {name for name in ranges.answers if any(within(name, pattern) for pattern in fp32_layers)}
     values = {name: value for name, value in ranges.inside.items() if name not in in_float32}
     for name in in_float32:
         if name.rpartition(".")[0] not in in_float32:
@@ -180,7 +180,7 @@ def _inner_sum(func: Any, args: Sequence[Any], output: Any) -> Tensor | None:
     return None
 
 
-def _within(name: str, pattern: str) -> bool:
+def within(name: str, pattern: str) -> bool:
     """Whether a module or one of its parents matches a pattern."""
     return fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(name, f"{pattern}.*")
 

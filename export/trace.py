@@ -12,6 +12,16 @@ from s2wrap.export.graph import Graph
 
 OPSETS = range(20, 24)
 """20 introduced GELU as an operator, 22 bfloat16 convolutions, and 23 Attention."""
+QUANTISED = (
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "DynamicQuantize",
+    "MatMulInteger",
+    "ConvInteger",
+    "QLinear",
+    "QGemm",
+)
+"""What the names of operators of quantised graphs begin with."""
 LARGEST_FILE = 1_900_000_000
 """Bytes; a protobuf holds at most 2 GB, so larger weights go to a separate file."""
 
@@ -114,8 +124,8 @@ def save(proto: Any, path: Path, *, note: str, weights: str) -> bool:
 
 
 def is_quantised(proto: Any) -> bool:
-    """Whether a graph is quantised, that is, has QuantizeLinear or DequantizeLinear nodes."""
-    return any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in proto.graph.node)
+    """Whether a graph is quantised: by Q/DQ, or by operators that work on integers, as dynamic quantisation does."""
+    return any(node.op_type.startswith(QUANTISED) for node in proto.graph.node)
 
 
 def widen(path: Path, target: Path) -> None:

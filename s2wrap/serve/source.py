@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -85,9 +86,9 @@ class Source:
         self.check_device()
         if self.exported:
             from s2wrap.export.engine import check_machine
-            from s2wrap.export.manifest import read_manifest, real_path
+            from s2wrap.export.manifest import read_manifest
 
-            path = real_path(self.spec)
+            path = Path(self.spec)
             check_machine(path, read_manifest(path), self.device)
         if not self.needs_gpu or not self.exported:
             Source(self.spec, self.options, None if self.needs_gpu else self.device).open()
