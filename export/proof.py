@@ -166,8 +166,8 @@ def _lost_detail(graph: ModelGraph) -> str:
     if height >= full_height and width >= full_width:
         return ""
     return (
-        f"The file takes images of {height}×{width} pixels and looks at them at {full_height}×{full_width}: detail that "
-        f"the model sees in larger pictures is lost; --image {full_height}x{full_width} keeps it."
+        f"The file takes images of {height}×{width} pixels and looks at them at {full_height}×{full_width}: detail "
+        f"that the model sees in larger pictures is lost; --image {full_height}x{full_width} keeps it."
     )
 
 
