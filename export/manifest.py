@@ -159,6 +159,11 @@ def describe(graph: Graph, model: MultiScale, proto: Any, *, precision: Precisio
     }
 
 
+def has_manifest(path: Path) -> bool:
+    """Whether a manifest lies beside a file, or beside what it is a link to."""
+    return any(manifest_path(each).is_file() for each in (path, path.resolve()))
+
+
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of a file, after a check that it describes this file.
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from s2wrap.errors import S2WrapError
 from s2wrap.export.graph import PIXEL_DTYPES, Graph, ModelGraph, tensors_of
+from s2wrap.export.layers import Layers
 from s2wrap.export.options import Gate
 from s2wrap.images import find_images, load_image
 from s2wrap.options import Interpolation
@@ -79,6 +80,7 @@ class Report:
         outputs: one `Parity` each.
         own_sizes: the same of photographs that the graph sees stretched and the model, by `encode`, at their own size;
             no part of the gate, as it is the image size that differs. Empty where it cannot be said.
+        layers: what was found inside the file; None where nobody looked.
     """
 
     ran: str
@@ -88,6 +90,7 @@ class Report:
     batches: tuple[int, ...]
     outputs: tuple[Parity, ...]
     own_sizes: tuple[Parity, ...] = ()
+    layers: Layers | None = None
 
     @property
     def passed(self) -> bool:
@@ -103,6 +106,8 @@ class Report:
         console.print(self.table())
         for note in filter(None, (self.note, self.own_sizes_text())):
             console.print(note, highlight=False)
+        if self.layers is not None:
+            self.layers.show(console)
 
     def own_sizes_text(self) -> str:
         """How far the features of stretched photographs are from those at their own size, in a sentence."""

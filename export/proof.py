@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Sequence
-from importlib import import_module
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ from s2wrap.backbones.checkpoint import weights_sha256
 from s2wrap.errors import S2WrapError
 from s2wrap.export import trace
 from s2wrap.export.engine import check_machine
+from s2wrap.export.foreign import verify_foreign
 from s2wrap.export.graph import Graph, ModelGraph, in_float32, make_graph, tensors_of
-from s2wrap.export.library import TITLES
-from s2wrap.export.manifest import read_manifest
+from s2wrap.export.layers import compare_layers
+from s2wrap.export.manifest import has_manifest, kind_of, read_manifest
 from s2wrap.export.options import Gate, GraphOptions, check_batch, parse_gate
 from s2wrap.export.parity import Report, batch_sizes, compare_own_sizes, sample_images, verify_run
-from s2wrap.export.session import open_session
+from s2wrap.export.session import open_session, runner_of
 from s2wrap.factory import load as load_model
 from s2wrap.wrapper import MultiScale
 
@@ -42,15 +43,17 @@ def verify(
     model: MultiScale | None = None,
     gate: Any = None,
     pictures: Sequence[str | Path] | None = None,
+    layers: bool = False,
     console: Console | None = None,
 ) -> Report:
     """The report of a comparison of an exported file with PyTorch.
 
     Args:
-        path: the file, with its manifest beside it.
+        path: the file, with its manifest beside it; or one that others built of `model`, without a manifest.
         model: the wrapped model that it was made from; by default it is loaded as described in the manifest.
         gate: as for `export`; by default the gate of the export.
         pictures: files or folders; by default photographs of scikit-image.
+        layers: look inside an .onnx file too, for the first layer whose values depart.
         console: where to show progress; by default nowhere.
 
     Raises:
@@ -58,6 +61,13 @@ def verify(
         S2WrapError: the file cannot run here, or the model cannot be loaded or has other weights.
     """
     path, console = Path(path), console or Console(quiet=True)
+    if layers and kind_of(path) != "onnx":
+        raise S2WrapError(f"layers: {path} hides its layers; export the same model as .onnx, and look into that")
+    if model is not None and path.is_file() and not has_manifest(path):
+        limits = None if gate is None else parse_gate(gate)
+        report = verify_foreign(path, model, gate=limits, pictures=pictures, layers=layers, console=console)
+        judge(report, path)
+        return report
     manifest = read_manifest(path)
     limits = Gate(**manifest["gate"]) if gate is None else parse_gate(gate)
     check_machine(path, manifest, None)
@@ -71,6 +81,9 @@ def verify(
     with tempfile.TemporaryDirectory() as folder:
         samples = sample_images(wide, pictures)
         report = compare_file(path, path, manifest, graph, wide, samples, pictures, limits, Path(folder), console)
+    if layers:
+        inside = compare_layers(path, wide, samples[0], samples[0][None], error=limits.error, passed=report.passed)
+        report = replace(report, layers=inside)
     judge(report, path)
     return report
 
@@ -132,9 +145,7 @@ def compare_file(
             outputs |= {f"{name} (PyTorch, bfloat16)": values for name, values in in_bfloat16}
         return outputs
 
-    library = import_module("onnxruntime" if kind == "onnx" else kind)
-    device = "the CPU" if session.device.type == "cpu" else torch.cuda.get_device_name(session.device)
-    ran = f"{TITLES.get(kind, 'ONNX Runtime')} {library.__version__} on {device}"
+    ran = runner_of(session, kind)
     sizes = batch_sizes(check_batch(manifest["batch"]), session.device)
     note, reference = " ".join(notes), _reference(wide)
     with torch.no_grad():

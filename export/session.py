@@ -1,6 +1,7 @@
 """Sessions that run an exported file with ONNX Runtime, TensorRT or TensorRT-RTX."""
 
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from s2wrap.errors import MissingExtraError, S2WrapError, first_line
 from s2wrap.export.engine_session import EngineSession
+from s2wrap.export.library import TITLES
 from s2wrap.export.ports import Port, Session
 from s2wrap.scales import whole_number
 
@@ -149,6 +151,13 @@ def open_session(
         session = EngineSession(path, kind, device, **chosen)
     session.reopen = partial(open_session, path, kind=kind, device=device, **chosen)
     return session
+
+
+def runner_of(session: Session, kind: str) -> str:
+    """What runs a file, in words, such as "ONNX Runtime 1.32.0 on the CPU"."""
+    library = import_module("onnxruntime" if kind == "onnx" else kind)
+    device = "the CPU" if session.device.type == "cpu" else torch.cuda.get_device_name(session.device)
+    return f"{TITLES.get(kind, 'ONNX Runtime')} {library.__version__} on {device}"
 
 
 def _indexed_device(device: torch.device) -> torch.device:

@@ -10,7 +10,7 @@ from s2wrap.cli import model as flags
 from s2wrap.cli import output as out
 from s2wrap.errors import S2WrapError
 from s2wrap.export.options import ExportOptions, GraphOptions, TritonOptions, VerifyOptions
-from s2wrap.options import option_help, part_of
+from s2wrap.options import LoadOptions, option_help, part_of
 
 Pictures = Annotated[list[Path] | None, typer.Option(help=option_help(VerifyOptions)["pictures"])]
 TRITON_FLAGS = {
@@ -89,23 +89,38 @@ def export_model(
         out.print_line(f"{folder}: a model of a Triton repository")
 
 
+@flags.option_flags(LoadOptions, "options", unless="checkpoint", flag_names={"layers": "--against-layers"})
 @flags.option_flags(VerifyOptions, "verify_options")
 def verify_file(
-    file: Annotated[Path, typer.Argument(help="An exported file; its manifest lies beside it.")],
+    file: Annotated[Path, typer.Argument(help="An exported file; one that others built has no manifest beside it.")],
     *,
+    against: Annotated[
+        str | None, typer.Option(help=f"The model to compare with, for files without a manifest. {flags.SPEC_HELP}")
+    ] = None,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Look inside an .onnx file for the first layer whose values depart.")
+    ] = False,
     pictures: Pictures = None,
     as_json: out.Json = False,
     verify_options: dict[str, Any],
+    options: dict[str, Any],
 ) -> None:
     """Compare an exported file with PyTorch once more.
 
-    The exit code is 1 if it computes something else.
+    The exit code is 1 if it computes something else. Options of a model are for --against.
     """
+    import torch
+
     from s2wrap.export.proof import VerificationError, verify
 
-    error = None
+    if against is None and options:
+        raise S2WrapError(f"{', '.join(map(flags.flag_name, options))}: for --against SPEC, which is not given")
+    if not options.get("pretrained", True):
+        torch.manual_seed(0)  # the weights that `s2wrap export --random-weights` draws
+    model, error = None if against is None else s2wrap.load(against, **options), None
+    gate, console = verify_options.get("gate"), out.notes()
     try:
-        report = verify(file, gate=verify_options.get("gate"), pictures=pictures, console=out.notes())
+        report = verify(file, model=model, gate=gate, pictures=pictures, layers=layers, console=console)
     except VerificationError as failure:
         report, error = failure.report, failure
     if as_json:
