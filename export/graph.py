@@ -3,7 +3,8 @@
 import copy
 import fnmatch
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -189,7 +190,11 @@ def in_float32(options: GraphOptions) -> GraphOptions:
 
 def _in_precision(model: MultiScale, options: GraphOptions) -> tuple[MultiScale, torch.dtype]:
     """A copy of a model on the CPU with its backbone in a precision, and that precision as a type."""
-    copied, dtype = copy.deepcopy(model).float().cpu(), DTYPES[options.precision]
+    dtype = DTYPES[options.precision]
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    copied = copy.deepcopy(model, shared)  # the weights are the model's own until they are converted
+    with _new_parameters():
+        copied.float().cpu()
     inner, example = copied.backbone.model, torch.rand(1, copied.input.channels, *copied.backbone.image_hw)
     if isinstance(inner, nn.Module):
         open_attention(inner, lambda: copied.backbone(example))
@@ -201,12 +206,24 @@ def _in_precision(model: MultiScale, options: GraphOptions) -> tuple[MultiScale,
             raise S2WrapError(f"fp32_layers={pattern!r}: {copied.backbone.name} has no such module; it has {known}, …")
         wide += names
     wide = [name for name in dict.fromkeys(wide) if not any(name.startswith(f"{other}.") for other in wide if other)]
-    exact = {name: copy.deepcopy(modules[name].state_dict()) for name in wide}
-    copied.backbone.to(dtype)
-    for name in wide:
-        _keep_wide(modules[name].float(), dtype)
-        modules[name].load_state_dict(exact[name])
+    exact = {name: modules[name].state_dict() for name in wide}
+    with _new_parameters():
+        copied.backbone.to(dtype)
+        for name in wide:
+            _keep_wide(modules[name].float(), dtype)
+            modules[name].load_state_dict(exact[name])
     return copied, dtype
+
+
+@contextmanager
+def _new_parameters() -> Iterator[None]:
+    """Within the block, a module that is converted gets new parameters: those that others share with it stay."""
+    before = torch.__future__.get_overwrite_module_params_on_conversion()
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    try:
+        yield
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(before)
 
 
 def _keep_wide(module: nn.Module, dtype: torch.dtype) -> None:

@@ -93,9 +93,9 @@ def export(model: MultiScale, path: str | Path, **options: Any) -> dict[str, Any
             recipe.apply(graph)
             about["quantised"] = recipe.facts()
         with console.status(f"Tracing {graph.backbone.name}"):
-            proto = _traced(graph, kind, plain)
-            manifest = describe(graph, model, proto, precision=chosen.precision) | about
             weights = free_weights_name(path) if kind == "onnx" else f"{source.name}.data"
+            proto = _traced(graph, kind, plain, folder / weights)
+            manifest = describe(graph, model, proto, precision=chosen.precision) | about
             apart = trace.save(proto, source, note=json.dumps(manifest, sort_keys=True), weights=weights)
             manifest["weights"] = weights if apart and kind == "onnx" else None
         if kind != "onnx":
@@ -148,11 +148,11 @@ def _check_kind(path: Path, kind: str, graph_options: GraphOptions, build_option
     check_build(kind, build_options)
 
 
-def _traced(graph: Graph, kind: str, options: GraphOptions) -> Any:
-    """The ONNX model of a graph, or the ready one."""
+def _traced(graph: Graph, kind: str, options: GraphOptions, weights: Path) -> Any:
+    """The ONNX model of a graph, or the ready one; too large weights are in a file."""
     if options.onnx is not None:
         return _ready(Path(options.onnx), graph)
-    return trace.trace(graph, opset=options.opset or _newest_opset(kind, options.precision))
+    return trace.trace(graph, opset=options.opset or _newest_opset(kind, options.precision), weights=weights)
 
 
 def _newest_opset(kind: str, precision: Precision) -> int:

@@ -1,6 +1,5 @@
 """ONNX files from graph modules, by PyTorch's exporter, without details of the local machine."""
 
-import copy
 import warnings
 from pathlib import Path
 from typing import Any
@@ -26,12 +25,14 @@ LARGEST_FILE = 1_900_000_000
 """Bytes; a protobuf holds at most 2 GB, so larger weights go to a separate file."""
 
 
-def trace(graph: Graph, *, opset: int) -> Any:
+def trace(graph: Graph, *, opset: int, weights: Path | None = None) -> Any:
     """The ONNX model of a graph module, with a dynamic batch size; deterministic.
 
     Args:
         graph: the module; the input is named `images`, or `tiles` for the backbone alone, the outputs as in `names`.
         opset: 20 to 23; bfloat16 needs 22 or later.
+        weights: a file for the weights of a graph that is too large for one; they are written to it without a copy in
+            memory, and the model refers to it by its name.
 
     Raises:
         MissingExtraError: onnx or onnxscript is not installed.
@@ -63,10 +64,19 @@ def trace(graph: Graph, *, opset: int) -> Any:
         raise S2WrapError(f"{name} cannot be exported to ONNX: {_reason(error)}") from error
     if program is None:
         raise S2WrapError(f"{name} cannot be exported to ONNX: the exporter gave no program")
-    proto = program.model_proto
+    proto = _unload(program.model, weights) if weights is not None else program.model_proto
     _strip(proto)
     swap_transposes(proto)
     return proto
+
+
+def _unload(model: Any, weights: Path) -> Any:
+    """The ONNX model of a model in the exporter's own form, whose weights go to a file if they are too large."""
+    import onnx_ir
+
+    if sum(value.const_value.nbytes for value in model.graph.initializers.values()) > LARGEST_FILE:
+        onnx_ir.external_data.unload_from_model(model, weights.parent, weights.name, size_threshold_bytes=1024)
+    return onnx_ir.to_proto(model)
 
 
 def swap_transposes(proto: Any) -> None:
@@ -106,21 +116,22 @@ def _exchanges_two(node: Any) -> bool:
 
 
 def save(proto: Any, path: Path, *, note: str, weights: str) -> bool:
-    """Write an ONNX model with `note` in its metadata, and return whether its weights went to a file apart.
+    """Write an ONNX model with `note` in its metadata, and return whether its weights are in a file apart.
 
     Args:
-        proto: the model.
+        proto: the model; it loses its weights if they go to a file apart.
         path: its file.
         note: the text of its metadata.
-        weights: the name of a file beside it, for weights too large for one file.
+        weights: the name of a file beside it, for weights too large for one file, or that `trace` has written.
     """
     import onnx
 
     onnx.helper.set_model_props(proto, {"s2wrap": note})
-    apart = proto.ByteSize() > LARGEST_FILE
-    target = copy.deepcopy(proto) if apart else proto  # saving external data removes it from the model
-    onnx.save(target, path, save_as_external_data=apart, location=weights, size_threshold=1024)
-    return apart
+    tensors = proto.graph.initializer
+    unloaded = any(tensor.external_data for tensor in tensors)
+    large = sum(len(tensor.raw_data) for tensor in tensors) > LARGEST_FILE
+    onnx.save(proto, path, save_as_external_data=large, location=weights, size_threshold=1024)
+    return unloaded or large
 
 
 def is_quantised(proto: Any) -> bool:

@@ -102,11 +102,11 @@ def kept_traces(monkeypatch):
 
     trace = tracing.trace
 
-    def once(graph, *, opset):
+    def once(graph, *, opset, weights=None):
         try:
             _Fingerprint(file := io.BytesIO()).dump((graph, opset))
-        except (pickle.PicklingError, AttributeError, TypeError):  # a module holds a local function
-            return trace(graph, opset=opset)
+        except (pickle.PicklingError, AttributeError, TypeError, RuntimeError):  # a local function, quantised weights
+            return trace(graph, opset=opset, weights=weights)
         if (key := file.getvalue()) not in TRACES:
             TRACES[key] = trace(graph, opset=opset).SerializeToString()
         return onnx.ModelProto.FromString(TRACES[key])

@@ -10,6 +10,7 @@ import open_clip
 import pytest
 import timm
 import torch
+from PIL import Image
 from rich.console import Console
 
 import s2wrap
@@ -86,6 +87,25 @@ def test_every_kind_of_backbone_becomes_onnx_and_an_engine(tmp_path, name, preci
     assert facts["targets"] == targets
     weights = sum(parameter.numel() for parameter in model.backbone.parameters()) * (4 if precision == "fp32" else 2)
     assert weights < draft.stat().st_size < 1.1 * path.stat().st_size + 5e6  # weights and matrices once, and 4.6 MB
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_kind_of_backbone_becomes_int8(tmp_path, name):
+    """The file's own values, against PyTorch in float32, on pictures that it was not calibrated on."""
+    random = np.random.default_rng(0)
+    for number in range(5):
+        pixels = np.kron(random.integers(0, 256, (6, 6, 3)), np.ones((24, 24, 1))).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    torch.manual_seed(0)
+    model = s2wrap.wrap(MODELS[name](), (1, 2), mean=(0.5,) * 3, std=(0.25,) * 3)
+    manifest = export(model, tmp_path / "model.onnx", precision="int8", pictures=[tmp_path], batch=(1, 1, 2))
+    done = manifest["quantised"]
+    assert len(done["layers"]) > len(done["kept"])
+    codes = [tensor for tensor in onnx.load(tmp_path / "model.onnx").graph.initializer if tensor.data_type == 3]
+    assert sum(tensor.name.endswith("codes") for tensor in codes) == len(done["layers"])
+    images = torch.from_numpy(pixels).permute(2, 0, 1)
+    (found,), (expected,) = load(tmp_path / "model.onnx").encode([images]), model.encode([images])
+    assert float((found.spatial - expected.spatial).norm() / expected.spatial.norm()) < 0.2
 
 
 @pytest.fixture
@@ -204,8 +224,8 @@ def test_what_computes_something_else_gets_no_name(tmp_path, model, monkeypatch)
     path = tmp_path / "model.onnx"
     trace = room.trace.trace
 
-    def spoiled(graph, opset):
-        proto = trace(graph, opset=opset)
+    def spoiled(graph, **options):
+        proto = trace(graph, **options)
         weight = next(tensor for tensor in proto.graph.initializer if list(tensor.dims) == [192, 64])
         values = 5 * np.roll(onnx.numpy_helper.to_array(weight), 1, axis=1)
         weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
