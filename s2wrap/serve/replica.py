@@ -34,7 +34,7 @@ class Replica:
     def __init__(self, source: Source, options: ServeOptions):
         silence_decoders()
         self.source, self.options = source, options
-        self.model = source.open()
+        self.model = source.open(options.cpus or 1)
         self.about = look_at(self.model)
         self.facts = describe(source, self.model, self.about) | {"limits": _limits(options)}
         self.computing = ThreadPoolExecutor(1, "model")  # batches run one after the other

@@ -56,8 +56,11 @@ class Source:
         local = self.exported or os.path.isdir(self.spec)
         return Source(os.path.abspath(self.spec) if local else self.spec, options, self.device)
 
-    def open(self) -> Encoder:
+    def open(self, threads: int | None = None) -> Encoder:
         """The model on its device, or the file opened. Random weights are those that `s2wrap export` draws.
+
+        Args:
+            threads: of ONNX Runtime; PyTorch has as many as Ray gives the process.
 
         Raises:
             S2WrapError: as `s2wrap.load` and `s2wrap.export.load`; a device that is none.
@@ -66,7 +69,8 @@ class Source:
         if self.exported:
             import s2wrap.export
 
-            return s2wrap.export.load(self.spec, device=self.device, **self.options)
+            named = {"threads": threads} if self.spec.endswith(".onnx") else {}
+            return s2wrap.export.load(self.spec, device=self.device, **named, **self.options)
         from s2wrap.factory import load
 
         if not self.options.get("pretrained", True):
