@@ -136,3 +136,14 @@ def test_a_transpose_in_front_of_a_product_comes_after_it():
         np.testing.assert_allclose(one, other, atol=1e-6)
     assert [node.op_type for node in proto.graph.node][:2] == ["MatMul", "Transpose"]
     assert all(node.input[0] == "x" for node in proto.graph.node if node.op_type == "MatMul")
+
+
+def test_tables_of_positions_are_constants_of_the_graph():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.DINOv3ViTConfig(
+        hidden_size=64, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=64, patch_size=16
+    )
+    eva = timm.create_model("eva02_tiny_patch14_224", num_classes=0, depth=1, img_size=98)
+    for backbone in (transformers.DINOv3ViTModel(config).eval(), eva):
+        graph = model_graph(s2wrap.wrap(backbone, (1, 2)), (128, 128), precision="fp16")
+        assert not {"Sin", "Cos", "Einsum", "Range"} & set(nodes(trace(graph, opset=20)))
