@@ -5,9 +5,9 @@
 
 Every request is the content of one JPEG, and its answer the mean of the map. *bare* decodes and encodes in this
 process, by as many threads as there are clients; *Ray Serve* is `s2wrap serve` on this machine; *Triton* is a server
-that holds the same model, which demos/triton_client.py decodes and resizes for. The ways take turns, so that a noisy
-machine disturbs all alike. Lost: no answer, or an error. Wrong: another vector than the bare model's, by more than
-`WRONG`.
+that holds the same model; for its native backends demos/triton_client.py decodes and resizes. The ways take turns, so
+that a noisy machine disturbs all alike. Lost: no answer, or an error. Wrong: another vector than the bare model's, by
+more than `WRONG`.
 """
 
 import http.client
@@ -149,9 +149,11 @@ def take_turn(
             asked = time.perf_counter()
             try:
                 vector = ask(contents[picture])
-            except Exception:
+            except Exception as error:
                 with lock:
                     run.lost += 1
+                    if run.lost == 1:
+                        Console(stderr=True).print(f"the first that was lost: {error}", highlight=False)
                 continue
             took, wanted = time.perf_counter() - asked, expected[picture]
             wrong = vector.shape != wanted.shape or np.linalg.norm(vector - wanted) > most * np.linalg.norm(wanted)
@@ -208,8 +210,11 @@ def ask_triton(url: str, model: str) -> Iterator[Ask]:
     known = triton_client.connect(url, model)
 
     def ask(content: bytes) -> np.ndarray:
-        image = triton_client.prepare(decode_image(content, "a picture"), known)
-        features = triton_client.send(known, image[None]).result(60)
+        if known.input == "pictures":  # the python backend decodes and resizes itself
+            request = np.frombuffer(content, np.uint8)
+        else:
+            request = triton_client.prepare(decode_image(content, "a picture"), known)
+        features = triton_client.send(known, request[None]).result(60)
         return features["spatial"][0].mean(axis=(1, 2)) if "spatial" in features else features["pooled"][0]
 
     yield ask
