@@ -103,11 +103,11 @@ def compare_file(
     """
     kind, notes = manifest["kind"], []
     session = None
-    if kind != "onnx" and torch.cuda.is_available():
+    if kind == "aotinductor" or (kind != "onnx" and torch.cuda.is_available()):
         try:
             session = open_session(file, kind=kind)
         except S2WrapError as error:
-            if kind == "tensorrt":  # it was built on this very GPU
+            if kind != "tensorrt_rtx":  # it was built on this very machine
                 raise
             notes.append(f"The engine was built, but does not run on this GPU: {error}. Its graph was run.")
     elif kind != "onnx":
@@ -132,7 +132,7 @@ def compare_file(
             outputs |= {f"{name} (PyTorch, bfloat16)": values for name, values in in_bfloat16}
         return outputs
 
-    library = import_module("onnxruntime" if kind == "onnx" else kind)
+    library = import_module({"onnx": "onnxruntime", "aotinductor": "torch"}.get(kind, kind))
     device = "the CPU" if session.device.type == "cpu" else torch.cuda.get_device_name(session.device)
     ran = f"{TITLES.get(kind, 'ONNX Runtime')} {library.__version__} on {device}"
     sizes = batch_sizes(check_batch(manifest["batch"]), session.device)
