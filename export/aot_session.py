@@ -26,7 +26,7 @@ class AotSession(Session):
     """
 
     def __init__(self, path: Path, device: str | torch.device | None):
-        library: Any = torch._C._aoti.AOTIModelPackageLoader
+        library: Any = torch._C._aoti.AOTIModelPackageLoader  # pyright: ignore[reportAttributeAccessIssue] (no stub)
         try:
             metadata = library.load_metadata_from_package(str(path), MODEL)
             note = json.loads(metadata["s2wrap"])
