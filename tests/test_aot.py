@@ -24,7 +24,7 @@ from s2wrap.export.engine import check_machine
 from s2wrap.export.manifest import KINDS, file_sha256, manifest_path, read_manifest, usual_device
 from s2wrap.export.options import GraphOptions, TritonOptions
 from s2wrap.export.session import open_session
-from s2wrap.export.triton import check_repository
+from s2wrap.export.triton import check_repository, write_repository
 from s2wrap.extraction.reader import FILE_ENDINGS as OF_THE_READER
 from s2wrap.serve.source import Source
 
@@ -262,8 +262,10 @@ def test_an_export_that_fails_leaves_nothing_and_says_why(tmp_path, model, monke
     assert logging.getLogger("torch._inductor").level == level
 
 
-def test_triton_serves_it_by_the_python_backend(tmp_path):
-    graph = GraphOptions()
+def test_triton_serves_it_by_the_python_backend(graph_file, tmp_path):
+    pytest.importorskip("tritonclient")
+    graph, on_the_cpu = GraphOptions(), write_repository(graph_file, tmp_path, backend="python") / "config.pbtxt"
+    assert "KIND_CPU" in on_the_cpu.read_text()
     with pytest.raises(S2WrapError, match="configures no backend of Triton's own for; use backend='python'"):
         check_repository(tmp_path / "model.pt2", tmp_path / "models", graph, TritonOptions())
 
