@@ -14,6 +14,7 @@ from torch import Tensor
 from s2wrap.backbones.base import Backbone
 from s2wrap.backbones.probe import Layout
 from s2wrap.errors import S2WrapError
+from s2wrap.export.aot_session import check_package_here
 from s2wrap.export.engine_session import cuda_device
 from s2wrap.export.graph import PIXEL_DTYPES
 from s2wrap.export.library import TITLES, load_library
@@ -48,15 +49,18 @@ def load(
 ) -> "Engine":
     """An exported file as an object that is called as the wrapped model is.
 
-    The manifest beside the file is checked before the file is opened. Engines contain code: use files that you trust.
+    The manifest beside the file is checked before the file is opened. Engines and packages contain
+    code: use files that you trust.
 
     Args:
-        path: an .onnx, .plan, .engine or .rtx file that s2wrap exported.
-        device: where it runs: by default the CPU for .onnx, the current CUDA device for engines.
+        path: an .onnx, .plan, .engine, .rtx or .pt2 file that s2wrap exported.
+        device: where it runs: by default the CPU for .onnx, the current CUDA device for engines, what it was compiled
+            for of a .pt2.
         cuda_graph: capture a CUDA graph for every batch size, and replay it (engines).
         runtime_cache: a file that keeps the kernels that TensorRT-RTX compiles, for the next start.
         eager: TensorRT-RTX compiles its fastest kernels at once, not while it runs: for timing.
         threads: how many threads of the CPU ONNX Runtime uses in one operator; by default one a core (.onnx).
+            A .pt2 uses those of PyTorch, `torch.set_num_threads`.
         **options: for a file of the backbone alone (`--tiles`): scales, fit, overlap, fuse and other `Options`, in
             place of those of the export.
 
@@ -320,9 +324,12 @@ def run_in_batches(session: Session, images: Tensor) -> dict[str, Tensor]:
 
 
 def check_machine(path: Path, manifest: dict[str, Any], device: str | torch.device | None) -> None:
-    """Raise S2WrapError for an engine of another TensorRT version, or for another GPU, before it is opened."""
+    """Raise S2WrapError for a file that another version built, or for another device, before it is opened."""
     build, kind = manifest.get("build"), manifest["kind"]
     if build is None or kind == "onnx":
+        return
+    if kind == "aotinductor":
+        check_package_here(path, build, device)
         return
     installed, built = load_library(kind).__version__, build["version"]
     newer = _numbers(installed) >= _numbers(built) and _numbers(installed)[0] <= _numbers(built)[0] + 1

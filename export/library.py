@@ -7,7 +7,7 @@ from typing import Any
 
 from s2wrap.errors import MissingExtraError, S2WrapError, first_line
 
-TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
+TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX", "aotinductor": "AOTInductor"}
 OLDEST = {"tensorrt": (10, 12), "tensorrt_rtx": (1, 1)}
 NEEDED = {
     "tensorrt": ".plan and .engine files need (.onnx files do not, and .rtx files are built without a GPU)",

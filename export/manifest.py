@@ -28,10 +28,18 @@ from s2wrap.scales import Fit, Scale
 from s2wrap.view import View
 from s2wrap.wrapper import MultiScale
 
-Kind = Literal["onnx", "tensorrt", "tensorrt_rtx"]
+Kind = Literal["onnx", "tensorrt", "tensorrt_rtx", "aotinductor"]
 FORMAT = 3
-KINDS: dict[str, Kind] = {".onnx": "onnx", ".plan": "tensorrt", ".engine": "tensorrt", ".rtx": "tensorrt_rtx"}
+KINDS: dict[str, Kind] = {
+    ".onnx": "onnx",
+    ".plan": "tensorrt",
+    ".engine": "tensorrt",
+    ".rtx": "tensorrt_rtx",
+    ".pt2": "aotinductor",
+}
 """The kind of a file, by its ending."""
+ENGINES: tuple[Kind, ...] = ("tensorrt", "tensorrt_rtx")
+"""The kinds that run on GPUs alone."""
 NEXT = ".next"
 """What the name of a manifest ends with until the file that it describes has its name."""
 
@@ -71,10 +79,11 @@ class OptionFacts(TypedDict):
 
 
 class BuildFacts(TypedDict):
-    """How an engine was built."""
+    """How an engine or package was built."""
 
     library: str
     version: str
+    device: NotRequired[Literal["cpu", "cuda"]]
 
 
 class RecipeFacts(TypedDict):
@@ -121,13 +130,21 @@ def manifest_path(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
-def describe(graph: Graph, model: MultiScale, proto: Any, *, precision: Precision) -> dict[str, Any]:
-    """What a manifest says of a graph, before it is a file; the same each time.
+def usual_device(path: str | Path) -> Literal["cpu", "cuda"]:
+    """The kind of device that an exported file runs on by default; S2WrapError for a package without its manifest."""
+    path = Path(path)
+    kind = kind_of(path)
+    if kind == "aotinductor":
+        return _parsed(manifest_path(path)).get("build", {}).get("device", "cpu")
+    return "cpu" if kind == "onnx" else "cuda"
+
+
+def describe(graph: Graph, model: MultiScale, *, precision: Precision) -> dict[str, Any]:
+    """What a manifest says of a graph, before it is a file, but for its inputs and outputs; the same each time.
 
     Args:
         graph: what was traced.
         model: of which it is a graph.
-        proto: its ONNX model.
         precision: of the graph.
     """
     backbone, plan, geometry = graph.backbone, None, None
@@ -150,12 +167,9 @@ def describe(graph: Graph, model: MultiScale, proto: Any, *, precision: Precisio
         "precision": precision,
         "pixels": graph.pixels,
         "image_hw": graph.image_hw,
-        "inputs": [port_of(value) for value in proto.graph.input],
-        "outputs": [port_of(value) for value in proto.graph.output],
         "plan": plan,
         "geometry": geometry,
-        "opset": next(entry.version for entry in proto.opset_import if not entry.domain),
-        "versions": {name: _version(name) for name in ("s2wrap", "torch", "onnx", "onnxscript")},
+        "versions": {name: _version(name) for name in ("s2wrap", "torch")},
     }
 
 
@@ -335,6 +349,16 @@ def port_of(value: Any) -> dict[str, Any]:
     tensor = value.type.tensor_type
     sides = [side.dim_value if side.HasField("dim_value") else "batch" for side in tensor.shape.dim]
     return {"name": value.name, "dtype": tensor_dtype_to_np_dtype(tensor.elem_type).name, "shape": sides}
+
+
+def describe_proto(proto: Any) -> dict[str, Any]:
+    """What a manifest says of an ONNX model besides: inputs and outputs, opset, and the versions of what wrote it."""
+    return {
+        "inputs": [port_of(value) for value in proto.graph.input],
+        "outputs": [port_of(value) for value in proto.graph.output],
+        "opset": next(entry.version for entry in proto.opset_import if not entry.domain),
+        "versions": {name: _version(name) for name in ("s2wrap", "torch", "onnx", "onnxscript")},
+    }
 
 
 def _policy_text(policy: Policy | str | None) -> str | None:

@@ -86,7 +86,7 @@ class GraphOptions(Checked):
     pixels: Annotated[
         Pixels,
         "What the file takes: float32, images (b, c, h, w) as the model takes them; or uint8 or uint16, pixels "
-        "(b, h, w, c) that it normalises itself. uint16 is for .onnx only.",
+        "(b, h, w, c) that it normalises itself. uint16 is for .onnx and .pt2 only.",
     ] = "float32"
     outputs: Annotated[
         Sequence[Output] | None, "Some of spatial, tokens, prefix, pooled (default: spatial and, where any, prefix)."
@@ -100,7 +100,7 @@ class GraphOptions(Checked):
     opset: Annotated[
         int | None,
         "Version of the ONNX operators, 20 to 23 (default: 20 for .onnx, 23 in bf16; for engines the newest that the "
-        "library reads).",
+        "library reads; .pt2 files have none).",
     ] = None
     onnx: Annotated[
         Path | str | None,
@@ -149,7 +149,7 @@ class GraphOptions(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions(Checked):
-    """How TensorRT or TensorRT-RTX builds an engine.
+    """How TensorRT or TensorRT-RTX builds an engine, or PyTorch compiles a package.
 
     Raises:
         S2WrapError: a number that cannot be.
@@ -165,6 +165,9 @@ class BuildOptions(Checked):
     targets: Annotated[
         Sequence[str], "GPU generations of an .rtx file, such as sm80,sm89,sm120 (default: the library's own choice)."
     ] = ()
+    device: Annotated[
+        Literal["cpu", "cuda"], "What a .pt2 file is compiled for: the CPU of this machine, or its GPU."
+    ] = "cpu"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -13,13 +13,15 @@ from rich.console import Console
 from torch import Tensor
 
 from s2wrap.errors import S2WrapError
-from s2wrap.export import trace
+from s2wrap.export import aot, trace
 from s2wrap.export.build import build_engine, check_build
 from s2wrap.export.graph import Graph, in_float32, make_graph
 from s2wrap.export.library import load_library
 from s2wrap.export.manifest import (
+    ENGINES,
     NEXT,
     describe,
+    describe_proto,
     file_sha256,
     free_weights_name,
     kind_of,
@@ -55,9 +57,9 @@ def export(model: MultiScale, path: str | Path, **options: Any) -> dict[str, Any
     Args:
         model: a wrapped model, on any device and in any precision; it is not changed.
         path: its ending says what: .onnx; .plan or .engine (TensorRT, built on the GPU that will run it); .rtx
-            (TensorRT-RTX, built without a GPU).
+            (TensorRT-RTX, built without a GPU); .pt2 (AOTInductor, compiled by PyTorch for the CPU or GPU here).
         **options: of `ExportOptions`: of `GraphOptions` what the graph takes, computes and returns; of `BuildOptions`
-            how an engine is built; of `VerifyOptions` how the file is compared.
+            how an engine or package is built; of `VerifyOptions` how the file is compared.
 
     Raises:
         MissingExtraError: a library is not installed.
@@ -92,19 +94,23 @@ def export(model: MultiScale, path: str | Path, **options: Any) -> dict[str, Any
         if recipe is not None:
             recipe.apply(graph)
             about["quantised"] = recipe.facts()
-        with console.status(f"Tracing {graph.backbone.name}"):
-            weights = free_weights_name(path) if kind == "onnx" else f"{source.name}.data"
-            proto = _traced(graph, kind, plain, folder / weights)
-            manifest = describe(graph, model, proto, precision=chosen.precision) | about
-            apart = trace.save(proto, source, note=json.dumps(manifest, sort_keys=True), weights=weights)
-            manifest["weights"] = weights if apart and kind == "onnx" else None
-        if kind != "onnx":
+        manifest, quantised = describe(graph, model, precision=chosen.precision) | about, False
+        if kind == "aotinductor":
+            _write_package(graph, file, manifest, build_options.device, console)
+        else:
+            with console.status(f"Tracing {graph.backbone.name}"):
+                weights = free_weights_name(path) if kind == "onnx" else f"{source.name}.data"
+                proto = _traced(graph, kind, plain, folder / weights)
+                manifest, quantised = manifest | describe_proto(proto), trace.is_quantised(proto)
+                apart = trace.save(proto, source, note=json.dumps(manifest, sort_keys=True), weights=weights)
+                manifest["weights"] = weights if apart and kind == "onnx" else None
+        if kind in ENGINES:
             name = f"{graph.backbone.name} {graph.image_hw[0]}x{graph.image_hw[1]}"
             names = {"kind": kind, "name": name, "shown": path.name, "tf32": chosen.precision != "fp32"}
             manifest["build"] = build_engine(
                 source, file, batch=chosen.batch, options=build_options, console=console, **names
             )
-        gate = gate or GATES["quantised" if trace.is_quantised(proto) else plain.precision]
+        gate = gate or GATES["quantised" if quantised else plain.precision]
         manifest |= {"recipe": recipe_of(model), "gate": asdict(gate), "file": path.name}
         manifest["sha256"] = file_sha256(file, manifest["weights"])
         if chosen.verify:
@@ -134,8 +140,27 @@ def _quantise(
     return recipe
 
 
+def _write_package(graph: Graph, file: Path, manifest: dict[str, Any], device: str, console: Console) -> None:
+    """Write an AOTInductor package, and complete its manifest."""
+    name = graph.backbone.name
+    with console.status(f"Tracing {name}"):
+        program = aot.trace_program(graph, manifest["batch"], device)
+    manifest["inputs"], manifest["outputs"] = aot.ports_of(graph, program)
+    note = json.dumps(manifest, sort_keys=True)
+    manifest["build"] = aot.build_package(program, file, name=name, device=device, note=note, console=console)
+    manifest["weights"] = None
+
+
 def _check_kind(path: Path, kind: str, graph_options: GraphOptions, build_options: BuildOptions) -> None:
     """Raise S2WrapError for options that a kind of file does not have."""
+    if kind == "aotinductor":
+        aot.check_package(path, graph_options, build_options)
+        return
+    if build_options.device != BuildOptions.device:
+        raise S2WrapError(
+            f"device={build_options.device!r} is for .pt2 files, which are compiled for one device; an .onnx file runs "
+            f"on any, and engines are for GPUs: leave it out"
+        )
     if kind == "onnx":
         if changed := build_options.changed():
             raise S2WrapError(f"{', '.join(changed)}: these are for engines, and {path.name} is ONNX")

@@ -116,11 +116,11 @@ def compare_file(
     """
     kind, notes = manifest["kind"], []
     session = None
-    if kind != "onnx" and torch.cuda.is_available():
+    if kind == "aotinductor" or (kind != "onnx" and torch.cuda.is_available()):
         try:
             session = open_session(file, kind=kind)
         except S2WrapError as error:
-            if kind == "tensorrt":  # it was built on this very GPU
+            if kind != "tensorrt_rtx":  # it was built on this very machine
                 raise
             notes.append(f"The engine was built, but does not run on this GPU: {error}. Its graph was run.")
     elif kind != "onnx":

@@ -1,4 +1,4 @@
-"""Sessions that run an exported file with ONNX Runtime, TensorRT or TensorRT-RTX."""
+"""Sessions that run an exported file with ONNX Runtime, TensorRT, TensorRT-RTX or PyTorch."""
 
 from functools import partial
 from importlib import import_module
@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from s2wrap.errors import MissingExtraError, S2WrapError, first_line
+from s2wrap.export.aot_session import AotSession
 from s2wrap.export.engine_session import EngineSession
 from s2wrap.export.library import TITLES
 from s2wrap.export.ports import Port, Session
 from s2wrap.scales import whole_number
 
-__all__ = ["EngineSession", "OnnxSession", "Port", "Session", "open_session"]
+__all__ = ["AotSession", "EngineSession", "OnnxSession", "Port", "Session", "open_session"]
 
 DTYPES = {
     "float": torch.float32,
@@ -48,6 +49,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "onnx": ("threads",),
     "tensorrt": ("cuda_graph", "host_code"),
     "tensorrt_rtx": ("cuda_graph", "runtime_cache", "eager"),
+    "aotinductor": (),
 }
 """The options of `open_session` for each kind of file."""
 
@@ -116,14 +118,16 @@ def open_session(
 
     Args:
         path: the file.
-        kind: "onnx", "tensorrt" or "tensorrt_rtx".
-        device: the device; by default the CPU for ONNX, the current CUDA device for engines.
+        kind: "onnx", "tensorrt", "tensorrt_rtx" or "aotinductor".
+        device: the device; by default the CPU for ONNX, the current CUDA device for engines, and what a package was
+            compiled for.
         cuda_graph: whether to capture a CUDA graph for each batch size and replay it; engines only.
         runtime_cache: file for the compiled kernels of TensorRT-RTX, read if it exists, written after the first run.
         eager: whether TensorRT-RTX compiles the fastest kernels for each new batch size at once. Otherwise it starts
             with general kernels and compiles the fastest in the background: right for serving, wrong for timing.
         host_code: whether to load version-compatible TensorRT engines, which contain CPU code: trust the file.
-        threads: how many threads of the CPU ONNX Runtime uses in one operator; by default one a core.
+        threads: how many threads of the CPU ONNX Runtime uses in one operator; by default one a core. A
+            package uses PyTorch's: `torch.set_num_threads`.
 
     Raises:
         MissingExtraError: the library is not installed.
@@ -141,12 +145,15 @@ def open_session(
     for name, value in options.items():
         if value and name not in OPTIONS[kind]:
             fitting = " or ".join(other for other, names in OPTIONS.items() if name in names)
-            raise S2WrapError(f"{name}={value} does not fit {path}, which is {kind}; it is for {fitting}")
+            hint = ": torch.set_num_threads() counts there" if (name, kind) == ("threads", "aotinductor") else ""
+            raise S2WrapError(f"{name}={value} does not fit {path}, which is {kind}; it is for {fitting}{hint}")
     chosen = {name: options[name] for name in OPTIONS[kind]}
     if threads is not None and (whole_number(threads) or 0) < 1:
         raise S2WrapError(f"threads={threads!r} is no number of threads; use 1 or more")
     if kind == "onnx":
         session: Session = OnnxSession(path, torch.device(device or "cpu"), **chosen)
+    elif kind == "aotinductor":
+        session = AotSession(path, device)
     else:
         session = EngineSession(path, kind, device, **chosen)
     session.reopen = partial(open_session, path, kind=kind, device=device, **chosen)
@@ -155,7 +162,7 @@ def open_session(
 
 def runner_of(session: Session, kind: str) -> str:
     """What runs a file, in words, such as "ONNX Runtime 1.32.0 on the CPU"."""
-    library = import_module("onnxruntime" if kind == "onnx" else kind)
+    library = import_module({"onnx": "onnxruntime", "aotinductor": "torch"}.get(kind, kind))
     device = "the CPU" if session.device.type == "cpu" else torch.cuda.get_device_name(session.device)
     return f"{TITLES.get(kind, 'ONNX Runtime')} {library.__version__} on {device}"
 

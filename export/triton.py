@@ -117,6 +117,11 @@ def _check(file: Path, manifest: dict[str, Any], options: TritonOptions) -> None
             f"{file} is for TensorRT-RTX, and Triton has no backend for it; export a .plan on the GPU that serves, or "
             f"an .onnx, or use backend='python'"
         )
+    if kind == "aotinductor":
+        raise S2WrapError(
+            f"{file} is an AOTInductor package, which s2wrap configures no backend of Triton's own for; use "
+            f"backend='python', or export an .onnx or .plan"
+        )
     if smallest != 1:
         raise S2WrapError(
             f"{file} takes batches of {smallest} to {largest}, but Triton sends single requests too; export with a "

@@ -90,7 +90,8 @@ def _python(manifest: dict[str, Any], options: TritonOptions) -> Any:
     Requests with images of different sizes share a batch ("ragged"). Files travel as bytes (UINT8), not as strings:
     the python backend of many servers crashes on strings under NumPy 2.
     """
-    config = _begun(manifest, options, "KIND_CPU" if manifest["kind"] == "onnx" else "KIND_GPU")
+    on_cpu = manifest["kind"] == "onnx" or manifest.get("build", {}).get("device") == "cpu"
+    config = _begun(manifest, options, "KIND_CPU" if on_cpu else "KIND_GPU")
     config.backend = "python"
     known, files, (height, width) = input_from(manifest), takes_pictures(manifest), manifest["image_hw"]
     floats = manifest["pixels"] == "float32"

@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 Pair = tuple[int, int]
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-RUNTIMES = {"onnx": "ONNX Runtime", "tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
+RUNTIMES = {
+    "onnx": "ONNX Runtime",
+    "tensorrt": "TensorRT",
+    "tensorrt_rtx": "TensorRT-RTX",
+    "aotinductor": "AOTInductor",
+}
 FIGURES = {
     "images/s": "images_per_second",
     "median": "median_ms",
@@ -187,6 +192,7 @@ def _file_ways(
 ) -> list[Way]:
     """An exported file in its runtime; on a GPU, an engine also as a CUDA graph where that was asked for."""
     from s2wrap.export import load as load_file
+    from s2wrap.export.manifest import ENGINES
 
     images = _images_for(manifest, batch, image_hw, device)
 
@@ -197,7 +203,7 @@ def _file_ways(
         engine = load_file(file, device=device, cuda_graph=cuda_graph, eager=True)
         return lambda: engine(images)
 
-    graphs = device.type == "cuda" and manifest["kind"] != "onnx" and "cuda-graph" in backends
+    graphs = device.type == "cuda" and manifest["kind"] in ENGINES and "cuda-graph" in backends
     runtime = RUNTIMES[manifest["kind"]]
     names = {runtime: False} | ({f"{runtime}, cuda-graph": True} if graphs else {})
     return [Way(str(file), name, manifest["precision"], images, partial(make, graph)) for name, graph in names.items()]

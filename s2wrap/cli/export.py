@@ -30,7 +30,7 @@ def export_model(
         Path,
         typer.Argument(
             help="The ending says what: .onnx; .plan or .engine (TensorRT, needs the GPU that will run it); "
-            ".rtx (TensorRT-RTX, needs none)."
+            ".rtx (TensorRT-RTX, needs none); .pt2 (PyTorch's AOTInductor, needs a C++ compiler)."
         ),
     ],
     *,

@@ -44,7 +44,9 @@ def extract(
         ),
     ],
     *,
-    model: Annotated[str, typer.Option(help=f"{flags.SPEC_HELP} Or an exported file: .onnx, .plan, .engine, .rtx.")],
+    model: Annotated[
+        str, typer.Option(help=f"{flags.SPEC_HELP} Or an exported file: .onnx, .plan, .engine, .rtx, .pt2.")
+    ],
     output: Annotated[
         Path, typer.Option(help=".parquet: vectors; .zarr, .safetensors or .npz: maps and prefix tokens.")
     ],
@@ -120,12 +122,13 @@ def extract(
     """
     import torch
 
+    from s2wrap.export.manifest import usual_device
     from s2wrap.extraction.run import extract_features
 
     if not output.is_dir():  # a store goes on, and so does its list of errors
         out.check_overwrite([path for path in (output, errors) if path is not None], overwrite)
     exported = model.endswith(flags.FILE_ENDINGS)
-    usual = "cuda" if exported and not model.endswith(".onnx") else "cpu"
+    usual = usual_device(model) if exported else "cpu"
     cluster, windows = _cluster(ray, ray_address, actors, device or usual), WindowOptions(**window_options)
     devices = [] if cluster else [flags.device(name) for name in (device or "cpu").split(",")]
     if len({place.type for place in devices}) > 1 or (len(devices) > 1 and (exported or windows.window)):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 SPEC_HELP = "FAMILY:NAME@SCALES, such as sample:dinov2_s14@1,2,3 or timm:resnet50.a1_in1k@1,448px."
-FILE_ENDINGS = (".onnx", ".plan", ".engine", ".rtx")
+FILE_ENDINGS = (".onnx", ".plan", ".engine", ".rtx", ".pt2")
 """Of exported files, which some commands take in a model's place."""
 NO_FLAGS = ("scales", "processor", "frozen", "console", "pictures", "overwrite")
 """Options that are no flags: the spec has the scales, processor and console are objects, no command trains weights, and

@@ -14,7 +14,7 @@ from s2wrap.serve.options import ServeOptions
 @flags.option_flags(ServeOptions, "serve_options")
 def serve(
     source: Annotated[
-        str, typer.Argument(help=f"An exported file (.onnx, .plan, .engine, .rtx), or {flags.SPEC_HELP}")
+        str, typer.Argument(help=f"An exported file (.onnx, .plan, .engine, .rtx, .pt2), or {flags.SPEC_HELP}")
     ],
     *,
     host: Annotated[

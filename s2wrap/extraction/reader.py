@@ -16,7 +16,7 @@ from s2wrap.extraction.int8 import Recall
 from s2wrap.options import as_tuples
 from s2wrap.wrapper import MultiScale
 
-FILE_ENDINGS = (".onnx", ".plan", ".engine", ".rtx")
+FILE_ENDINGS = (".onnx", ".plan", ".engine", ".rtx", ".pt2")
 BATCH = 256
 """Pictures that are read at a time."""
 

@@ -45,7 +45,9 @@ class Source:
     def needs_gpu(self) -> bool:
         """Whether it runs on a CUDA device."""
         if self.device is None:
-            return self.exported and not self.spec.endswith(".onnx")
+            from s2wrap.export.manifest import usual_device
+
+            return self.exported and usual_device(self.spec) == "cuda"
         return self.device.partition(":")[0] == "cuda"
 
     def absolute(self) -> "Source":
