@@ -73,7 +73,7 @@ def export(model: MultiScale, path: str | Path, **options: Any) -> dict[str, Any
     path = path.resolve() if path.is_symlink() else path  # links stay: what they name is written
     kind, gate = kind_of(path), None if chosen.gate is None else parse_gate(chosen.gate)
     _check_kind(path, kind, graph_options, build_options)
-    _check_free(path, chosen.overwrite)
+    check_unwritten(path, chosen.overwrite)
     wide = make_graph(model, in_float32(graph_options))
     plain = graph_options.unquantised(kind)
     needed = chosen.verify or graph_options.quantised or plain.precision == "fp16"
@@ -220,12 +220,12 @@ def _staged(path: Path) -> Iterator[Path]:
         yield folder
 
 
-def _check_free(path: Path, overwrite: bool) -> None:
+def check_unwritten(path: Path, overwrite: bool) -> None:
     """Raise S2WrapError for a file or manifest that is there already, unless it may be replaced."""
     for part in () if overwrite else (path, manifest_path(path)):
         if part.exists():
             raise S2WrapError(
-                f"{part} exists already; replace it with overwrite=True (--overwrite), or give another name"
+                f"{part} exists already; add --overwrite (overwrite=True) to replace it, or give another name"
             )
 
 

@@ -306,7 +306,7 @@ def test_a_full_disk_loses_nothing(tmp_path, model, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(room.trace, "save", full)
-    with pytest.raises(S2WrapError, match="model.onnx exists already; replace it with overwrite=True"):
+    with pytest.raises(S2WrapError, match="model.onnx exists already; add --overwrite"):
         export(model, path)
     with pytest.raises(S2WrapError, match=r"cannot write .*model.onnx: No space left on device"):
         export(model, path, overwrite=True)

@@ -52,7 +52,7 @@ def export_model(
     import torch
 
     from s2wrap.export.manifest import kind_of
-    from s2wrap.export.pipeline import export
+    from s2wrap.export.pipeline import check_unwritten, export
     from s2wrap.export.proof import VerificationError
     from s2wrap.export.triton import check_repository, check_stretched, write_repository
 
@@ -61,6 +61,7 @@ def export_model(
     chosen = ExportOptions(**export_options, pictures=pictures, console=console, overwrite=overwrite)
     replaced = overwrite and triton_options.get("version") != "new"  # the file alone, then
     kind, served = kind_of(output), TritonOptions(**triton_options, overwrite=replaced)
+    check_unwritten(output, overwrite)
     if triton is None and triton_options:
         names = ", ".join(TRITON_FLAGS.get(name, flags.flag_name(name, TritonOptions)) for name in triton_options)
         raise S2WrapError(f"{names}: for --triton DIR, which is not given")
