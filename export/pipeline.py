@@ -18,7 +18,6 @@ from s2wrap.export.build import build_engine, check_build
 from s2wrap.export.graph import Graph, in_float32, make_graph
 from s2wrap.export.library import load_library
 from s2wrap.export.manifest import (
-    ENGINES,
     NEXT,
     describe,
     describe_proto,
@@ -80,37 +79,18 @@ def export(model: MultiScale, path: str | Path, **options: Any) -> dict[str, Any
     samples = sample_images(wide, chosen.pictures) if needed else []
     about: dict[str, Any] = {"kind": kind, "batch": chosen.batch}
     with _staged(path) as folder:
-        file, source = folder / path.name, folder / (path.name if kind == "onnx" else "graph.onnx")
         if plain.precision == "fp16" and chosen.onnx is None:
-            with console.status("Looking for values that float16 cannot hold"):
-                fit = fit_float16(wide, torch.stack(samples[:2]), chosen.fp32_layers)
-            about["largest_value"] = fit.largest
-            plain = replace(plain, fp32_layers=(*chosen.fp32_layers, *fit.kept))
-            if fit.kept:
-                console.print(f"In float32, as their values are too large for float16: {', '.join(fit.kept)}")
+            plain = _with_wide_layers(wide, samples, plain, chosen.fp32_layers, about, console)
         about["fp32_layers"] = list(plain.fp32_layers)
         recipe = _quantise(wide, samples, chosen, plain.fp32_layers, console) if graph_options.quantised else None
         graph = wide if plain.precision == "fp32" and recipe is None else make_graph(model, plain)
         if recipe is not None:
             recipe.apply(graph)
             about["quantised"] = recipe.facts()
-        manifest, quantised = describe(graph, model, precision=chosen.precision) | about, False
-        if kind == "aotinductor":
-            _write_package(graph, file, manifest, build_options.device, console)
-        else:
-            with console.status(f"Tracing {graph.backbone.name}"):
-                weights = free_weights_name(path) if kind == "onnx" else f"{source.name}.data"
-                proto = _traced(graph, kind, plain, folder / weights)
-                manifest, quantised = manifest | describe_proto(proto), trace.is_quantised(proto)
-                apart = trace.save(proto, source, note=json.dumps(manifest, sort_keys=True), weights=weights)
-                manifest["weights"] = weights if apart and kind == "onnx" else None
-        if kind in ENGINES:
-            name = f"{graph.backbone.name} {graph.image_hw[0]}x{graph.image_hw[1]}"
-            names = {"kind": kind, "name": name, "shown": path.name, "tf32": chosen.precision != "fp32"}
-            manifest["build"] = build_engine(
-                source, file, batch=chosen.batch, options=build_options, console=console, **names
-            )
+        manifest = describe(graph, model, precision=chosen.precision) | about
+        source, quantised = _write(graph, kind, path, folder, plain, build_options, manifest, console)
         gate = gate or GATES["quantised" if quantised else plain.precision]
+        file = folder / path.name
         manifest |= {"recipe": recipe_of(model), "gate": asdict(gate), "file": path.name}
         manifest["sha256"] = file_sha256(file, manifest["weights"])
         if chosen.verify:
@@ -121,6 +101,64 @@ def export(model: MultiScale, path: str | Path, **options: Any) -> dict[str, Any
             manifest["verification"] = report.facts()
         _publish(folder, path, manifest)
     return manifest
+
+
+def _with_wide_layers(
+    wide: Graph,
+    samples: list[Tensor],
+    options: GraphOptions,
+    given: Sequence[str],
+    about: dict[str, Any],
+    console: Console,
+) -> GraphOptions:
+    """The options of a float16 graph with all modules that must stay float32; `about` gets the largest value."""
+    with console.status("Looking for values that float16 cannot hold"):
+        fit = fit_float16(wide, torch.stack(samples[:2]), given)
+    about["largest_value"] = fit.largest
+    if fit.kept:
+        console.print(f"In float32, as their values are too large for float16: {', '.join(fit.kept)}")
+    return replace(options, fp32_layers=(*given, *fit.kept))
+
+
+def _write(
+    graph: Graph,
+    kind: str,
+    path: Path,
+    folder: Path,
+    graph_options: GraphOptions,
+    build_options: BuildOptions,
+    manifest: dict[str, Any],
+    console: Console,
+) -> tuple[Path, bool]:
+    """Write the file into a folder, and what is known of it into the manifest.
+
+    Returns:
+        The ONNX file that it is or was built from (of a package, a path without a file), and whether it is quantised.
+    """
+    file = folder / path.name
+    if kind == "aotinductor":
+        _write_package(graph, file, manifest, build_options.device, console)
+        return folder / "graph.onnx", False
+    source = file if kind == "onnx" else folder / "graph.onnx"
+    with console.status(f"Tracing {graph.backbone.name}"):
+        weights = free_weights_name(path) if kind == "onnx" else f"{source.name}.data"
+        proto = _traced(graph, kind, graph_options, folder / weights)
+        manifest |= describe_proto(proto)
+        apart = trace.save(proto, source, note=json.dumps(manifest, sort_keys=True), weights=weights)
+        manifest["weights"] = weights if apart and kind == "onnx" else None
+    if kind != "onnx":
+        manifest["build"] = build_engine(
+            source,
+            file,
+            kind=kind,
+            batch=manifest["batch"],
+            name=f"{graph.backbone.name} {graph.image_hw[0]}x{graph.image_hw[1]}",
+            options=build_options,
+            tf32=manifest["precision"] != "fp32",
+            shown=path.name,
+            console=console,
+        )
+    return source, trace.is_quantised(proto)
 
 
 def _quantise(
