@@ -51,7 +51,7 @@ def written(vit, form, path, dtype=torch.float32):
     example = torch.zeros(2, 3, 160, 160, dtype=dtype)
     if form == "pixels":
         example = torch.zeros(2, 160, 160, 3, dtype=torch.uint8)
-    forms = Forms(vit, form).to(dtype)
+    forms = Forms(vit, form).to(dtype).eval()
     torch.onnx.export(
         forms, (example,), path, dynamo=True, verbose=False, external_data=False, dynamic_shapes=({0: "batch"},)
     )
