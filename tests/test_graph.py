@@ -144,7 +144,7 @@ def test_the_backbone_alone_sees_tiles():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"precision": "int8"}, "precision='int8' is unknown; use one of fp32, fp16, bf16"),
+        ({"precision": "int4"}, "precision='int4' is unknown; use one of fp32, fp16, bf16, int8, fp8"),
         ({"pixels": "int16"}, "pixels='int16' is unknown; use one of float32, uint8, uint16"),
         ({"outputs": ("spatial", "masks")}, "use some of spatial, tokens, prefix, pooled"),
         ({"outputs": ()}, "use some of"),

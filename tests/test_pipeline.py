@@ -358,7 +358,7 @@ def test_wrong_calls_are_one_clear_error_and_leave_nothing(tmp_path, model, name
         (["model.onnx", "--instances", "2"], "--instances: for --triton DIR, which is not given"),
         (["model.onnx", "--gate", "strict"], "gate='strict' is no gate; give the least mean cosine"),
         (["model.plan"], "write .onnx or .rtx, which need no GPU"),
-        (["model.onnx", "--precision", "int8"], "use one of fp32, fp16, bf16"),
+        (["model.onnx", "--precision", "int4"], "use one of fp32, fp16, bf16, int8, fp8"),
     ],
 )
 def test_wrong_commands_are_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, arguments, message):
