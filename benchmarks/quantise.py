@@ -2,10 +2,10 @@
 
     python benchmarks/quantise.py [SPEC ...] [--gates 0.98,0.93,0.2] [--kind int8] [--pictures DIR] [--json]
 
-Calibrated on squares of scikit-image's photographs, or on the pictures of a folder. *layers* and *work* are the quantised
-layers of all, and their share of the multiply-adds; the three figures are the worst of the file's outputs, compared with
-PyTorch in float32, which the gate limits. The float32 and the quantised file take turns, so that a noisy machine
-disturbs both alike; *ratio* is the quantised one's time to the other's, in the same rounds. Models that are not
+Calibrated on squares of scikit-image's photographs, or on the pictures of a folder. *layers* and *work* are the
+quantised layers of all, and their share of the multiply-adds; the three figures are the worst of the file's outputs,
+compared with PyTorch in float32, which the gate limits. The float32 and the quantised file take turns, so that a noisy
+machine disturbs both alike; *ratio* is the quantised one's time to the other's, in the same rounds. Models that are not
 `sample:` have random weights, whose rounding says little of trained ones (`--pretrained` asks their hub).
 """
 
@@ -50,9 +50,7 @@ def main(
         pictures = pictures or cut_squares(folder / "squares")
         for spec in specs or SPECS:
             torch.manual_seed(0)
-            model = (
-                s2wrap.load(spec) if spec.startswith("sample:") or pretrained else s2wrap.load(spec, pretrained=False)
-            )
+            model = s2wrap.load(spec, pretrained=pretrained or spec.startswith("sample:"))
             plain = folder / "fp32.onnx"
             export(model, plain, batch=(1, batch, batch), verify=False, overwrite=True)
             for gate in gates or GATES:
@@ -98,7 +96,7 @@ def measure(
     calls = {}
     for name, file in (("fp32", plain), (kind, path)):
         engine = load(file, threads=threads)
-        images = torch.rand(batch, *manifest["inputs"][0]["shape"][1:])
+        images = torch.randn(batch, *manifest["inputs"][0]["shape"][1:])
         calls[name] = lambda engine=engine, images=images: engine(images)
     first, second = time_calls(calls, seconds=seconds)
     return {

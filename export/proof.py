@@ -136,6 +136,7 @@ def compare_file(
     device = "the CPU" if session.device.type == "cpu" else torch.cuda.get_device_name(session.device)
     ran = f"{TITLES.get(kind, 'ONNX Runtime')} {library.__version__} on {device}"
     sizes = batch_sizes(check_batch(manifest["batch"]), session.device)
+    sizes *= -(-len(samples) // sum(sizes))  # so that all are seen: with int8 and fp8, layers are chosen on them
     note, reference = " ".join(notes), _reference(wide)
     with torch.no_grad():
         own_sizes = compare_own_sizes(reference, wide, pictures) if isinstance(wide, ModelGraph) else ()

@@ -448,6 +448,15 @@ def test_a_quantised_file_is_smaller_and_passes_again(tmp_path, pictures, name):
         verify(path, model=model, gate=(0.999999, 0.999999, 1e-4))
 
 
+def test_a_file_for_single_images_is_compared_on_all_that_the_layers_were_chosen_on(tmp_path, pictures):
+    model = s2wrap.wrap(vit(), (1,))
+    options = {"precision": "int8", "pictures": [pictures], "gate": (0.99, 0.98, 0.14)}
+    for batch, sizes in (((1, 1, 1), [1] * 6), ((1, 2, 2), [1, 2, 1, 2]), ((1, 4, 4), [1, 2, 3])):
+        manifest = export(model, tmp_path / "model.onnx", batch=batch, overwrite=True, **options)
+        assert list(manifest["verification"]["batches"]) == sizes
+        assert list(manifest["verification"]["images"]) == [3, 3]
+
+
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
 @pytest.mark.parametrize("name", ["timm ViT", "CNN"])
 def test_quantised_engines_are_built(tmp_path, pictures, name, kind):
