@@ -125,7 +125,8 @@ class Report:
         title = f"{self.ran} against PyTorch in float32: {photographs} photographs, {noise} of noise, batches of "
         names = ("output", "cosine mean", "1st percentile", "least", "relative error", "largest error", "")
         caption = f"must reach {self.gate.mean}, {self.gate.low}, relative error {self.gate.error}"
-        table = Table(*names, title=title + ", ".join(map(str, self.batches)), caption=caption)
+        sizes = ", ".join(map(str, dict.fromkeys(self.batches)))
+        table = Table(*names, title=title + sizes, caption=caption)
         for parity in self.outputs:
             cosines = (parity.cosine_mean, parity.cosine_p1, parity.cosine_min)
             verdict = "[green]passes[/]" if parity.passes(self.gate) else "[bold red]fails[/]"

@@ -147,6 +147,7 @@ def compare_file(
 
     ran = runner_of(session, kind)
     sizes = batch_sizes(check_batch(manifest["batch"]), session.device)
+    sizes *= -(-len(samples) // sum(sizes))  # so that all are seen: with int8 and fp8, layers are chosen on them
     note, reference = " ".join(notes), _reference(wide)
     with torch.no_grad():
         own_sizes = compare_own_sizes(reference, wide, pictures) if isinstance(wide, ModelGraph) else ()

@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F  # noqa: N812 (the field's name for it)
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from s2wrap.errors import S2WrapError
@@ -34,6 +36,10 @@ CLIPS = torch.linspace(0.1, 1.0, 91, dtype=torch.float64)
 """The shares of the largest input at which it is tried to clip."""
 MARGIN = 0.05
 """How much nearer than the gate the choice must come, in shares of what the gate allows: a runtime rounds otherwise."""
+SMALLEST = 1e-7
+"""The smallest scale: above 0 in float16 too."""
+WORST = 1e9
+"""The error of a layer that makes values infinite, as JSON has no infinity."""
 
 
 @dataclass
@@ -49,9 +55,10 @@ class Histogram:
     top: float = 0.0
 
     def add(self, values: Tensor) -> None:
-        """Count values."""
+        """Count values; those that are not finite count nowhere."""
         values = values.detach().float().abs().flatten()
-        largest = float(values.max())
+        values = values[values.isfinite()]
+        largest = float(values.max()) if len(values) else 0.0
         if self.top == 0:
             self.top = largest
         while largest > self.top > 0:
@@ -83,7 +90,7 @@ class QuantisedWeight(nn.Module):
         dtype, limit = CODES[kind]
         self.on, self.transposed = False, weight.ndim == 2  # so that a product takes it without a Transpose
         scale = weight.detach().float().flatten(1).abs().amax(dim=1) / limit
-        scale = scale.clamp(min=1e-7).to(weight.dtype).float()  # 1e-7 is above 0 in float16 too
+        scale = scale.clamp(min=SMALLEST).to(weight.dtype).float()
         codes = _codes(weight.detach().float() / scale.reshape(-1, *[1] * (weight.ndim - 1)), kind)
         self.register_buffer("codes", codes.t().contiguous() if self.transposed else codes)
         self.register_buffer("scale", scale.to(weight.dtype))
@@ -112,7 +119,7 @@ class QuantisedInput(nn.Module):
     def __init__(self, scale: float, kind: Quantised, dtype: torch.dtype):
         super().__init__()
         self.kind: Quantised = kind
-        self.register_buffer("scale", torch.tensor(scale, dtype=dtype))
+        self.register_buffer("scale", torch.tensor(max(scale, SMALLEST), dtype=dtype))
         self.register_buffer("zero", torch.zeros(()).to(CODES[kind][0]))
 
     def forward(self, values: Tensor) -> Tensor:
@@ -149,7 +156,7 @@ class Recipe:
         layers: those that are.
         kept: those that are not, the most sensitive first.
         pictures: how many pictures the scales were chosen on.
-        share: the share of the multiply-adds of the backbone that is quantised.
+        share: the share of the multiply-adds of the whole graph that is quantised.
     """
 
     kind: Quantised
@@ -184,43 +191,72 @@ class Recipe:
 
     def apply(self, graph: Graph) -> None:
         """Quantise the layers of a graph, in the precision that it has; nothing may convert it afterwards."""
-        attach(graph.backbone.model, self.layers, self.kind).switch({layer.name for layer in self.layers})
+        attached = Attached(graph.backbone.model)
+        attached.add(self.layers, self.kind)
+        attached.switch({layer.name for layer in self.layers})
 
 
 class Attached:
-    """The quantisers of some layers of a model, which can be switched on and off."""
+    """Quantisers at layers of a model, which can be switched on and off.
 
-    def __init__(self, modules: dict[str, nn.Module]):
-        self.modules, self.on = modules, set[str]()
+    Attributes:
+        modules: the layers by name.
+        on: the names of those that are quantised now.
+    """
+
+    def __init__(self, model: Any):
+        self.model, self.modules, self.on = model, dict[str, Any](), set[str]()
+        self.hooks: list[Any] = []
+
+    def add(self, layers: Sequence[Layer], kind: Quantised) -> None:
+        """Put quantisers at layers, switched off."""
+        for layer in layers:
+            module = self.modules[layer.name] = self.model.get_submodule(layer.name)
+            weight = module.weight
+            module.quantised_input = QuantisedInput(layer.scale, kind, weight.dtype)
+
+            def round_input(module: Any, inputs: Any, named: Any, name: str = layer.name) -> Any:
+                if name not in self.on:
+                    return None
+                if inputs:
+                    return (module.quantised_input(inputs[0]), *inputs[1:]), named
+                return inputs, {word: module.quantised_input(value) for word, value in named.items()}
+
+            self.hooks.append(module.register_forward_pre_hook(round_input, with_kwargs=True))
+            parametrize.register_parametrization(module, "weight", QuantisedWeight(weight, kind), unsafe=True)
 
     def switch(self, names: set[str]) -> None:
         """Quantise these layers and no others."""
         self.on = names
         for name, module in self.modules.items():
-            _weight_of(module).on = name in names
+            module.parametrizations.weight[0].on = name in names
 
     def remove(self) -> None:
-        """Leave the model as it was."""
+        """Leave the model as it was, wherever `add` was interrupted."""
+        for hook in self.hooks:
+            hook.remove()
         for module in self.modules.values():
-            module._forward_pre_hooks.pop(module.__dict__.pop("quantised_hook"))
-            parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
-            del module.quantised_input
+            module._modules.pop("quantised_input", None)
+            if parametrize.is_parametrized(module, "weight"):
+                parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
 
 
-def attach(model: Any, layers: Sequence[Layer], kind: Quantised) -> Attached:
-    """Put quantisers at layers of a model, switched off."""
-    attached = Attached({layer.name: model.get_submodule(layer.name) for layer in layers})
-    for layer in layers:
-        module = attached.modules[layer.name]
-        weight: Any = module.weight
-        module.quantised_input = QuantisedInput(layer.scale, kind, weight.dtype)
-        parametrize.register_parametrization(module, "weight", QuantisedWeight(weight, kind), unsafe=True)
+class Products(TorchFunctionMode):
+    """Notes the tensors that linear layers and convolutions take as weights.
 
-        def round_input(module: Any, inputs: Any, name: str = layer.name) -> Any:
-            return (module.quantised_input(inputs[0]), *inputs[1:]) if name in attached.on else None
+    Attributes:
+        weights: their ids.
+    """
 
-        module.__dict__["quantised_hook"] = module.register_forward_pre_hook(round_input).id
-    return attached
+    def __init__(self):
+        super().__init__()
+        self.weights: set[int] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (F.linear, F.conv2d):
+            self.weights.add(id(kwargs["weight"] if "weight" in kwargs else args[1]))
+        return func(*args, **kwargs)
 
 
 def quantise(
@@ -248,15 +284,16 @@ def quantise(
         console: where progress is shown; by default nowhere.
 
     Raises:
-        S2WrapError: a model without such layers, or none that keeps the gate.
+        S2WrapError: a model without such layers, no module of a name in wide_layers, or no layer that keeps the gate.
     """
     console = console or Console(quiet=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as progress:
-        layers, total = _calibrate(graph, pictures, kind, progress)
-        layers = [layer for layer in layers if not any(within(layer.name, pattern) for pattern in wide_layers)]
-        attached = attach(graph.backbone.model, layers, kind)
+        modules = _layers_of(graph, wide_layers)
+        layers, total = _calibrate(graph, modules, pictures, kind, progress)
+        attached = Attached(graph.backbone.model)
         try:
+            attached.add(layers, kind)
             with torch.no_grad():
                 _measure_alone(graph, attached, layers, judged[:2], progress)
                 order = sorted(layers, key=lambda layer: layer.error**2 / layer.multiply_adds, reverse=True)
@@ -274,36 +311,61 @@ def quantise(
     return Recipe(kind, quantised, kept, len(pictures), share)
 
 
+def _layers_of(graph: Graph, wide_layers: Sequence[str]) -> dict[str, Any]:
+    """The linear and convolution layers of a model by name, without those that stay as they are."""
+    model, name = graph.backbone.model, graph.backbone.name
+    modules: dict[str, Any] = dict(model.named_modules()) if isinstance(model, nn.Module) else {}
+    for pattern in wide_layers:
+        if not any(within(each, pattern) for each in modules):
+            known = ", ".join(list(modules)[1:6])
+            raise S2WrapError(f"fp32_layers={pattern!r}: {name} has no such module; it has {known}, …")
+    layers = {
+        each: module
+        for each, module in modules.items()
+        if isinstance(module, nn.Linear | nn.Conv2d) and not any(within(each, pattern) for pattern in wide_layers)
+    }
+    # a weight that is computed from others, as by weight_norm, is no parameter
+    layers = {each: module for each, module in layers.items() if isinstance(module._parameters.get("weight"), Tensor)}
+    if not layers:
+        others = " besides fp32_layers" if wide_layers else ""
+        raise S2WrapError(f"{name} has no linear or convolution layers{others} that could be quantised; use fp16")
+    return layers
+
+
 @torch.no_grad()
 def _calibrate(
-    graph: Graph, pictures: Sequence[Tensor], kind: Quantised, progress: Progress
+    graph: Graph, modules: dict[str, Any], pictures: Sequence[Tensor], kind: Quantised, progress: Progress
 ) -> tuple[list[Layer], float]:
-    """The layers with their scales, and the multiply-adds of the graph for one image."""
-    model, found = graph.backbone.model, dict[str, tuple[Histogram, list[int]]]()
-    modules = dict(model.named_modules()) if isinstance(model, nn.Module) else {}
+    """The layers with their scales, and the multiply-adds of the graph for one image.
+
+    Layers that are not called, or compute with something else than their weights, as a convolution that standardises
+    them, are left out.
+    """
+    found = dict[str, tuple[Histogram, list[int]]]()
     handles = []
     for name, module in modules.items():
-        if isinstance(module, nn.Linear | nn.Conv2d):
 
-            def look(module: Any, inputs: Any, output: Tensor, name: str = name) -> None:
-                histogram, work = found.setdefault(name, (Histogram(), []))
-                histogram.add(inputs[0])
-                work.append(output.numel() * module.weight[0].numel())
+        def look(module: Any, inputs: Any, named: Any, output: Tensor, name: str = name) -> None:
+            histogram, work = found.setdefault(name, (Histogram(), []))
+            histogram.add(inputs[0] if inputs else next(iter(named.values())))
+            work.append(output.numel() * module.weight[0].numel())
 
-            handles.append(module.register_forward_hook(look))
+        handles.append(module.register_forward_hook(look, with_kwargs=True))
     try:
         for image in progress.track(pictures, description=f"Calibrating {kind}"):
             graph(image[None])
     finally:
         for handle in handles:
             handle.remove()
-    if not found:
-        raise S2WrapError(f"{graph.backbone.name} has no linear or convolution layers that could be {kind}; use fp16")
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), Products() as products:
         graph(pictures[0][None])
     layers = [
-        Layer(name, sum(work) / len(pictures), histogram.scale(kind)) for name, (histogram, work) in found.items()
+        Layer(name, sum(work) / len(pictures), histogram.scale(kind))
+        for name, (histogram, work) in found.items()
+        if id(modules[name].weight) in products.weights
     ]
+    if not layers:
+        raise S2WrapError(f"{graph.backbone.name} has no linear or convolution layers that could be {kind}; use fp16")
     return layers, counter.get_total_flops() / 2
 
 
@@ -317,7 +379,8 @@ def _measure_alone(
     for layer in progress.track(layers, description="Measuring a layer at a time"):
         attached.switch({layer.name})
         outputs = zip(graph(batch), expected, strict=True)
-        layer.error = max(float((found - wanted).norm() / wanted.norm().clamp(min=1e-30)) for found, wanted in outputs)
+        errors = [(found - wanted).norm() / wanted.norm().clamp(min=1e-30) for found, wanted in outputs]
+        layer.error = float(torch.stack(errors).nan_to_num(WORST, WORST).clamp(max=WORST).max())
 
 
 def _fewest_kept(
@@ -362,7 +425,3 @@ def _codes(values: Tensor, kind: Quantised) -> Tensor:
 def _symbolic(operator: str, values: Tensor, scale: Tensor, zero: Tensor, dtype: torch.dtype, words: Any) -> Tensor:
     """A node of ONNX in an exported graph."""
     return torch.onnx.ops.symbolic(operator, (values, scale, zero), words, dtype=dtype, shape=values.shape, version=20)
-
-
-def _weight_of(module: Any) -> QuantisedWeight:
-    return module.parametrizations.weight[0]

@@ -67,6 +67,7 @@ def trace(graph: Graph, *, opset: int, weights: Path | None = None) -> Any:
     proto = _unload(program.model, weights) if weights is not None else program.model_proto
     _strip(proto)
     swap_transposes(proto)
+    split_bounds(proto)
     return proto
 
 
@@ -108,6 +109,41 @@ def swap_transposes(proto: Any) -> None:
     graph.node.extend(nodes)
     for name in (set(transposes) - used) & set(known):
         graph.value_info.remove(known[name])
+
+
+def split_bounds(proto: Any) -> None:
+    """Make every Relu or Clip before a QuantizeLinear of fp8 a Max and a Min, which are the same.
+
+    ONNX Runtime 1.32 removes such a Relu, as if the codes began at 0, so that the outputs are wrong; and it refuses to
+    load a graph with such a Clip.
+    """
+    import onnx
+
+    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+    fp8 = {name for name, tensor in constants.items() if tensor.data_type == onnx.TensorProto.FLOAT8E4M3FN}
+    scales = {
+        node.input[0]: constants[node.input[1]]
+        for node in proto.graph.node
+        if node.op_type == "QuantizeLinear" and fp8.intersection(node.input[2:])
+    }
+    nodes: list[Any] = []
+    for node in proto.graph.node:
+        nodes.append(node)
+        if node.op_type not in ("Relu", "Clip") or node.output[0] not in scales:
+            continue
+        bounds, output = [*node.input[1:], "", ""][:2], node.output[0]
+        if node.op_type == "Relu":
+            zero = onnx.helper.make_tensor(f"{output}_least", scales[output].data_type, [], [0.0])
+            proto.graph.initializer.append(zero)
+            bounds = [zero.name, ""]
+        parts = [part for part in zip(("Max", "Min"), bounds, strict=True) if part[1]]
+        names = [node.input[0], *(f"{output}_{operator.lower()}" for operator, _ in parts[:-1]), output]
+        nodes[-1:] = [
+            onnx.helper.make_node(operator, [before, bound], [after], name=f"{node.name}_{operator.lower()}")
+            for (operator, bound), before, after in zip(parts, names[:-1], names[1:], strict=True)
+        ] or [node]
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
 
 
 def _exchanges_two(node: Any) -> bool:
