@@ -15,6 +15,7 @@ from s2wrap.fusion import float32
 from s2wrap.inputs import is_fake
 from s2wrap.placement import PlacementCache
 from s2wrap.policies import Pair
+from s2wrap.replicas import ReplicaFeatures
 from s2wrap.resample import Array, constant_when_traced, full_precision
 from s2wrap.scales import whole_number
 from s2wrap.wrapper import MultiScale
@@ -105,7 +106,7 @@ class PyramidBackbone(nn.Module):
             S2WrapError: as `MultiScale.forward`; what is no tensor.
         """
         self.model.input.check(images, self.model.backbone.name)
-        maps = self.model(images).maps
+        maps = _maps(self.model(images))
         matrices = self._matrices_for(images)
         levels = tuple(
             refine(_resample(reduce(self._as_weights(maps[source])), *pair))
@@ -226,6 +227,13 @@ def _reduction(own: int, width: int) -> nn.Module:
 def _refinement(width: int) -> nn.Module:
     """What follows the 1×1 convolution."""
     return nn.Sequential(ChannelNorm(width), nn.Conv2d(width, width, 3, padding=1, bias=False), ChannelNorm(width))
+
+
+def _maps(features: Any) -> tuple[Tensor, ...]:
+    """The maps of features; inside `torch.nn.DataParallel` the model answers with `ReplicaFeatures`."""
+    if isinstance(features, ReplicaFeatures):
+        return tuple(tensor for name, tensor in features.items() if name.startswith("map"))
+    return features.maps
 
 
 def _map_strides(model: MultiScale) -> list[float]:

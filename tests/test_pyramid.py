@@ -413,6 +413,14 @@ def test_autocast_resamples_in_full_precision():
         torch.testing.assert_close(found[name], level)
 
 
+def test_a_replica_of_data_parallel_gives_the_same_maps():
+    pyramid = PyramidBackbone(tiny_vit(), 16)
+    images = torch.randn(1, 3, 100, 90)
+    replica = pyramid._replicate_for_data_parallel()
+    replica.model = pyramid.model._replicate_for_data_parallel()
+    assert all(map(torch.equal, replica(images).values(), pyramid(images).values()))
+
+
 def test_a_model_that_has_validated_can_train():
     pyramid = PyramidBackbone(tiny_vit(frozen=False), 16)
     images = torch.randn(1, 3, 110, 90)
