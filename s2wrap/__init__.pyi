@@ -16,6 +16,7 @@ from .projector import dynamic_s2 as dynamic_s2
 from .projector import merge_blocks as merge_blocks
 from .projector import pixel_unshuffle as pixel_unshuffle
 from .projector import split_blocks as split_blocks
+from .pyramid import PyramidBackbone as PyramidBackbone
 from .scales import Scale as Scale
 from .select import inside as inside
 from .select import similar_to as similar_to

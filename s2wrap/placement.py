@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from s2wrap.policies import Pair
 from s2wrap.resample import merge_matrix, polynomial_matrix, seen_pixels, spread_matrix
 
 Matrices = tuple[np.ndarray, np.ndarray]
+Kept = TypeVar("Kept")
 KEPT_SIZES = 64
 """Image sizes whose matrices are kept."""
 
@@ -176,24 +177,24 @@ def place(plan: Plan, backbone: Backbone, options: Options, order: tuple[int, ..
     return Placement(order, tuple(scales), target_hw, backbone.input.mean_std("cpu"), plan, tokens)
 
 
-class PlacementCache:
-    """Placements of the image sizes that were used last, with a copy on each device of their use.
+class PlacementCache(Generic[Kept]):
+    """Placements, or other tuples of tensors, of the image sizes that were used last, copied to each device of use.
 
     It is no state of the model: copies, pickles and hashes of a model do not see it. Safe in threads. Tensors are made
     outside inference mode, so that a model that has validated can train.
     """
 
     def __init__(self) -> None:
-        self.kept: OrderedDict[str, dict[str, Placement]] = OrderedDict()
+        self.kept: OrderedDict[str, dict[str, Kept]] = OrderedDict()
         self.lock = threading.RLock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PlacementCache, ()
 
-    def __deepcopy__(self, memo: Any) -> "PlacementCache":
+    def __deepcopy__(self, memo: Any) -> "PlacementCache[Kept]":
         return PlacementCache()
 
-    def get(self, key: str, device: str, make: Callable[[], Placement]) -> Placement:
+    def get(self, key: str, device: str, make: Callable[[], Kept]) -> Kept:
         """The placement under a key on a device; made, or copied there, unless it is kept."""
         with self.lock:
             copies = self.kept.get(key)

@@ -78,7 +78,7 @@ class MultiScale(nn.Module):
         self.scales = resolve_scales(options, backbone)
         self.order = tuple(sorted(range(len(self.scales)), key=lambda k: self.scales[k].box_hw))
         self.recipe: dict[str, Any] | None = None
-        self._placements = PlacementCache()
+        self._placements: PlacementCache[Placement] = PlacementCache()
         self._check_values = ValueCheck(backbone.input, backbone.name)
         if any(scale.whole for scale in self.scales):
             backbone.any_size(True)

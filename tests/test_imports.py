@@ -50,7 +50,9 @@ def test_import_s2wrap_imports_no_library_but_the_one_that_makes_it_lazy():
 
 
 def test_wrap_and_load_import_torch_and_no_heavy_library_beside_it():
-    seen = modules("import s2wrap; s2wrap.wrap, s2wrap.load, s2wrap.MultiScale, s2wrap.VisionTower")
+    seen = modules(
+        "import s2wrap; s2wrap.wrap, s2wrap.load, s2wrap.MultiScale, s2wrap.VisionTower, s2wrap.PyramidBackbone"
+    )
     assert "torch" in seen
     of_torch = modules("import torch")
     assert not (seen - of_torch).intersection(NEVER)
