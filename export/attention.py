@@ -1,5 +1,6 @@
 """PyTorch's own attention module as plain layers, which can be watched, quantised and exported like any others."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,8 +11,12 @@ from torch import Tensor, nn
 
 NEAR = 1e-4
 """How near the plain layers must come to the module that they replace, relative to its largest value."""
-PLAIN = {"need_weights": False, "attn_mask": None, "key_padding_mask": None, "is_causal": False}
-"""The options of a call that `SelfAttention` can answer."""
+PARAMETERS = (
+    *("query", "key", "value", "key_padding_mask", "need_weights", "attn_mask", "average_attn_weights", "is_causal"),
+)
+"""Of a call, in their order."""
+LOOKS_INSIDE = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+"""Modules that read the weights of their attention themselves, which must stay what it is."""
 
 
 class SelfAttention(nn.Module):
@@ -26,12 +31,11 @@ class SelfAttention(nn.Module):
         self.in_proj = _linear(attention.in_proj_weight, attention.in_proj_bias)
         self.out_proj = _linear(attention.out_proj.weight, attention.out_proj.bias)
 
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = False, **options: Any
-    ) -> tuple[Tensor, None]:
+    def forward(self, *inputs: Any, **named: Any) -> tuple[Tensor, None]:
         """What the module answers to a plain call: tokens of the shape of `query`, and no weights."""
-        if not _is_plain(query, key, value, options | {"need_weights": need_weights}):
-            raise ValueError(f"an attention is called in two ways: {', '.join(options)}")
+        if not _is_plain(call := _call(inputs, named)):
+            raise ValueError("an attention is called in two ways, of which one is no plain self-attention")
+        query = call["query"]
         tokens = query if self.batch_first else query.transpose(0, 1)
         query, key, value = (
             rearrange(part, "b n (h d) -> b h n d", h=self.heads) for part in self.in_proj(tokens).chunk(3, dim=2)
@@ -42,20 +46,26 @@ class SelfAttention(nn.Module):
 
 
 @torch.no_grad()
-def open_attention(model: nn.Module, run: Any) -> None:
+def open_attention(model: nn.Module, run: Callable[[], Any]) -> None:
     """Replace every `nn.MultiheadAttention` whose calls are plain self-attention, where the layers answer the same.
 
     Args:
         model: on the CPU, in float32; changed in place.
         run: calls the model on an example.
     """
-    attentions = {name: each for name, each in model.named_modules() if isinstance(each, nn.MultiheadAttention)}
+    kept = {id(each.self_attn) for each in model.modules() if isinstance(each, LOOKS_INSIDE)}
+    attentions = {
+        name: each
+        for name, each in model.named_modules()
+        if isinstance(each, nn.MultiheadAttention) and id(each) not in kept
+    }
+    if not attentions:
+        return
     calls: dict[str, list[tuple[Tensor, Tensor | None]]] = {}
 
     def keep(_module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], answer: Any, *, name: str) -> None:
-        named = dict(zip(("query", "key", "value"), inputs, strict=False)) | named
-        query, key, value = (named.pop(part) for part in ("query", "key", "value"))
-        calls.setdefault(name, []).append((query, answer[0] if _is_plain(query, key, value, named) else None))
+        call = _call(inputs, named)
+        calls.setdefault(name, []).append((call["query"], answer[0] if _is_plain(call) else None))
 
     handles = [
         module.register_forward_hook(partial(keep, name=name), with_kwargs=True) for name, module in attentions.items()
@@ -71,16 +81,23 @@ def open_attention(model: nn.Module, run: Any) -> None:
         if not plain or any(answer is None for _, answer in seen):
             continue
         layers = SelfAttention(module).eval()
-        if all(_near(layers(tokens, tokens, tokens)[0], answer) for tokens, answer in seen if answer is not None):
+        answers = [(layers(tokens, tokens, tokens, need_weights=False)[0], answer) for tokens, answer in seen]
+        if all(answer is not None and _near(found, answer) for found, answer in answers):
             parent, _, own = name.rpartition(".")
             setattr(model.get_submodule(parent), own, layers)
 
 
-def _is_plain(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> bool:
+def _call(inputs: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
+    """What an attention was called with, by name."""
+    return dict(zip(PARAMETERS, inputs, strict=False)) | named
+
+
+def _is_plain(call: dict[str, Any]) -> bool:
     """Whether a call is self-attention, without masks or an answer's weights."""
-    known = {name: value for name, value in options.items() if name != "average_attn_weights"}
-    needs = options.get("need_weights", True)
-    return query is key and key is value and not needs and all(known[name] == PLAIN.get(name, ...) for name in known)
+    same = call["query"] is call["key"] is call["value"]
+    masks = (call.get(name) for name in ("key_padding_mask", "attn_mask"))
+    asks = call.get("need_weights", True) or call.get("is_causal", False)
+    return same and not asks and all(mask is None for mask in masks)
 
 
 def _near(found: Tensor, expected: Tensor) -> bool:

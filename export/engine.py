@@ -118,7 +118,7 @@ class Engine:
         self._check_values = ValueCheck(self.input, self._name)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.session.path, self.session.reopen, self.manifest["sha256"], self._options)
+        return _reopen, (self.session.path.absolute(), self.session.reopen, self.manifest["sha256"], self._options)
 
     def __call__(self, images: Any, **options: Any) -> Features:
         """The features of a batch of images.

@@ -55,7 +55,7 @@ def verify_foreign(
     kind = kind_of(path)
     session = open_session(path, kind=kind)
     port, give = _input(path, session, model)
-    graph = ModelGraph(model, GraphOptions(image_hw=_image_hw(port), pixels=give.pixels))
+    graph = ModelGraph(model, GraphOptions(image_hw=_image_hw(port, give), pixels=give.pixels))
     samples = sample_images(graph, pictures)
     chosen = _choose(path, session, port, graph, give, samples[0])
     names = {name: f"{name} (as {what})" for name, what in chosen.items()}
@@ -78,7 +78,8 @@ def verify_foreign(
     report = verify_run(run, reference, samples, sizes=sizes, gate=gate, ran=ran, note=note, console=console)
     if not layers:
         return report
-    inside = compare_layers(path, graph, samples[0], give(samples[0][None]), error=gate.error, passed=report.passed)
+    images = _repeated(samples[0], session)
+    inside = compare_layers(path, graph, images, give(images), error=gate.error, passed=report.passed)
     return replace(report, layers=inside)
 
 
@@ -110,17 +111,21 @@ def _input(path: Path, session: Session, model: MultiScale) -> tuple[Port, _Give
     )
 
 
-def _image_hw(port: Port) -> tuple[int, int]:
-    sides = port.shape[2:] if port.dtype != torch.uint8 or port.shape[1] in (1, 3) else port.shape[1:3]
-    return int(sides[0]), int(sides[1])
+def _image_hw(port: Port, give: _Give) -> tuple[int, int]:
+    height, width = port.shape[2:] if give.channels_first else port.shape[1:3]
+    return int(height), int(width)
+
+
+def _repeated(image: Tensor, session: Session) -> Tensor:
+    """An image as the smallest batch that a session takes."""
+    return image.expand(session.batch[0] if session.batch else 1, *image.shape)
 
 
 def _choose(
     path: Path, session: Session, port: Port, graph: ModelGraph, give: Callable[[Tensor], Tensor], image: Tensor
 ) -> dict[str, str]:
     """What each output of the file is, by name: the answer of the model that has its shape and is the nearest."""
-    count = session.batch[0] if session.batch else 1
-    images = image.expand(count, *image.shape)
+    images = _repeated(image, session)
     known = _answers(_features(graph, images))
     chosen = {}
     for name, found in session.run({port.name: give(images).to(session.device)}).items():

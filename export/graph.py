@@ -192,11 +192,12 @@ def _in_precision(model: MultiScale, options: GraphOptions) -> tuple[MultiScale,
     """A copy of a model on the CPU with its backbone in a precision, and that precision as a type."""
     dtype = DTYPES[options.precision]
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    copied = copy.deepcopy(model, shared)  # the weights are the model's own until they are converted
+    copied = copy.deepcopy(model, shared).eval()  # the weights are the model's own until they are converted
     with _new_parameters():
         copied.float().cpu()
-    inner, example = copied.backbone.model, torch.rand(1, copied.input.channels, *copied.backbone.image_hw)
+    inner, generator = copied.backbone.model, torch.Generator().manual_seed(0)
     if isinstance(inner, nn.Module):
+        example = torch.rand(1, copied.input.channels, *copied.backbone.image_hw, generator=generator)
         open_attention(inner, lambda: copied.backbone(example))
     modules = dict(inner.named_modules()) if isinstance(inner, nn.Module) else {}
     wide: list[str] = []
@@ -206,13 +207,22 @@ def _in_precision(model: MultiScale, options: GraphOptions) -> tuple[MultiScale,
             raise S2WrapError(f"fp32_layers={pattern!r}: {copied.backbone.name} has no such module; it has {known}, …")
         wide += names
     wide = [name for name in dict.fromkeys(wide) if not any(name.startswith(f"{other}.") for other in wide if other)]
-    exact = {name: modules[name].state_dict() for name in wide}
+    exact = {name: dict(_tensors(modules[name])) for name in wide}
     with _new_parameters():
         copied.backbone.to(dtype)
         for name in wide:
             _keep_wide(modules[name].float(), dtype)
-            modules[name].load_state_dict(exact[name])
+    with torch.no_grad():
+        for name in wide:
+            for part, tensor in _tensors(modules[name]):
+                tensor.copy_(exact[name][part])
     return copied, dtype
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The parameters and buffers of a module by name, those too that are no part of its state_dict."""
+    yield from module.named_parameters()
+    yield from module.named_buffers()
 
 
 @contextmanager

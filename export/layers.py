@@ -75,8 +75,8 @@ class Layers:
 
 
 @torch.no_grad()
-def compare_layers(path: Path, graph: Graph, image: Tensor, given: Tensor, *, error: float, passed: bool) -> Layers:
-    """Which modules of a backbone a graph agrees with, on one image.
+def compare_layers(path: Path, graph: Graph, images: Tensor, given: Tensor, *, error: float, passed: bool) -> Layers:
+    """Which modules of a backbone a graph agrees with, on a batch of images.
 
     The values of the graph carry no names of modules, so each module's answer is looked for among those of as many
     numbers: one that is near is the same value. Modules whose answers the graph has not, since they are computed
@@ -85,8 +85,8 @@ def compare_layers(path: Path, graph: Graph, image: Tensor, given: Tensor, *, er
     Args:
         path: an .onnx file of the same backbone.
         graph: of the model in float32.
-        image: one, as the graph takes it.
-        given: a batch of the same, as the file takes it.
+        images: as the graph takes them.
+        given: the same, as the file takes them.
         error: the relative error that the file's outputs may have.
         passed: whether they keep it; then no layer departs.
 
@@ -94,7 +94,7 @@ def compare_layers(path: Path, graph: Graph, image: Tensor, given: Tensor, *, er
         MissingExtraError: onnx or onnxruntime is not installed.
         S2WrapError: the file cannot be read or run.
     """
-    answers = _answers(graph, image)
+    answers = _answers(graph, images)
     wanted = {values.numel() for values in answers.values()}
     values = list(_values(path, given.numpy(), wanted))
     nearest = [_nearest(module, answer, values) for module, answer in answers.items()]
@@ -105,7 +105,7 @@ def compare_layers(path: Path, graph: Graph, image: Tensor, given: Tensor, *, er
     return Layers(tuple(layers[number] for number in agreeing), layers[following] if departs else None)
 
 
-def _answers(graph: Graph, image: Tensor) -> dict[str, Tensor]:
+def _answers(graph: Graph, images: Tensor) -> dict[str, Tensor]:
     """What every module of the backbone answers in its first call, in the order in which they end."""
     model, answers = graph.backbone.model, dict[str, Tensor]()
     if not isinstance(model, nn.Module):
@@ -122,7 +122,7 @@ def _answers(graph: Graph, image: Tensor) -> dict[str, Tensor]:
         if not isinstance(module, nn.Dropout | nn.Identity)
     ]
     try:
-        graph(image[None])
+        graph(images)
     finally:
         for handle in handles:
             handle.remove()

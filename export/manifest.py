@@ -230,10 +230,25 @@ def _parsed(path: Path) -> dict[str, Any]:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise S2WrapError(f"{path} is damaged: {place}: {first['msg']}; export again") from error
-    weights = manifest["weights"]
-    if weights is not None and Path(weights).name != weights:
-        raise S2WrapError(f"{path} is damaged: weights: {weights!r} does not lie beside the file; export again")
+    if (senseless := _senseless(as_tuples(manifest))) is not None:
+        raise S2WrapError(f"{path} is damaged: {senseless}; export again")
     return as_tuples(manifest)
+
+
+def _senseless(manifest: dict[str, Any]) -> str | None:
+    """What cannot be, of values that have the right types; None if all can."""
+    weights, known = manifest["weights"], manifest["input"]
+    if weights is not None and Path(weights).name != weights:
+        return f"weights: {weights!r} does not lie beside the file"
+    for name in ("mean", "std"):
+        values = known.get(name)
+        if values is not None and (len(values) != known["channels"] or (name == "std" and min(values) <= 0)):
+            return f"input.{name}: {values} for {known['channels']} channels"
+    kinds = {port["name"].partition("_")[0] for port in manifest["outputs"]}
+    if not manifest["inputs"] or not kinds or not kinds <= set(get_args(Output)):
+        return f"inputs, outputs: one input and some of {', '.join(get_args(Output))}"
+    lacking = [name for name in ("plan", "geometry") if manifest["part"] == "model" and manifest[name] is None]
+    return f"{lacking[0]}: a whole model has one" if lacking else None
 
 
 def file_sha256(path: Path, weights: str | None) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -81,7 +82,7 @@ def export(model: MultiScale, path: str | Path, **options: Any) -> dict[str, Any
     with _staged(path) as folder:
         if plain.precision == "fp16" and chosen.onnx is None:
             plain = _with_wide_layers(wide, samples, plain, chosen.fp32_layers, about, console)
-        about["fp32_layers"] = list(plain.fp32_layers)
+        about["fp32_layers"] = list(dict.fromkeys((*chosen.fp32_layers, *plain.fp32_layers)))
         recipe = _quantise(wide, samples, chosen, plain.fp32_layers, console) if graph_options.quantised else None
         graph = wide if plain.precision == "fp32" and recipe is None else make_graph(model, plain)
         if recipe is not None:
@@ -276,7 +277,7 @@ def _publish(folder: Path, path: Path, manifest: dict[str, Any]) -> None:
     """
     beside = manifest_path(path)
     following = beside.with_name(beside.name + NEXT)
-    earlier = {_weights_of(beside), _weights_of(following)}
+    earlier = {_weights_of(path, beside), _weights_of(path, following)}
     (folder / following.name).write_text(json.dumps(manifest, indent=2))
     for name in filter(None, (following.name, manifest["weights"], path.name)):
         part = folder / name
@@ -291,10 +292,11 @@ def _publish(folder: Path, path: Path, manifest: dict[str, Any]) -> None:
     sync_folder(path.parent)
 
 
-def _weights_of(manifest: Path) -> Path | None:
-    """The weights that a manifest names, which an export that replaces it removes; None where it cannot be read."""
+def _weights_of(path: Path, manifest: Path) -> Path | None:
+    """The weights of a file by its manifest, which an export that replaces it removes; None where it has no own."""
     try:
-        name = json.loads(manifest.read_text())["weights"]
-        return manifest.with_name(name) if Path(name).name == name and name.endswith(".data") else None
+        facts = json.loads(manifest.read_text())
+        own = re.fullmatch(rf"{re.escape(path.name)}(\.\d+)?\.data", facts["weights"] or "")
+        return path.with_name(facts["weights"]) if own and facts["file"] == path.name else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -82,7 +82,8 @@ def verify(
         samples = sample_images(wide, pictures)
         report = compare_file(path, path, manifest, graph, wide, samples, pictures, limits, Path(folder), console)
     if layers:
-        inside = compare_layers(path, wide, samples[0], samples[0][None], error=limits.error, passed=report.passed)
+        images = samples[0].expand(manifest["batch"][0], *samples[0].shape)
+        inside = compare_layers(path, wide, images, images, error=limits.error, passed=report.passed)
         report = replace(report, layers=inside)
     judge(report, path)
     return report

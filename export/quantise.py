@@ -207,12 +207,14 @@ class Attached:
     def __init__(self, model: Any):
         self.model, self.modules, self.on = model, dict[str, Any](), set[str]()
         self.hooks: list[Any] = []
+        self.weights: dict[str, nn.Parameter] = {}
 
     def add(self, layers: Sequence[Layer], kind: Quantised) -> None:
         """Put quantisers at layers, switched off."""
         for layer in layers:
             module = self.modules[layer.name] = self.model.get_submodule(layer.name)
-            weight = module.weight
+            weight = self.weights[layer.name] = module.weight
+            module.weight = nn.Parameter(weight.data, requires_grad=False)  # of its own: the model's stays untouched
             module.quantised_input = QuantisedInput(layer.scale, kind, weight.dtype)
 
             def round_input(module: Any, inputs: Any, named: Any, name: str = layer.name) -> Any:
@@ -235,10 +237,11 @@ class Attached:
         """Leave the model as it was, wherever `add` was interrupted."""
         for hook in self.hooks:
             hook.remove()
-        for module in self.modules.values():
+        for name, module in self.modules.items():
             module._modules.pop("quantised_input", None)
             if parametrize.is_parametrized(module, "weight"):
                 parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
+            module.weight = self.weights[name]
 
 
 class Products(TorchFunctionMode):

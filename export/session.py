@@ -156,7 +156,7 @@ def open_session(
         session = AotSession(path, device)
     else:
         session = EngineSession(path, kind, device, **chosen)
-    session.reopen = partial(open_session, path, kind=kind, device=device, **chosen)
+    session.reopen = partial(open_session, path.absolute(), kind=kind, device=device, **chosen)
     return session
 
 

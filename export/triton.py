@@ -72,7 +72,7 @@ def write_repository(file: str | Path, folder: str | Path, **options: Any) -> Pa
 def check_repository(file: Path, folder: Path, graph: GraphOptions, options: TritonOptions) -> None:
     """Raise the errors of `write_repository` that are known before the file exists, from the options of its graph."""
     options = _named(options, file)
-    dtype = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}[graph.precision]
+    dtype = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}[graph.unquantised(kind_of(file)).precision]
     output = {"name": "spatial", "dtype": dtype, "shape": ["batch"]}
     about = {"kind": kind_of(file), "part": "unknown", "batch": graph.batch, "inputs": [], "outputs": [output]}
     _check(file, about, options)

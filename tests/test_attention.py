@@ -69,3 +69,32 @@ def test_other_calls_keep_the_module(options, call):
         return
     assert found == []
     assert isinstance(layers.attention, nn.MultiheadAttention)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_the_encoder_of_torch_keeps_the_attention_that_it_reads(batch_first):
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=batch_first)
+    model, tokens = nn.TransformerEncoder(layer, 2).eval(), torch.randn(3, 5, 16)
+    layers, found = opened(model, tokens)
+    assert found == []
+    with torch.no_grad():
+        torch.testing.assert_close(layers(tokens), model(tokens))
+
+
+class Positional(nn.Module):
+    def __init__(self, mask):
+        super().__init__()
+        self.attention, self.mask = nn.MultiheadAttention(16, 4, batch_first=True), mask
+
+    def forward(self, tokens):
+        return self.attention(tokens, tokens, tokens, self.mask, False)[0]
+
+
+@pytest.mark.parametrize(("mask", "count"), [(None, 1), (torch.zeros(3, 5, dtype=torch.bool), 0)])
+def test_options_by_position_are_options(mask, count):
+    torch.manual_seed(0)
+    model, tokens = Positional(mask).eval(), torch.randn(3, 5, 16)
+    layers, found = opened(model, tokens)
+    assert len(found) == count
+    torch.testing.assert_close(layers(tokens), model(tokens), atol=1e-5, rtol=1e-5)

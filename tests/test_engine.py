@@ -291,7 +291,14 @@ def test_a_file_and_its_manifest_belong_together(graph_file, tmp_path):
         ("options", {"scales": [{"size": 1}]}),
         ("backbone", {"name": "x"}),
         ("weights", 5),
+        ("weights", "../other.data"),
         ("sha256", 5),
+        ("input", {"channels": 3, "image_hw": [160, 160], "mean": [0.5], "std": [0.5]}),
+        ("input", {"channels": 3, "image_hw": [160, 160], "mean": [0.5] * 3, "std": [0.5, 0.0, 0.5]}),
+        ("plan", None),
+        ("geometry", None),
+        ("outputs", []),
+        ("outputs", [{"name": "x", "dtype": "float32", "shape": ["batch", 3]}]),
     ],
 )
 def test_manifests_of_wrong_types_are_one_clear_error(graph_file, tmp_path, name, value):
@@ -326,7 +333,7 @@ def test_links_into_a_store_of_blobs_load(model, graph_file, tmp_path, monkeypat
     close(load(tmp_path / "names" / "m.onnx")(images).spatial, model(images).spatial)
 
 
-def test_an_engine_is_opened_again_in_another_process(graph_file, model, tmp_path):
+def test_an_engine_is_opened_again_in_another_process(graph_file, model, tmp_path, monkeypatch):
     path = tmp_path / "model.onnx"
     path.write_bytes(graph_file.read_bytes())
     manifest_path(path).write_bytes(manifest_path(graph_file).read_bytes())
@@ -334,6 +341,10 @@ def test_an_engine_is_opened_again_in_another_process(graph_file, model, tmp_pat
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         close(pool.submit(engine, images).result().spatial, model(images).spatial)
     pickled = pickle.dumps(engine)
+    monkeypatch.chdir(tmp_path)
+    relative = pickle.dumps(load("model.onnx"))
+    monkeypatch.chdir(tmp_path.parent)
+    close(pickle.loads(relative)(images).spatial, model(images).spatial)
     export(model, path, image_hw=(160, 160), verify=False, overwrite=True)
     with pytest.raises(S2WrapError, match="is another file than when the engine was pickled; load it again"):
         pickle.loads(pickled)

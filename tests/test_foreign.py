@@ -80,6 +80,24 @@ def test_float16_and_quantised_files_have_their_own_gates(vit, model, tmp_path):
     assert dynamic.outputs[0].relative_error > 1e-3
 
 
+def test_files_of_a_fixed_batch_and_of_other_channels_are_compared(vit, model, tmp_path):
+    path = tmp_path / "fixed.onnx"
+    torch.onnx.export(Forms(vit, "all").eval(), (torch.zeros(3, 3, 160, 160),), path, dynamo=True, verbose=False)
+    report = verify(path, model=model, layers=True)
+    assert report.passed
+    assert "blocks.0.mlp.fc1" in {layer.module for layer in report.layers.found}
+    net = nn.Sequential(nn.Conv2d(4, 8, 16, 16), nn.ReLU()).eval()
+
+    class Bytes(nn.Module):
+        def forward(self, images):
+            return net((images.float() / 255 - 0.5) / 0.5)
+
+    example = torch.zeros(2, 4, 64, 64, dtype=torch.uint8)
+    torch.onnx.export(Bytes().eval(), (example,), tmp_path / "four.onnx", dynamo=True, verbose=False)
+    four = s2wrap.wrap(net, (1,), image_size=64, mean=(0.5,) * 4, std=(0.5,) * 4, in_channels=4)
+    assert verify(tmp_path / "four.onnx", model=four).passed
+
+
 def test_another_model_fails_and_other_shapes_are_refused(vit, model, tmp_path):
     path = written(vit, "all", tmp_path / "other.onnx")
     torch.manual_seed(1)

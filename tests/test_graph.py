@@ -2,9 +2,12 @@ import pytest
 import timm
 import torch
 from tiny_graphs import model_graph, tiles_graph
+from torch import nn
 
 import s2wrap
 from s2wrap import S2WrapError
+from s2wrap.export.graph import make_graph
+from s2wrap.export.options import GraphOptions
 
 
 def wrapped(name="test_vit", scales=(1, 2), **options):
@@ -174,3 +177,50 @@ def test_the_work_around_the_backbone_is_counted():
     by_hand = 3 * (160 + 320) * 480 * 480 + 3 * 480 * (160 * 160 + 320 * 320)  # scale 3 is only cut
     merging = 64 * 10 * 140 * (10 + 30)  # 14 tiles of 10 rows and 10 columns to 3 grids of 10×10
     assert graph.multiply_adds == by_hand + merging
+
+
+class Table(nn.Module):
+    """A module with a table that is no part of its state_dict, and one that training would change."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 16, 16), nn.BatchNorm2d(8)
+        self.register_buffer("table", torch.linspace(0, 1, 8)[:, None, None] / 3, persistent=False)
+
+    def forward(self, images):
+        return self.norm(self.stem(images)) + self.table
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("tiles", [False, True])
+def test_the_model_of_the_caller_stays_as_it_is(precision, tiles):
+    """Also one that somebody set to train, whose statistics a call would change."""
+    net = Table()
+    model = s2wrap.wrap(net, (1, 2), image_size=64, whole=False)
+    net.train()
+    tensors = {id(tensor): tensor for tensor in (*net.parameters(), *net.buffers())}
+    before = {key: (tensor.clone(), tensor.dtype, tensor.requires_grad) for key, tensor in tensors.items()}
+    state = torch.get_rng_state()
+    layers = () if precision == "fp32" else ("norm",)
+    graph = make_graph(model, GraphOptions(precision=precision, tiles=tiles, fp32_layers=layers))
+    graph(graph.example(1))
+    assert torch.equal(torch.get_rng_state(), state)
+    for key, tensor in ((id(tensor), tensor) for tensor in (*net.parameters(), *net.buffers())):
+        assert torch.equal(tensor, before[key][0])
+        assert (tensor.dtype, tensor.requires_grad) == before[key][1:]
+    assert net.training
+    assert net.norm.training
+
+
+def test_float32_modules_keep_tables_that_no_state_dict_holds():
+    class Around(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = Table()
+
+        def forward(self, images):
+            return self.inner(images)
+
+    model = s2wrap.wrap(Around(), (1,), image_size=64)
+    graph = make_graph(model, GraphOptions(precision="fp16", fp32_layers=("inner",)))
+    assert torch.equal(graph.backbone.model.inner.table, model.backbone.model.inner.table)

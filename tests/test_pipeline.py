@@ -313,6 +313,19 @@ def test_a_full_disk_loses_nothing(tmp_path, model, monkeypatch):
     assert [file.read_text() for file in tmp_path.iterdir()] == ["of before"]
 
 
+def test_weights_that_a_copy_shares_stay(tmp_path, model, monkeypatch):
+    """A copy of the graph and its manifest reads the same weights; an export over the copy leaves them."""
+    path, copied = tmp_path / "model.onnx", tmp_path / "copy.onnx"
+    monkeypatch.setattr(room.trace, "LARGEST_FILE", 100_000)
+    export(model, path, verify=False)
+    copied.write_bytes(path.read_bytes())
+    copied.with_name("copy.onnx.json").write_bytes(path.with_name("model.onnx.json").read_bytes())
+    load(copied)
+    export(model, copied, verify=False, overwrite=True)
+    load(path)
+    load(copied)
+
+
 @pytest.mark.parametrize("apart", [False, True], ids=["one file", "weights apart"])
 def test_an_export_over_another_is_stopped_at_no_moment_between_the_two(tmp_path, model, monkeypatch, apart):
     """Each step that changes a name fails once: what lies there then is the old file or the new one, and loads."""

@@ -9,8 +9,10 @@ import threading
 import time
 import types
 from concurrent import futures
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnx
@@ -25,7 +27,8 @@ import s2wrap
 from s2wrap import MissingExtraError, S2WrapError
 from s2wrap.export import export
 from s2wrap.export.manifest import file_sha256
-from s2wrap.export.triton import write_repository
+from s2wrap.export.options import GraphOptions, Precision, TritonOptions
+from s2wrap.export.triton import check_repository, write_repository
 from s2wrap.images import load_image
 
 if importlib.util.find_spec("tritonclient") is None:
@@ -51,7 +54,8 @@ def exported(folder, name="vit.plan", **changes):
     manifest = {"format": 3, "kind": kind, "part": "model", "spec": "timm:test_vit@1,2", "precision": "fp32"}
     manifest |= {"batch": [1, 8, 32], "image_hw": [160, 200], "inputs": [FLOATS], "outputs": [SPATIAL, PREFIX]}
     manifest |= {"input": INPUT, "options": {"scales": []}, "file": name}
-    manifest |= {"weights": None, "pixels": "float32", "fp32_layers": [], "plan": None, "geometry": None}
+    manifest |= {"weights": None, "pixels": "float32", "fp32_layers": [], "geometry": []}
+    manifest["plan"] = {"image_hw": [160, 200], "scales": []}
     manifest |= {"gate": {"mean": 0.9, "low": 0.9, "error": 0.1}, "recipe": None}
     backbone = {"name": "test_vit", "layers": None, "layouts": [], "lacks_cls": "", "weights_sha256": ""}
     manifest["backbone"] = backbone
@@ -123,6 +127,17 @@ def test_one_picture_at_a_time_needs_no_batching(tmp_path):
     assert config.max_batch_size == 1
     assert not config.HasField("dynamic_batching")
     assert [warm_up.batch_size for warm_up in config.model_warmup] == [1]
+
+
+@pytest.mark.parametrize("precision", get_args(Precision))
+@pytest.mark.parametrize("backend", ["native", "python"])
+def test_every_precision_is_checked_before_the_work(tmp_path, precision, backend):
+    options = TritonOptions(name="vit", backend=backend)
+    refused = (
+        pytest.raises(S2WrapError, match="bfloat16") if (precision, backend) == ("bf16", "native") else nullcontext()
+    )
+    with refused:
+        check_repository(tmp_path / "vit.onnx", tmp_path / "models", GraphOptions(precision=precision), options)
 
 
 def test_pixels_and_half_precision_have_their_types(tmp_path):

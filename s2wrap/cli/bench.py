@@ -88,7 +88,7 @@ def bench(
     found = {each: _manifest(each) or _model(each, options, place, precision) for each in what}
     image_hw = _one_size(found, flags.image_hw(image) if image else None)
     ways: list[Way] = []
-    for each, one in found.items():
+    for each, one in ((each, found[each]) for each in what):  # one may be named twice
         if isinstance(one, dict):
             ways += _file_ways(Path(each), one, place, batch, image_hw, backends)
         else:

@@ -1,5 +1,6 @@
 """Bodies of requests → pictures, within limits."""
 
+import tokenize
 from collections.abc import AsyncIterable, Iterator
 from email import message_from_bytes
 from email.message import Message
@@ -60,6 +61,10 @@ async def read_body(chunks: AsyncIterable[bytes], headers: Any, options: ServeOp
     if size == 0:
         raise RefusedError(400, f"the body is empty; {TAKEN}")
     return b"".join(parts)
+
+
+UNREADABLE = (ValueError, TypeError, SyntaxError, OverflowError, MemoryError, RecursionError, tokenize.TokenError)
+"""What NumPy raises for the header of an .npy file that is damaged, as it reads it as Python."""
 
 
 def pictures_of(body: bytes, content_type: str, about: About, options: ServeOptions) -> list[Tensor]:
@@ -188,7 +193,7 @@ def _batch_of_numpy(content: bytes, name: str) -> Tensor | None:
         stream.seek(0)
         array = np.load(stream, allow_pickle=False)
         return torch.from_numpy(np.ascontiguousarray(array, array.dtype.newbyteorder("=")))
-    except (ValueError, TypeError) as error:
+    except UNREADABLE as error:
         raise S2WrapError(f"{name} is no array of numbers that can be read: {str(error)[:200]}") from error
 
 
