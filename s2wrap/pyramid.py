@@ -2,7 +2,6 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,8 +50,8 @@ class PyramidBackbone(nn.Module):
         model: a wrapped model; frozen or not as its options say.
         out_channels: None passes the maps' own channels on; a number adds layers that are trained: a 1×1 convolution,
             a norm, a 3×3 convolution and a norm for each level.
-        strides: pixels from one cell of a level to the next: powers of two, ascending. By default for each map the
-            power of two nearest to its stride (by their ratio), each once.
+        strides: pixels from one cell of a level to the next: powers of two, ascending. By default those of a feature
+            pyramid network; levels finer than the model's own maps are smooth enlargements, and need memory.
         as_tuple: return a tuple of maps, as heads of mmseg take it, instead of a dict.
 
     Attributes:
@@ -72,17 +71,22 @@ class PyramidBackbone(nn.Module):
     >>> model = s2wrap.wrap(timm.create_model("test_vit", num_classes=0), scales=(1, 2), fuse="pyramid")
     >>> maps = s2wrap.PyramidBackbone(model, out_channels=32)(torch.randn(1, 3, 300, 500))
     >>> [(name, tuple(level.shape)) for name, level in maps.items()]
-    [('0', (1, 32, 19, 32)), ('1', (1, 32, 10, 16))]
+    [('0', (1, 32, 75, 125)), ('1', (1, 32, 38, 63)), ('2', (1, 32, 19, 32)), ('3', (1, 32, 10, 16))]
     """
 
     def __init__(
-        self, model: nn.Module, out_channels: int | None = None, strides: Any = None, *, as_tuple: bool = False
+        self,
+        model: nn.Module,
+        out_channels: int | None = None,
+        strides: Any = (4, 8, 16, 32),
+        *,
+        as_tuple: bool = False,
     ):
         super().__init__()
         self.model = _checked_model(model)
         self.as_tuple = as_tuple
         found = _map_strides(self.model)
-        self.strides = _default_strides(found) if strides is None else _checked_strides(strides)
+        self.strides = _checked_strides(strides)
         self.sources = tuple(_source(stride, found) for stride in self.strides)
         own, width = self.model.num_features, _checked_channels(out_channels)
         self.out_channels = own if width is None else width
@@ -242,10 +246,6 @@ def _map_strides(model: MultiScale) -> list[float]:
     return [math.sqrt(each.stride[0] * each.stride[1]) for each in geometry]
 
 
-def _default_strides(found: Iterable[float]) -> tuple[int, ...]:
-    return tuple(sorted({2 ** max(0, round(math.log2(stride))) for stride in found}))
-
-
 def _source(stride: int, found: list[float]) -> int:
     """The index of the coarsest map whose stride is at most that of a level, else of the finest."""
     fine_enough = [k for k, own in enumerate(found) if own <= stride]
@@ -292,4 +292,5 @@ def _checked_strides(strides: Any) -> tuple[int, ...]:
 
 def _nearest_strides(numbers: list[int | None]) -> tuple[int, ...]:
     """Strides that work, near to some that do not."""
-    return _default_strides(number for number in numbers if number and number > 0) or (4, 8, 16, 32)
+    powers = {2 ** max(0, round(math.log2(number))) for number in numbers if number and number > 0}
+    return tuple(sorted(powers)) or (4, 8, 16, 32)

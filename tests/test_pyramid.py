@@ -24,8 +24,8 @@ from s2wrap.pyramid import level_matrix
 
 SIZES = [(320, 320), (320, 512), (301, 477)]
 WAYS = {
-    "two scales": ({"scales": (1, 2), "fuse": "pyramid"}, None),
-    "three scales": ({"scales": (1, 2, 3), "fuse": "pyramid"}, None),
+    "two scales": ({"scales": (1, 2), "fuse": "pyramid"}, (4, 8, 16, 32)),
+    "three scales": ({"scales": (1, 2, 3), "fuse": "pyramid"}, (4, 8, 16, 32)),
     "more levels than scales": ({"scales": (1, 2), "fuse": "pyramid"}, (4, 8, 16, 32, 64)),
     "one fused map": ({"scales": (1, 2), "target_grid": "finest", "fuse": "mean"}, (4, 8, 16, 32)),
     "padded": ({"scales": (1, 2), "fuse": "pyramid", "fit": "pad"}, (8, 16, 32)),
@@ -52,7 +52,7 @@ def coordinates(height, width):
     return torch.stack([x, y, torch.ones_like(x)])
 
 
-def pooling_pyramid(patch=16, strides=None, **options):
+def pooling_pyramid(patch=16, strides=(4, 8, 16, 32), **options):
     return PyramidBackbone(s2wrap.wrap(Pooling(patch), image_size=10 * patch, **options), strides=strides)
 
 
@@ -100,9 +100,9 @@ def test_the_maps_of_the_scales_themselves_read_another_place():
     raw = {"0": model(image).maps[2]}
     read = MultiScaleRoIAlign(["0"], 7, 2)(raw, [torch.tensor([BOX])], [(320, 320)]).mean((0, 2, 3))
     assert abs(float(read[0]) - 192) < 1
-    maps = PyramidBackbone(model, strides=(8, 16, 32))(image)
+    maps = PyramidBackbone(model)(image)
     read = MultiScaleRoIAlign(["0"], 7, 2)(maps, [torch.tensor([BOX])], [(320, 320)]).mean((0, 2, 3))
-    assert abs(float(read[0]) - 140) <= 4.1  # 4 of which are torchvision's half cell
+    assert abs(float(read[0]) - 140) <= 2.1  # 2 of which are torchvision's half cell
 
 
 @pytest.mark.parametrize("image_hw", SIZES)
@@ -156,7 +156,7 @@ def test_a_map_whose_cells_are_the_levels_is_passed_on_unchanged():
     model = tiny_vit()
     images = torch.randn(1, 3, 320, 320)
     coarse, fine = model(images).maps
-    maps = PyramidBackbone(model)(images)
+    maps = PyramidBackbone(model, strides=(16, 32))(images)
     assert torch.equal(maps["0"], fine)
     assert torch.equal(maps["1"], coarse)
 
@@ -180,15 +180,14 @@ def test_where_the_1x1_convolution_runs_changes_nothing():
         (16, (1, 2), (16, 32), (1, 0)),
         (16, (2, 1), (16, 32), (0, 1)),
         (16, (1, 2, 3), (16, 32, 64), (2, 1, 0)),
-        (14, (1, 2), (16, 32), (1, 0)),
         (14, (1, 2, 3), (16, 32), (2, 1)),  # strides 14, 21 and 42: that of 42 is coarser than both levels
-        (16, (1, 4), (16, 64), (1, 0)),
+        (16, (1, 2), (4, 8, 16, 32), (1, 1, 1, 0)),
         (16, (1,), (16,), (0,)),
     ],
 )
-def test_the_levels_of_scales(patch, scales, strides, sources):
-    pyramid = pooling_pyramid(patch, scales=scales, fuse="pyramid")
-    assert (pyramid.strides, pyramid.sources) == (strides, sources)
+def test_a_level_takes_the_coarsest_scale_that_is_fine_enough(patch, scales, strides, sources):
+    assert pooling_pyramid(patch, strides=strides, scales=scales, fuse="pyramid").sources == sources
+    assert PyramidBackbone(tiny_vit()).strides == (4, 8, 16, 32)
 
 
 def test_levels_between_and_beyond_the_scales_take_the_coarsest_that_is_fine_enough():
@@ -204,7 +203,6 @@ def test_all_levels_of_a_fused_model_take_its_one_map(fuse):
     assert pyramid.out_channels == model.num_features
     maps = pyramid(torch.randn(1, 3, 320, 320))
     assert [tuple(level.shape[1:]) for level in maps.values()] == [(model.num_features, n, n) for n in (80, 40, 20, 10)]
-    assert PyramidBackbone(model).strides == ((16,) if fuse == "detail" else (32,))
 
 
 def test_several_layers_are_joined_on_channels():
@@ -212,7 +210,7 @@ def test_several_layers_are_joined_on_channels():
     model = s2wrap.wrap(vit, scales=(1, 2), fuse="pyramid", layers=(-2, -1))
     pyramid = PyramidBackbone(model)
     assert pyramid.out_channels == 128
-    assert pyramid(torch.randn(1, 3, 96, 96))["0"].shape == (1, 128, 6, 6)
+    assert pyramid(torch.randn(1, 3, 96, 96))["2"].shape == (1, 128, 6, 6)
 
 
 def test_a_convolutional_network_is_a_backbone_too():
@@ -346,14 +344,14 @@ def test_shapes_are_detectron2s_own_where_it_is_installed(monkeypatch):
     vars(layers)["ShapeSpec"] = ShapeSpec
     monkeypatch.setitem(sys.modules, "detectron2", types.ModuleType("detectron2"))
     monkeypatch.setitem(sys.modules, "detectron2.layers", layers)
-    assert PyramidBackbone(tiny_vit()).output_shape()["1"] == ShapeSpec(channels=64, stride=32)
+    assert PyramidBackbone(tiny_vit()).output_shape()["3"] == ShapeSpec(channels=64, stride=32)
 
 
 def test_maps_come_as_a_dict_or_as_a_tuple():
     model, images = tiny_vit(), torch.randn(1, 3, 100, 90)
     as_dict = PyramidBackbone(model)(images)
     assert isinstance(as_dict, OrderedDict)
-    assert list(as_dict) == ["0", "1"]
+    assert list(as_dict) == ["0", "1", "2", "3"]
     as_tuple = PyramidBackbone(model, as_tuple=True)(images)
     assert isinstance(as_tuple, tuple)
     assert all(map(torch.equal, as_dict.values(), as_tuple))
