@@ -235,7 +235,7 @@ def test_bench_counts_pictures_and_gives_json():
     assert first["ratio"] is None  # the first row has no time to compare with
     for row in (first, second):
         assert row["precision"] == "fp32"
-        assert row["image_hw"] == [160, 160]
+        assert row["image_hw"] == [320, 320]  # of the largest scale, for all rows
         assert row["runs"] >= 10
         assert row["min_ms"] <= row["median_ms"] <= row["p90_ms"] <= row["p99_ms"] <= row["max_ms"]
         assert row["images_per_second"] < 2 * 1e3 / row["min_ms"]
@@ -286,8 +286,15 @@ def test_bench_times_files_beside_models(pixels_file):
     assert "CUDA graphs need a GPU" in refused["reason"]
 
 
-def test_bench_gives_the_reason_of_a_batch_or_a_size_that_a_file_does_not_take(pixels_file):
+def test_bench_gives_the_reason_of_a_batch_that_a_file_does_not_take(pixels_file):
     (row,) = json.loads(run(pixels_file, "--batch", "5", "--json").stdout)["rows"]
     assert row["reason"] == "it takes batches of 1 to 4, not of 5"
-    (row,) = json.loads(run(pixels_file, "--image", "100x100", "--json").stdout)["rows"]
-    assert "takes (batch, 3, 96, 200)" in row["reason"]
+
+
+def test_bench_times_all_rows_at_one_image_size_or_refuses(pixels_file):
+    rows = json.loads(run(pixels_file, "timm:test_vit@1,2", "--json", "--seconds", "0.1").stdout)["rows"]
+    assert [row["image_hw"] for row in rows] == [[96, 200]] * 2
+    refused = run(pixels_file, "timm:test_vit@1", "--image", "100x100").exception
+    assert isinstance(refused, S2WrapError)
+    assert "different sizes" in str(refused)
+    assert "96×200, --image 100×100" in str(refused)
