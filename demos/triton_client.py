@@ -63,7 +63,7 @@ class Served:
     image_hw: tuple[int, int]
     largest: int
     known: ModelInput
-    spec: str | None
+    spec: str | None = None
     timeout: float = TIMEOUT
 
     @property

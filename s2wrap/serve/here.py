@@ -59,8 +59,7 @@ def served(source: Source, options: ServeOptions, host: str, port: int) -> Itera
                 serve.run(built, name=NAME, route_prefix="/")
             except Exception as error:  # a RuntimeError with the traceback of a replica, or one of Ray
                 raise S2WrapError(
-                    f"{source.spec} could not be started: {_cause(error)}; Ray's logs in /tmp/ray/session_latest/logs "
-                    f"say more"
+                    f"{source.spec} could not be started: {_cause(error)}; the logs of Ray's session say more"
                 ) from error
         yield _facts(host, port)
     finally:
