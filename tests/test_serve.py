@@ -321,20 +321,25 @@ def test_clients_that_leave_do_no_harm(server):
 
 
 def test_a_full_queue_is_answered_503_at_once_and_empties_again(server):
-    held = [half_sent(server) for _ in range(2 * BATCH + QUEUE)]
-    try:
-        for _ in range(40):  # until all have arrived
-            time.sleep(0.1)
+    """On a busy machine the requests that fill it arrive late: then they are given longer, and sent anew."""
+    for settle in (0.5, 2, 5):
+        held = [half_sent(server) for _ in range(2 * BATCH + QUEUE)]
+        try:
+            time.sleep(settle)
             start = time.perf_counter()
             status, _, headers = server.ask("/features", picture(30, 30), timeout=20)
-            if status == 503:
-                break
-        assert (status, headers["retry-after"]) == (503, "1")
-        assert time.perf_counter() - start < 5  # the model is held for twelve
-    finally:
-        for connection in held:
-            connection.close()
-    time.sleep(0.5)
+            took = time.perf_counter() - start
+        finally:
+            for connection in held:
+                connection.close()
+        if status == 503:
+            break
+        time.sleep(1)
+    assert (status, headers["retry-after"]) == (503, "1")
+    assert took < 5  # the model is held for twelve
+    end = time.monotonic() + 10
+    while server.ask("/features", picture(30, 30))[0] == 503 and time.monotonic() < end:
+        time.sleep(0.2)
     assert server.ask("/features", picture(30, 30))[0] == 200
 
 
