@@ -229,7 +229,14 @@ class BackboneOptions(Checked):
     grid: Annotated[tuple[int, int] | None, "Rows and columns of spatial tokens."] = None
     patch_size: Annotated[float | tuple[float, float] | None, "Pixels that a token covers: a number, or two."] = None
     layers: Annotated[
-        Sequence[int] | None, "Blocks whose features are wanted: increasing indices, negative ones from the end."
+        Sequence[int] | None,
+        "Blocks whose features are wanted, or maps of a model that returns several: increasing indices, negative ones "
+        "from the end.",
+    ] = None
+    norm_layers: Annotated[
+        bool | None,
+        "Put each of the layers through the model's last norm, or none of them; by default as its library does: "
+        "transformers does not, the others do.",
     ] = None
 
     def __post_init__(self) -> None:

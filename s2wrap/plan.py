@@ -217,7 +217,7 @@ def _content(scale: ResolvedScale, image_hw: Pair, tile_hw: Pair, patch_hw: tupl
     """Height and width in pixels that an image is resized to."""
     box_hw = scale.box_hw
     if scale.fit == "stretch":
-        return _round_to(box_hw, patch_hw) if scale.whole else box_hw
+        return round_to(box_hw, patch_hw) if scale.whole else box_hw
     if scale.policy is not None and min(box_hw) >= min(tile_hw):
         rows, cols = _choose_tiles(scale, policy_function(scale.policy), image_hw, tile_hw)
         box_hw = (rows * tile_hw[0], cols * tile_hw[1])
@@ -227,7 +227,7 @@ def _content(scale: ResolvedScale, image_hw: Pair, tile_hw: Pair, patch_hw: tupl
         ratio = min(box / side for box, side in zip(box_hw, image_hw, strict=True))
         return round(image_hw[0] * ratio), round(image_hw[1] * ratio)
     ratio = math.sqrt(box_hw[0] * box_hw[1] / (image_hw[0] * image_hw[1]))  # whole: as many pixels as the square
-    return _round_to((round(image_hw[0] * ratio), round(image_hw[1] * ratio)), patch_hw)
+    return round_to((round(image_hw[0] * ratio), round(image_hw[1] * ratio)), patch_hw)
 
 
 def _choose_tiles(scale: ResolvedScale, policy: Policy, image_hw: Pair, tile_hw: Pair) -> Pair:
@@ -243,7 +243,7 @@ def _choose_tiles(scale: ResolvedScale, policy: Policy, image_hw: Pair, tile_hw:
     return choose_grid(policy, image_hw, tile_hw, tiles, most)
 
 
-def _round_to(size_hw: Pair, patch_hw: tuple[float, float]) -> Pair:
+def round_to(size_hw: Pair, patch_hw: tuple[float, float]) -> Pair:
     """The nearest whole patches; less than half a patch is left as it is."""
     height, width = (
         math.floor(side / patch + 0.5) * round(patch) or side for side, patch in zip(size_hw, patch_hw, strict=True)

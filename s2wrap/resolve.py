@@ -1,9 +1,13 @@
 """What a model's options come to with one backbone: every scale decided, and nothing left without effect."""
 
+import math
+
 from s2wrap.backbones.base import Backbone
 from s2wrap.errors import S2WrapError
 from s2wrap.options import Options
-from s2wrap.scales import ResolvedScale, Scale, parse_scales
+from s2wrap.plan import round_to
+from s2wrap.policies import Pair
+from s2wrap.scales import Fit, ResolvedScale, Scale, parse_scales
 
 
 def resolve_scales(options: Options, backbone: Backbone) -> tuple[ResolvedScale, ...]:
@@ -31,6 +35,11 @@ def resolve_scales(options: Options, backbone: Backbone) -> tuple[ResolvedScale,
         raise S2WrapError(
             "join_layers=False has no effect without layers; give layers=, such as (-7, -1), or leave it out"
         )
+    if backbone.norm_layers is not None and backbone.layers is None:
+        raise S2WrapError(
+            f"norm_layers={backbone.norm_layers} has no effect without layers; give layers=, such as (-1,), or leave "
+            f"it out"
+        )
     grids = {layout.grid_hw for layout in backbone.layouts}
     if options.fuse == "pyramid" and options.join_layers and len(grids) > 1:
         raise S2WrapError(
@@ -52,15 +61,37 @@ def _resolve(scale: Scale, options: Options, backbone: Backbone) -> ResolvedScal
         wanted = scale.policy is None and options.policy is None and (backbone.convolutional or smaller)
         whole = wanted and not backbone.refuses_other_sizes
     if whole and backbone.refuses_other_sizes:
+        remedy = f"{backbone.remedy_for_sizes}, or " * bool(backbone.remedy_for_sizes)
         raise S2WrapError(
             f"scale {scale} cannot run whole: {backbone.name} takes images of {backbone.image_hw[0]}×"
-            f"{backbone.image_hw[1]} pixels only ({backbone.refuses_other_sizes}); use whole=False: tiles"
+            f"{backbone.image_hw[1]} pixels only ({backbone.refuses_other_sizes}); {remedy}use whole=False: tiles"
         )
+    if whole:
+        _check_multiple(scale, box_hw, fit, backbone)
     resolved = ResolvedScale(scale, box_hw, fit, whole, None if whole or fit == "stretch" else policy)
     for name, value in (("policy", scale.policy), ("max_tiles", scale.max_tiles)):
         if value is not None and resolved.policy is None:
             raise _no_tiles_to_choose(name, value, resolved)
     return resolved
+
+
+def _check_multiple(scale: Scale, box_hw: Pair, fit: Fit, backbone: Backbone) -> None:
+    """Raise S2WrapError for a whole scale of sizes that a backbone does not take, such as one with windows."""
+    multiple_hw = backbone.whole_multiple_hw
+    if multiple_hw == backbone.stride_hw:
+        return  # every image is resized to whole strides
+    remedy = f"{backbone.remedy_for_sizes}, or " * bool(backbone.remedy_for_sizes)
+    needs = f"{backbone.name} takes whole images in multiples of {multiple_hw[0]}×{multiple_hw[1]} pixels only"
+    if fit != "stretch":
+        raise S2WrapError(
+            f"scale {scale} cannot run whole: {needs}, and fit={fit!r} makes others; {remedy}use whole=False"
+        )
+    size_hw = round_to(box_hw, backbone.stride_hw)
+    if any(side % multiple for side, multiple in zip(size_hw, multiple_hw, strict=True)):
+        raise S2WrapError(
+            f"scale {scale} cannot run whole: {needs}, and this is {size_hw[0]}×{size_hw[1]}; {remedy}use a scale such "
+            f'as "{math.ceil(size_hw[0] / multiple_hw[0]) * multiple_hw[0]}px", or whole=False: tiles'
+        )
 
 
 def _without_effect(

@@ -539,3 +539,17 @@ def test_a_text_tower_that_needs_a_hub_is_told_of(monkeypatch):
     monkeypatch.setattr("open_clip.create_model", offline)
     with pytest.raises(S2WrapError, match="roberta-ViT-B-32 has a text tower .* on the Hugging Face hub"):
         s2wrap.load("open_clip:roberta-ViT-B-32", pretrained=False)
+
+
+def test_the_feature_pipeline_of_transformers_takes_a_tower():
+    torch.manual_seed(0)
+    backbone = transformers.Dinov2Model(transformers.Dinov2Config(**SMALL)).eval()
+    processor = transformers.BitImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
+    model = s2wrap.wrap(backbone, scales=(1, 2), fuse="mean", processor=processor)
+    pipe = transformers.pipeline(
+        "image-feature-extraction", model=s2wrap.VisionTower(model), image_processor=processor, device="cpu"
+    )
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 100, 3), dtype=np.uint8))
+    found = pipe(picture, return_tensors=True)
+    features = model(**processor(picture, return_tensors="pt"))
+    torch.testing.assert_close(found[:, 1:], features.tokens)

@@ -24,10 +24,12 @@ class Backbone(nn.Module, ABC):
         input: what it takes; every tile has `input.image_hw` pixels.
         layouts: how its features lie, one a layer.
         layers: the blocks whose features are asked for; None for the last features.
+        norm_layers: whether these go through the model's last norm; None for what its library does.
         options: what the caller said of it.
     """
 
     layers: tuple[int, ...] | None = None
+    norm_layers: bool | None = None
     options = BackboneOptions()
 
     def __init__(self, name: str, model_input: ModelInput, layouts: tuple[Layout, ...]):
@@ -94,9 +96,19 @@ class Backbone(nn.Module, ABC):
         return False
 
     @property
+    def whole_multiple_hw(self) -> Pair:
+        """Height and width in pixels of which images that are looked at whole must be multiples."""
+        return self.stride_hw
+
+    @property
     def refuses_other_sizes(self) -> str:
         """Why images of another size than `image_hw` cannot be looked at whole; empty if they can."""
         return f"{self.name} takes tiles of one size"
+
+    @property
+    def remedy_for_sizes(self) -> str:
+        """How to make the model so that it takes other sizes; empty if nothing is known of it."""
+        return ""
 
     def any_size(self, allow: bool) -> bool:
         """Let the model take other image sizes, or no longer; whether that changed anything."""

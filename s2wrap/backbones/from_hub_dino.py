@@ -36,12 +36,13 @@ class HubDinoBackbone(ProbedBackbone):
         return torch.cat([*parts, answer[PATCHES]], dim=1)
 
     def call_layers(self, tiles: Tensor) -> Features:
-        """The normed features of blocks, with their CLS token."""
+        """The features of blocks, with their CLS token; normed, unless `norm_layers` is False."""
         blocks = len(self.model.blocks)
         numbers = [layer + blocks if layer < 0 else layer for layer in self.layers or ()]
         if not all(0 <= number < blocks for number in numbers):
             raise S2WrapError(f"layers={self.layers} are not all blocks of {self.name}, which has {blocks}")
-        answer = self.model.get_intermediate_layers(tiles, n=numbers, reshape=True, return_class_token=True, norm=True)
+        norm = self.norm_layers is not False
+        answer = self.model.get_intermediate_layers(tiles, n=numbers, reshape=True, return_class_token=True, norm=norm)
         return Features(tuple(part[0] for part in answer), tuple(part[1][:, None] for part in answer))
 
 

@@ -52,10 +52,15 @@ class OpenClipBackbone(_Tower):
         return visual.forward_intermediates(tiles, indices=1, intermediates_only=True)["image_intermediates"][-1]
 
     def call_layers(self, tiles: Tensor) -> Features:
-        """The features of blocks, after the last norm where `call` has it."""
+        """The features of blocks, after the last norm where `call` has it, or as `norm_layers` says."""
         options: dict[str, Any] = {"indices": list(self.layers or ()), "intermediates_only": True, "stop_early": True}
         if _is_transformer(self.model):
-            options |= {"output_extra_tokens": True, "normalize_intermediates": self.normed}
+            norm = self.normed if self.norm_layers is None else self.norm_layers
+            options |= {"output_extra_tokens": True, "normalize_intermediates": norm}
+        elif self.norm_layers is not None:
+            raise S2WrapError(
+                f"norm_layers={self.norm_layers}: {self.name} is a ResNet without a last norm; leave it out"
+            )
         try:
             answer = self.model.forward_intermediates(tiles, **options)
         except (AssertionError, IndexError, ValueError) as error:

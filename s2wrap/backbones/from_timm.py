@@ -1,6 +1,7 @@
 """timm models: what they say about themselves, and their `forward_features`."""
 
 import inspect
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args
@@ -25,15 +26,10 @@ class TimmBackbone(ProbedBackbone):
 
     def __init__(self, model: Any, options: BackboneOptions = NO_OPTIONS, *, facts: BackboneOptions = NO_OPTIONS):
         """As `ProbedBackbone`."""
-        cfg = model.pretrained_cfg
-        own = BackboneOptions(
-            name=cfg.get("architecture"),
-            image_size=_image_size(model),
+        own = replace(
+            timm_facts(model, model.pretrained_cfg),
             layout="bnc" if _is_levit(model) and not model.use_conv else None,
             num_prefix_tokens=_prefix_tokens(model),
-            mean=cfg.get("mean"),
-            std=cfg.get("std"),
-            interpolation=cfg["interpolation"] if cfg.get("interpolation") in get_args(Interpolation) else None,
         )
         super().__init__(model, options, facts=facts.over(own))
 
@@ -44,13 +40,18 @@ class TimmBackbone(ProbedBackbone):
         return self.model.forward_features(tiles)
 
     def call_layers(self, tiles: Tensor) -> Features:
-        """Timm's features of blocks, after its last norm where the width allows it."""
+        """Timm's features of blocks, after its last norm where the width allows it, unless `norm_layers` is False."""
         call = getattr(self.model, "forward_intermediates", None)
         if call is None:
             raise S2WrapError(f"layers={self.layers}: timm tells no features of the blocks of {self.name}")
         known = inspect.signature(call).parameters
-        options: dict[str, Any] = {"indices": list(self.layers or ()), "intermediates_only": True, "norm": True}
+        options: dict[str, Any] = {"indices": list(self.layers or ()), "intermediates_only": True}
+        options |= {"norm": self.norm_layers is not False}
         options |= {"return_prefix_tokens": True, "stop_early": True}
+        if self.norm_layers is not None and "norm" not in known:
+            raise S2WrapError(
+                f"norm_layers={self.norm_layers}: timm gives the blocks of {self.name} one way; leave it out"
+            )
         try:
             answer = call(tiles, **{name: value for name, value in options.items() if name in known})
         except (AssertionError, IndexError, ValueError) as error:
@@ -61,6 +62,12 @@ class TimmBackbone(ProbedBackbone):
             maps.append(spatial)
             prefixes.append(spatial.new_zeros(spatial.shape[0], 0, spatial.shape[1]) if prefix is None else prefix)
         return Features(tuple(maps), tuple(prefixes))
+
+    @property
+    def remedy_for_sizes(self) -> str:
+        """The argument of timm, for models that have it."""
+        fixed = getattr(self.model, "dynamic_img_size", None) is False
+        return "make it with timm.create_model(…, dynamic_img_size=True)" if fixed else ""
 
     def any_size(self, allow: bool) -> bool:
         """Let a ViT interpolate its position embeddings, as if made with `dynamic_img_size=True`, or no longer."""
@@ -82,13 +89,24 @@ class TimmBackbone(ProbedBackbone):
         )
 
 
+def timm_facts(model: Any, cfg: Any) -> BackboneOptions:
+    """What the configuration `cfg` of a timm model says of its images."""
+    return BackboneOptions(
+        name=cfg.get("architecture"),
+        image_size=_image_size(model, cfg),
+        mean=cfg.get("mean"),
+        std=cfg.get("std"),
+        interpolation=cfg["interpolation"] if cfg.get("interpolation") in get_args(Interpolation) else None,
+    )
+
+
 def interpolate_positions(model: Any, allow: bool) -> bool:
     """Set timm's `dynamic_img_size` after construction; whether that changed anything."""
     from timm.layers.format import Format
 
     patches = getattr(model, "patch_embed", None)
-    if patches is None or getattr(model, "dynamic_img_size", None) is not (not allow):
-        return False
+    if patches is None or getattr(model, "dynamic_img_size", None) is not (not allow) or patches.flatten is not allow:
+        return False  # Swin's patches are no line of tokens
     model.dynamic_img_size = allow
     patches.strict_img_size = patches.flatten = not allow
     patches.output_fmt = Format.NHWC if allow else Format.NCHW
@@ -109,9 +127,9 @@ def is_timm(model: Any) -> bool:
     return isinstance(model, nn.Module) and hasattr(model, "forward_features") and hasattr(model, "pretrained_cfg")
 
 
-def _image_size(model: Any) -> tuple[int, int] | None:
+def _image_size(model: Any, cfg: Any) -> tuple[int, int] | None:
     """The size the model was built for, else the one its weights were trained at."""
-    size = getattr(getattr(model, "patch_embed", None), "img_size", None) or model.pretrained_cfg.get("input_size")
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None) or cfg.get("input_size")
     if size is None:
         return None
     return (size, size) if isinstance(size, int) else (int(size[-2]), int(size[-1]))

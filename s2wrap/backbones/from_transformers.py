@@ -2,9 +2,7 @@
 
 import inspect
 import json
-import re
 from dataclasses import replace
-from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,14 +12,17 @@ from einops import rearrange
 from torch import Tensor
 
 from s2wrap.backbones.base import Backbone
-from s2wrap.backbones.checkpoint import from_hub, load_exactly, misfit
+from s2wrap.backbones.checkpoint import from_hub, load_exactly
 from s2wrap.backbones.family import Family, allowed, made_by
 from s2wrap.backbones.from_timm import TimmBackbone
+from s2wrap.backbones.last_norm import LastNorm, find_last_norm
 from s2wrap.backbones.probed import NO_OPTIONS, ProbedBackbone
 from s2wrap.backbones.processors import processor_options
-from s2wrap.errors import MissingExtraError, S2WrapError
+from s2wrap.backbones.transformers_models import POOLER, default_config, library, make, names, pretrained_model
+from s2wrap.backbones.vision_tower import is_backbone, parameters, vision_tower
+from s2wrap.errors import S2WrapError
 from s2wrap.features import Features, join
-from s2wrap.inputs import Origin
+from s2wrap.inputs import Origin, has_values
 from s2wrap.options import BackboneOptions
 
 OUTPUTS = ("feature_maps", "last_hidden_state", "encoder_last_hidden_state")
@@ -46,18 +47,10 @@ BGR = (
     "uvdoc",
 )
 """Kinds whose image processor gives them blue first."""
-POOLER = "pooler"
-"""In the keys of the part that makes one vector of an image: it is not asked for features, and may be random."""
 OPTIONAL_PARTS = {"add_pooling_layer": "pooler", "use_mask_token": "mask_token"}
 """Arguments of some classes, and the word in the keys of the part that they add."""
 OWN_MODULES = "transformers.models."
 """Where the classes of transformers itself lie; the code of repositories lies elsewhere."""
-OTHER_INPUT = {
-    "depth_pro": "looks at patches of an image at several scales itself",
-    "efficientloftr": "takes pairs of images",
-    "lightglue": "takes pairs of images",
-    "seggpt": "takes an image with a prompt: another image and its mask",
-}
 
 
 class TransformersBackbone(ProbedBackbone):
@@ -67,10 +60,12 @@ class TransformersBackbone(ProbedBackbone):
         """As `ProbedBackbone`."""
         tower = vision_tower(model)
         self.kind: str = tower.config.model_type
-        self.patches: int | None = tower.config.patch_size if "spatial_shapes" in _parameters(tower) else None
+        self.patches: int | None = tower.config.patch_size if "spatial_shapes" in parameters(tower) else None
         if self.kind == "vit_mae":
             tower.config.mask_ratio = 0.0  # a frozen backbone sees the whole image; its order is kept by `noise`
         self.interpolate = False
+        self._last_norm: LastNorm | None = None
+        self._norm_sought = False
         facts, origins = _tower_facts(tower, options, self.patches)
         super().__init__(tower, options, facts=facts, origins=origins)
         if self.kind in BGR and self.input.channels == 3:
@@ -90,7 +85,12 @@ class TransformersBackbone(ProbedBackbone):
         return found
 
     def call_layers(self, tiles: Tensor) -> Features:
-        """The hidden states after blocks, as the model gives them: without its last norm."""
+        """The hidden states after blocks, as the model gives them (mostly without its last norm) or `norm_layers` says.
+
+        Of a model with `out_features` (`Dinov2Backbone`, `AutoBackbone`, …): its maps, as `layers` counts them.
+        """
+        if is_backbone(self.model):
+            return self._feature_maps(tiles)
         if self.kind == "pixtral" and len(tiles) > 1:
             return join([self.call_layers(tile) for tile in tiles.split(1)])
         states = self._run(tiles, output_hidden_states=True).hidden_states
@@ -98,9 +98,17 @@ class TransformersBackbone(ProbedBackbone):
         numbers = [layer + count if layer < 0 else layer for layer in self.layers or ()]
         if not all(0 <= number < count for number in numbers):
             raise S2WrapError(f"layers={self.layers} are not all blocks of {self.name}, which has {count}")
+        normed = self._norm(count - 1 in numbers)
         maps, prefixes = [], []
         for number in numbers:
             state = states[number + 1]
+            if normed is not None and not (normed.in_states and number == count - 1):
+                if state.shape[-1] != normed.width:
+                    raise S2WrapError(
+                        f"norm_layers=True: layer {number} of {self.name} has {state.shape[-1]} channels, and its last "
+                        f"norm takes {normed.width}; leave it out"
+                    )
+                state = self.model.get_submodule(normed.name)(state)
             if state.ndim == 3 and self.layout.order == "bnc":
                 prefix = self.layout.num_prefix_tokens
                 rows = self.grid_hw((tiles.shape[-2], tiles.shape[-1]))[0] if number == count - 1 else None
@@ -113,9 +121,62 @@ class TransformersBackbone(ProbedBackbone):
                 prefixes.append(state.new_zeros(state.shape[0], 0, state.shape[1]))
         return Features(tuple(maps), tuple(prefixes))
 
+    def _norm(self, with_last: bool) -> LastNorm | None:
+        """The norm that layers are to be put through; None if they are taken as they are.
+
+        Args:
+            with_last: the last block is among the layers.
+        """
+        if self.norm_layers is None:
+            return None
+        if not self._norm_sought:
+            tile = torch.randn(1, self.input.channels, *self.image_hw, device=self.device, dtype=self.dtype)
+            if not has_values(tile):
+                raise S2WrapError(
+                    f"norm_layers={self.norm_layers} of {self.name}, which has no values: on meta or fake"
+                )
+            self._last_norm = find_last_norm(self.model, lambda: self._run(tile, output_hidden_states=True))
+            self._norm_sought = True
+        if self._last_norm is None and self.norm_layers:
+            raise S2WrapError(
+                f"norm_layers=True: {self.name} puts no norm on the tokens of its last block; leave it out"
+            )
+        if self._last_norm is not None and self._last_norm.in_states and with_last and not self.norm_layers:
+            raise S2WrapError(
+                f"norm_layers=False: transformers gives the last block of {self.name} after its last norm alone; use "
+                f"norm_layers=True, or layers before the last"
+            )
+        return self._last_norm if self.norm_layers else None
+
+    def _feature_maps(self, tiles: Tensor) -> Features:
+        """The maps of `out_features` that `layers` counts."""
+        if self.norm_layers is not None:
+            raise S2WrapError(
+                f"norm_layers={self.norm_layers} of a {type(self.model).__name__}, whose config has apply_layernorm "
+                f"for it where it can; leave it out"
+            )
+        answer = self._run(tiles).feature_maps
+        if not all(-len(answer) <= layer < len(answer) for layer in self.layers or ()):
+            raise S2WrapError(
+                f"layers={self.layers}, but a {type(self.model).__name__} with out_features="
+                f"{list(self.model.out_features)} returns {len(answer)} maps; use 0 to {len(answer) - 1}"
+            )
+        maps, prefixes = [], []
+        for layer in self.layers or ():
+            spatial, prefix = answer[layer], 0
+            if spatial.ndim == 3:  # reshape_hidden_states=False: tokens, with those before the patches
+                prefix = self.layout.num_prefix_tokens
+                rows = _rows(spatial.shape[1] - prefix, tiles)
+                prefixes.append(spatial[:, :prefix])
+                maps.append(rearrange(spatial[:, prefix:], "b (h w) c -> b c h w", h=rows))
+            else:
+                prefixes.append(spatial.new_zeros(len(spatial), 0, spatial.shape[1]))
+                maps.append(spatial)
+        return Features(tuple(maps), tuple(prefixes))
+
     def any_size(self, allow: bool) -> bool:
         """Have position embeddings interpolated, where the model's forward can be told to, or no longer."""
-        if "interpolate_pos_encoding" not in _parameters(self.model):
+        if "interpolate_pos_encoding" not in parameters(self.model):
             return False
         self.interpolate = allow
         return True
@@ -134,57 +195,6 @@ class TransformersBackbone(ProbedBackbone):
             count = self.model.embeddings.patch_embeddings.num_patches
             options["noise"] = torch.arange(count, device=tiles.device).expand(len(tiles), -1)
         return self.model(pixel_values=tiles, return_dict=True, **options)
-
-
-def vision_tower(model: Any) -> Any:
-    """The part of a model that takes images alone. Raises S2WrapError where there is none, with the reason."""
-    body = model if _is_backbone(model) else model.base_model
-    if "pixel_values" in _parameters(body) and not _needed(body):
-        model = body  # without the head
-    if model.config.model_type in OTHER_INPUT:
-        raise S2WrapError(f"{type(model).__name__} of transformers {OTHER_INPUT[model.config.model_type]}")
-    if getattr(model.config, "num_frames", None) or getattr(model.config, "frames_per_clip", None):
-        raise S2WrapError(f"{type(model).__name__} of transformers takes videos")
-    takes = _parameters(model)
-    if "pixel_values" in takes and "input_ids" not in takes and not _needed(model) and not _decodes(model):
-        return model
-    tower = model.get_encoder(modality="image") if hasattr(model, "get_encoder") else model
-    if tower is not model and "pixel_values" in _parameters(tower) and not _needed(tower):
-        return tower
-    kind = type(tower).__name__
-    if _decodes(tower):
-        reason = "returns what its decoder makes of an image, no map of it; wrap the backbone inside"
-    elif needed := _needed(tower):
-        reason = f"takes no images alone: its forward needs {', '.join(needed)} too"
-    else:
-        reason = "takes no images"
-    raise S2WrapError(f"{kind} of transformers {reason}")
-
-
-def _is_backbone(model: Any) -> bool:
-    """Whether a model is one of transformers' backbones, such as Dinov2Backbone: it returns maps of stages."""
-    return hasattr(model, "stage_names") and hasattr(model, "out_features")
-
-
-def _decodes(model: Any) -> bool:
-    """Whether the answer is that of a decoder: a translation, or object queries."""
-    return model.config.is_encoder_decoder or (hasattr(model, "decoder") and hasattr(model.config, "num_queries"))
-
-
-def _needed(model: Any) -> list[str]:
-    """What a forward needs besides pixels; MiniCPM's `target_sizes` have a default, and no forward goes without."""
-    known = {"self", "pixel_values", "pixel_attention_mask", "spatial_shapes"}  # NaFlex's two are made here
-    return [
-        name
-        for name, parameter in _parameters(model).items()
-        if (parameter.default is parameter.empty or name == "target_sizes")
-        and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-        and name not in known
-    ]
-
-
-def _parameters(model: Any) -> Any:
-    return inspect.signature(model.forward).parameters
 
 
 def _prefix_tokens(tower: Any) -> int | None:
@@ -223,7 +233,7 @@ def _tower_facts(
         image_size=size or processed.image_size or 224,
         in_channels=getattr(config, "num_channels", None),
     )
-    if _is_backbone(tower):
+    if is_backbone(tower):
         if getattr(config, "reshape_hidden_states", False):  # the maps are without them
             facts = replace(facts, num_prefix_tokens=None)
     elif stride_hw := (UNTOLD_STRIDES | LINE_STRIDES).get(kind):
@@ -261,31 +271,6 @@ def _processed(kind: str, source: str) -> tuple[BackboneOptions, Origin]:
     return processor_options(processor), "class default"
 
 
-@cache
-def names() -> tuple[str, ...]:
-    """The kinds of models whose main input is an image; any repository of the hub has a name as well."""
-    transformers = _library()
-    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
-
-    found, modules = [], transformers._class_to_module
-    for kind, classes in MODEL_MAPPING_NAMES.items():
-        name = classes if isinstance(classes, str) else classes[0]
-        file = Path(transformers.__file__).parent.joinpath(*modules.get(name, "none").split(".")).with_suffix(".py")
-        if kind.endswith(("_vision", "_vision_model")) or (file.exists() and _takes_pixels(file.read_text(), name)):
-            found.append(kind)
-    return tuple(found)
-
-
-def _takes_pixels(source: str, name: str) -> bool:
-    """Whether the source of a module says that the main input of a class is an image: its import takes 0.1 s."""
-    lines = re.search(rf"^class {name}\(([^)]*)\):\n(.*?)(?=^\S|\Z)", source, re.MULTILINE | re.DOTALL)
-    if lines is None:
-        return False
-    own = re.search(r"^    main_input_name\b[^=]*= (.+)", lines[2], re.MULTILINE)
-    bases = (base.strip() for base in lines[1].split(","))
-    return own[1] == '"pixel_values"' if own else any(_takes_pixels(source, base) for base in bases)
-
-
 def load(
     name: str,
     options: BackboneOptions = NO_OPTIONS,
@@ -294,7 +279,7 @@ def load(
     checkpoint: str | Path | None = None,
 ) -> Backbone:
     """A repository of the hub or a folder (facebook/dinov2-small), or a kind (dinov2) in its default configuration."""
-    transformers = _library()
+    transformers = library()
     spec = f"transformers:{name}"
     if name in names():
         if pretrained and checkpoint is None:
@@ -308,7 +293,7 @@ def load(
     if options.in_channels is not None:
         config.num_channels = options.in_channels
     if pretrained and checkpoint is None:
-        model = _from_hub(name, config)
+        model = pretrained_model(name, config)
         if options.processor is None:
             processor = from_hub(lambda: transformers.AutoImageProcessor.from_pretrained(name), spec)
             options = replace(options, processor=processor)
@@ -317,52 +302,6 @@ def load(
         if checkpoint is not None:
             load_exactly(model, checkpoint, spec, optional=POOLER)
     return adapt(model, options.named(name))
-
-
-def _from_hub(name: str, config: Any) -> Any:
-    """The model of a repository. Keys of a head, which it is without, are ignored; every other weight must be there."""
-    from_pretrained = _library().AutoModel.from_pretrained
-    options = {"output_loading_info": True, "use_safetensors": True, "ignore_mismatched_sizes": True}
-    model, info = from_hub(lambda: from_pretrained(name, config=config, **options), f"transformers:{name}")
-    missing = [key for key in info["missing_keys"] if POOLER not in key]
-    misshapen = [
-        f"{key} {tuple(theirs)} instead of {tuple(own)}"
-        for key, theirs, own in info["mismatched_keys"]
-        if POOLER not in key
-    ]
-    if words := misfit(missing, [], misshapen):
-        raise S2WrapError(f"the weights of transformers:{name} are not those of its model: {words}")
-    return model
-
-
-def default_config(kind: str) -> Any:
-    """The default configuration of a kind; of a model for images and text, that of the vision tower."""
-    config = _library().CONFIG_MAPPING[kind]()
-    return getattr(config, "vision_config", config)
-
-
-def make(config: Any) -> Any:
-    """The model of a configuration, with random weights; a tower that `AutoModel` does not know, by its own module."""
-    transformers = _library()
-    try:
-        if type(config) in transformers.MODEL_MAPPING:
-            return transformers.AutoModel.from_config(config)
-        module = import_module(type(config).__module__.replace("configuration_", "modeling_"))
-        classes = [part for part in vars(module).values() if getattr(part, "config_class", None) is type(config)]
-        return next(part for part in classes if part.main_input_name == "pixel_values")(config)
-    except Exception as error:
-        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        raise S2WrapError(
-            f"transformers cannot make {config.model_type} as its configuration says: {reason}"
-        ) from error
-
-
-def _library() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise MissingExtraError("transformers", "transformers") from error
-    return transformers
 
 
 def describe(backbone: Backbone) -> dict[str, Any] | None:
@@ -383,7 +322,7 @@ def describe(backbone: Backbone) -> dict[str, Any] | None:
 
 def rebuild(description: dict[str, Any]) -> Any:
     """The vision tower that `describe` described, with random weights."""
-    transformers, module = _library(), description["module"]
+    transformers, module = library(), description["module"]
     kind = getattr(import_module(module), description["class"], None) if module.startswith(OWN_MODULES) else None
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
         raise S2WrapError(f"{module}.{description['class']} is no model of transformers {transformers.__version__}")

@@ -1,7 +1,8 @@
 """`ProbedBackbone`: any model as a `Backbone`, by looking at what it returns."""
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import is_dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 
 from s2wrap.backbones.base import Backbone
 from s2wrap.backbones.hooks import call_as_forward, execution_device
-from s2wrap.backbones.probe import Layout, describe, probe
+from s2wrap.backbones.parts import numbered_maps, only_features, parts_of
+from s2wrap.backbones.probe import Layout, probe
 from s2wrap.backbones.processors import processor_options
 from s2wrap.errors import S2WrapError, first_line
 from s2wrap.features import Features
@@ -20,6 +22,19 @@ from s2wrap.policies import Pair
 LAYERS = (nn.Conv2d, nn.Conv3d, nn.Linear)
 """Modules of which the first says in which precision a model takes images."""
 NO_OPTIONS = BackboneOptions()
+
+
+@dataclass(frozen=True)
+class OtherSizes:
+    """Which other image sizes a model takes, beside its own.
+
+    Attributes:
+        refusal: why it takes none; empty if it takes some.
+        multiple_hw: height and width in pixels of which they are multiples.
+    """
+
+    refusal: str
+    multiple_hw: Pair
 
 
 class ProbedBackbone(Backbone):
@@ -56,8 +71,10 @@ class ProbedBackbone(Backbone):
         owner = getattr(model, "__self__", None)
         self.owner = owner if isinstance(owner, nn.Module) else None  # registered, so that it moves and freezes too
         self.output: Any = known.output
-        self._refusal: str | None = None
+        self._other_sizes: OtherSizes | None = None
         self.layers = None if known.layers is None else tuple(known.layers)
+        self.norm_layers = known.norm_layers
+        self._parts_read: tuple[Layout, ...] = ()
         with self.evaluating():
             try:
                 last = self._probe(known)
@@ -81,11 +98,44 @@ class ProbedBackbone(Backbone):
         return self.model(tiles)
 
     def call_layers(self, tiles: Tensor) -> Features:
-        """The maps (b, c, h, w) and prefix tokens of every one of `layers`. Families that can override this."""
-        raise S2WrapError(
-            f"layers={self.layers}: nothing is known of the blocks of {self.name}; wrap a function that returns the "
-            f"features of one block"
+        """The maps (b, c, h, w) and prefix tokens of every one of `layers`: of the maps that the model returns.
+
+        Families that know its blocks override this.
+        """
+        parts = parts_of(self.call(tiles))
+        if not parts:
+            raise S2WrapError(
+                f"layers={self.layers}: nothing is known of the blocks of {self.name}, which returns one tensor; wrap "
+                f"a function that returns the features of the blocks, in a list"
+            )
+        if self.norm_layers is not None:
+            raise S2WrapError(
+                f"norm_layers={self.norm_layers}: nothing is known of the last norm of {self.name}; leave it out"
+            )
+        keys = numbered_maps(parts, self.layers or (), f"{self.name} returned a list")
+        if not self._parts_read:
+            self._parts_read = tuple(self._probe_part(key) for key in keys)
+        maps, prefixes = [], []
+        for key, layout in zip(keys, self._parts_read, strict=True):
+            rows = round(layout.grid_hw[0] * tiles.shape[-2] / self.image_hw[0])
+            maps.append(layout.spatial(parts[key], rows))
+            prefixes.append(layout.prefix(parts[key]))
+        return Features(tuple(maps), tuple(prefixes))
+
+    def _probe_part(self, key: Any) -> Layout:
+        """How one part of the model's answer lies."""
+        return probe(
+            lambda tiles: parts_of(self.call(tiles))[key],
+            self._black_tile(),
+            name=f"{self.name}[{key!r}]",
+            order=self.options.layout,
+            num_prefix_tokens=self.options.num_prefix_tokens,
         )
+
+    @property
+    def _joins_parts(self) -> bool:
+        """Whether its layers are parts of its answer: its family does not know of blocks."""
+        return type(self).call_layers is ProbedBackbone.call_layers
 
     def forward(self, tiles: Tensor) -> Features:
         """Maps (b, c, rows, columns) and prefix tokens (b, p, c), one each a layer.
@@ -134,15 +184,24 @@ class ProbedBackbone(Backbone):
     @property
     def refuses_other_sizes(self) -> str:
         """Why images of another size than `image_hw` cannot be looked at whole; empty if they can."""
-        if self._refusal is None:
-            self._refusal = self._try_other_sizes()
-        return self._refusal
+        return self._tried.refusal
 
-    def _try_other_sizes(self) -> str:
-        """Why images of another size than `image_hw` cannot be looked at whole; empty if they can.
+    @property
+    def whole_multiple_hw(self) -> Pair:
+        """As `Backbone.whole_multiple_hw`; that of models with windows is larger than their stride."""
+        return self.stride_hw if self.refuses_other_sizes else self._tried.multiple_hw
 
-        Found by trying: an image one stride taller, or, for models with windows, twice as tall. Meanwhile the model
-        takes any size (`any_size`); at its own size it must answer as before.
+    @property
+    def _tried(self) -> "OtherSizes":
+        if self._other_sizes is None:
+            self._other_sizes = self._try_other_sizes()
+        return self._other_sizes
+
+    def _try_other_sizes(self) -> "OtherSizes":
+        """Which other sizes than `image_hw` the model takes.
+
+        Found by trying: an image one stride taller, or, for models with windows, taller by a divisor of their rows.
+        Meanwhile the model takes any size (`any_size`); at its own size it must answer as before.
         """
         (height, width), (down, across) = self.image_hw, self.stride_hw
         generator = torch.Generator().manual_seed(0)
@@ -152,28 +211,30 @@ class ProbedBackbone(Backbone):
             before = self(own)
             reason = ""
             changed = self.any_size(True)
+            rows, cols = height // down, width // across
+            common = math.gcd(rows, cols)
             try:
-                for taller in (height // down + 1, 2 * height // down):
-                    image = own.new_zeros(1, self.input.channels, taller * down, width // across * across)
+                for more in (n for n in range(1, common + 1) if common % n == 0):
+                    image = own.new_zeros(1, self.input.channels, (rows + more) * down, cols * across)
                     try:
                         self(image)
                     except S2WrapError as error:
                         reason = reason or str(error).removesuffix("; use whole=False")
                     else:
-                        if not changed:
-                            return ""
-                        if not has_values(own):
-                            reason = "without values, on meta or fake, nobody sees whether its answer stays the same"
-                        elif all(map(_close, self(own).maps, before.maps)):
-                            return ""
-                        else:
-                            reason = "its answer at its own size changes when it is told to take others"
+                        return OtherSizes(self._changes(own, before) if changed else "", (more * down, more * across))
             except Exception as error:
                 reason = first_line(error)
             finally:
                 if changed:
                     self.any_size(False)
-            return reason
+            return OtherSizes(reason, self.stride_hw)
+
+    def _changes(self, own: Tensor, before: Features) -> str:
+        """Why the model may not be told to take other sizes: its answer at its own is another; empty if it is not."""
+        if not has_values(own):
+            return "without values, on meta or fake, nobody sees whether its answer stays the same"
+        same = all(map(_close, self(own).maps, before.maps))
+        return "" if same else "its answer at its own size changes when it is told to take others"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -217,9 +278,13 @@ class ProbedBackbone(Backbone):
             if self.options.output is not None:
                 raise S2WrapError(f"output={self.output!r} has no effect: {self.name} returns one tensor; leave it out")
             return answer
-        parts = _parts(answer)
+        parts = parts_of(answer)
         if self.output is None:
-            self.output = _only_features(parts, f"{self.name} returned a {type(answer).__name__}")
+            returned = f"{self.name} returned a {type(answer).__name__}"
+            if self.layers is not None and self._joins_parts:
+                self.output = numbered_maps(parts, self.layers, returned)[-1]
+            else:
+                self.output = only_features(parts, returned)
         if self.output not in parts:
             raise S2WrapError(
                 f"output={self.output!r} is no part of what {self.name} returns; it has {', '.join(map(repr, parts))}"
@@ -332,33 +397,3 @@ def _first_channels(model: Any) -> int | None:
 def _close(one: Tensor, other: Tensor) -> bool:
     """Whether two answers are the same but for rounding: another path through the same sums."""
     return bool((one - other).abs().amax() <= 1e-3 * other.abs().amax())
-
-
-def _parts(answer: Any) -> dict[Any, Any]:
-    """The parts of a dict, tuple, list or dataclass by key, index or field; empty for anything else."""
-    if isinstance(answer, Mapping):  # dicts, and the outputs of transformers
-        return dict(answer)
-    if hasattr(answer, "_asdict"):
-        return answer._asdict()
-    if isinstance(answer, tuple | list):
-        return dict(enumerate(answer)) | ({-1: answer[-1]} if answer else {})
-    return dict(vars(answer)) if is_dataclass(answer) else {}
-
-
-def _only_features(parts: dict[Any, Any], returned: str) -> Any:
-    """The key of the only part that can hold features: tokens or a map. Raises S2WrapError for several, or none."""
-    shapes = {key: describe(part) for key, part in parts.items() if key != -1}
-    candidates = [
-        key
-        for key, part in parts.items()
-        if key != -1 and isinstance(part, Tensor) and part.is_floating_point() and part.ndim in (3, 4)
-    ]
-    if len(candidates) != 1:
-        seen = " of " + ", ".join(f"{key!r}: {shape}" for key, shape in shapes.items()) if shapes else ""
-        remedy = "wrap a model that returns features"
-        if candidates:
-            remedy = f"pass output={candidates[0]!r}, or another of these"
-        raise S2WrapError(
-            f"{returned}{seen}; s2wrap needs one tensor (b, n, c), (b, c, h, w) or (b, h, w, c): {remedy}"
-        )
-    return candidates[0]

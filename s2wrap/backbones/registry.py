@@ -11,6 +11,7 @@ from torch.nn import DataParallel
 from torch.nn.parallel import DistributedDataParallel
 
 from s2wrap.backbones import (
+    from_features_only,
     from_hub_dino,
     from_open_clip,
     from_radio,
@@ -26,8 +27,18 @@ from s2wrap.errors import S2WrapError
 from s2wrap.options import BackboneOptions
 from s2wrap.scales import Scale, parse_scale
 
-ADAPTERS = (sample, from_timm, from_open_clip, from_transformers, from_torchvision, from_hub_dino, from_radio)
+ADAPTERS = (
+    sample,
+    from_timm,
+    from_features_only,
+    from_open_clip,
+    from_transformers,
+    from_torchvision,
+    from_hub_dino,
+    from_radio,
+)
 FAMILIES: dict[str, Family] = {adapter.FAMILY.name: adapter.FAMILY for adapter in ADAPTERS}
+"""Later ones are asked first whether a model is theirs."""
 
 BUILT = ("size", "patch")
 """What a spec can say of how a backbone is built: its input size, and the side of its patches, in pixels."""
