@@ -27,7 +27,7 @@ from typing import (
 
 from s2wrap.errors import S2WrapError
 from s2wrap.policies import Policy, PolicyName, policy_name
-from s2wrap.scales import Fit, Scale, check_policy, check_word, parse_scales, whole_number, whole_pair
+from s2wrap.scales import Fit, Scale, check_phases, check_policy, check_word, parse_scales, whole_number, whole_pair
 
 Fusion = Literal["concat", "mean", "sum", "max", "weighted", "detail", "pyramid"]
 Norm = Literal["none", "l2", "layer", "std"]
@@ -122,6 +122,11 @@ class Options(Checked):
     ] = None
     overlap: Annotated[int, "Tokens that neighbouring tiles share, at least."] = 0
     blend: Annotated[Blend, "How tiles share what they overlap on."] = "smooth"
+    phases: Annotated[
+        int,
+        "How often each scale is looked at down and across, each time a part of a patch further on: 2 makes four times "
+        "the tiles and grids twice as fine. One scale alone: '1:phases=2'.",
+    ] = 1
     fuse: Annotated[
         Fusion,
         "How scales are fused: concat (on channels, as in the paper), mean, sum, max, weighted, detail (coarse scales "
@@ -152,6 +157,7 @@ class Options(Checked):
             raise S2WrapError(f"overlap={self.overlap!r} is no number of tokens; use 0 or more")
         if self.tile_batch is not None and (tile_batch is None or tile_batch < 1):
             raise S2WrapError(f"tile_batch={self.tile_batch!r} is no number of tiles; use 1 or more, or None")
+        self._set(phases=check_phases(self.phases))
         self._set(scales=scales, overlap=overlap, tile_batch=tile_batch, weights=self._weights(len(scales)))
         if self.fuse == "pyramid" and self.target_grid is not None:
             raise S2WrapError(

@@ -52,7 +52,7 @@ class ScalePlacement(NamedTuple):
         tile_hw: height and width of a tile.
         origins: top and left of every tile, row by row.
         layers: what reduces the tiles, one a layer.
-        own_hw: rows and columns of its own grid, one a layer: as many tokens as it has side by side.
+        own_hw: rows and columns of its own grid, one a layer: as many tokens as it has side by side, in all phases.
         boxes: (h, w, 4): what each cell of its map looked at, as fractions of the image: left, top, right, bottom. An
             array: it stays on the CPU, so that nobody waits for a GPU to say it.
     """
@@ -258,8 +258,8 @@ def _tokens(scale: ScalePlan, backbone: Backbone, layer: int) -> Tokens:
     layout = backbone.layouts[layer]
     own = scale.tile_hw == backbone.image_hw
     rows, cols = (
-        max(1, round(content * tokens / tile))
-        for content, tokens, tile in zip(scale.image_hw, tokens_hw, scale.tile_hw, strict=True)
+        max(1, round((axis.content - axis.shift) * tokens / axis.tile)) * axis.phases
+        for axis, tokens in zip((scale.rows, scale.cols), tokens_hw, strict=True)
     )
     patch_hw = layout.patch_hw if own else layout.stride_hw(backbone.image_hw)
     return Tokens(scale.rows, scale.cols, tokens_hw, patch_hw, (rows, cols))

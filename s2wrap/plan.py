@@ -6,7 +6,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 from s2wrap.errors import S2WrapError
@@ -22,30 +21,43 @@ MIN_SIDE = 2
 class Axis:
     """One axis of one scale, in pixels: tiles of `tile` pixels begin at `starts` on a line of `size` pixels.
 
-    The image fills the first `content` pixels; the rest is padding.
+    The image fills the first `content` pixels; the rest is padding. With `phases` above 1 the image is covered that
+    many times: every so many starts are one covering, which begins a part of a patch after the one before.
     """
 
     size: int
     tile: int
     starts: tuple[int, ...]
     content: int
+    phases: int = 1
+
+    @property
+    def shift(self) -> int:
+        """Pixels from the first covering to the last."""
+        return self.starts[self.phases - 1] - self.starts[0]
 
     @property
     def stride(self) -> int:
-        """The most pixels from one tile to the next; a tile if there is only one."""
-        return max((second - first for first, second in pairwise(self.starts)), default=self.tile)
+        """The most pixels from one tile to the next of its covering; a tile if there is only one."""
+        return max((second - first for first, second in self._neighbours), default=self.tile)
 
     @property
     def overlaps(self) -> tuple[tuple[int, int], ...]:
-        """Pixels that each tile shares with the one before and the one after."""
-        shared = [first + self.tile - second for first, second in pairwise(self.starts)]
-        return tuple(zip([0, *shared], [*shared, 0], strict=True))
+        """Pixels that each tile shares with the one before and the one after in its covering."""
+        shared = [first + self.tile - second for first, second in self._neighbours]
+        edge = [0] * self.phases
+        return tuple(zip([*edge, *shared], [*shared, *edge], strict=True))
 
     @property
     def owned(self) -> tuple[tuple[int, int], ...]:
-        """The stretch of the image that each tile answers for: where two tiles overlap they meet half-way."""
-        cuts = [(first + self.tile + second) // 2 for first, second in pairwise(self.starts)]
-        return tuple(pairwise([0, *cuts, self.content]))
+        """The stretch of the image that each tile answers for in its covering: overlapping tiles meet half-way."""
+        cuts = [(first + self.tile + second) // 2 for first, second in self._neighbours]
+        first, last = [0] * self.phases, [self.content] * self.phases
+        return tuple(zip([*first, *cuts], [*cuts, *last], strict=True))
+
+    @property
+    def _neighbours(self) -> list[tuple[int, int]]:
+        return list(zip(self.starts, self.starts[self.phases :], strict=False))
 
 
 @dataclass(frozen=True)
@@ -83,7 +95,7 @@ class ScalePlan:
     @property
     def shares(self) -> tuple[float, ...]:
         """The share of the image that each tile answers for, row by row; they sum to 1."""
-        area = self.rows.content * self.cols.content
+        area = self.rows.content * self.cols.content * self.rows.phases * self.cols.phases
         return tuple(
             (bottom - top) * (right - left) / area for top, bottom in self.rows.owned for left, right in self.cols.owned
         )
@@ -166,7 +178,8 @@ def plan_image(
             _whole_axis(content, patch) if scale.whole else tile_axis(content, tile, round(overlap * patch), patch)
             for content, tile, patch in zip(content_hw, tile_hw, patch_hw, strict=True)
         ]
-        plans.append(ScalePlan(*axes))
+        rows, cols = (with_phases(axis, scale.phases, patch) for axis, patch in zip(axes, patch_hw, strict=True))
+        plans.append(ScalePlan(rows, cols))
     return Plan(image_hw, tuple(plans))
 
 
@@ -205,6 +218,20 @@ def tile_axis(content: int, tile: int, overlap: int = 0, patch: float = 1) -> Ax
         step = (size - tile) / (count - 1)
         starts = [round(math.floor(i * step / patch + 0.5) * patch) for i in range(count - 1)] + [size - tile]
     return Axis(size, tile, tuple(starts), content)
+
+
+def with_phases(axis: Axis, phases: int, patch: float) -> Axis:
+    """An axis whose image is covered several times, each time a part of a patch further on.
+
+    The image is resized to as many pixels more as the last covering is moved: every covering misses some pixels at
+    an edge, and nothing is made up beyond it.
+
+    >>> with_phases(tile_axis(448, 224), 2, 14)
+    Axis(size=455, tile=224, starts=(0, 7, 224, 231), content=455, phases=2)
+    """
+    offsets = [math.floor(phase * patch / phases + 0.5) for phase in range(phases)]
+    starts = tuple(start + offset for start in axis.starts for offset in offsets)
+    return Axis(axis.size + offsets[-1], axis.tile, starts, axis.content + offsets[-1], phases)
 
 
 def _whole_axis(content: int, patch: float) -> Axis:

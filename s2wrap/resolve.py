@@ -68,7 +68,13 @@ def _resolve(scale: Scale, options: Options, backbone: Backbone) -> ResolvedScal
         )
     if whole:
         _check_multiple(scale, box_hw, fit, backbone)
-    resolved = ResolvedScale(scale, box_hw, fit, whole, None if whole or fit == "stretch" else policy)
+    phases = scale.phases or options.phases
+    if phases > (most := min(backbone.stride_hw)):
+        raise S2WrapError(
+            f"phases={phases} at scale {scale}, but {backbone.name} has {most} pixels from one token to the next; use "
+            f"1 to {most}"
+        )
+    resolved = ResolvedScale(scale, box_hw, fit, whole, None if whole or fit == "stretch" else policy, phases)
     for name, value in (("policy", scale.policy), ("max_tiles", scale.max_tiles)):
         if value is not None and resolved.policy is None:
             raise _no_tiles_to_choose(name, value, resolved)
@@ -100,7 +106,7 @@ def _without_effect(
     """The options that change nothing beside the others, and why."""
     without = {
         name: f"every scale has a {name} of its own"
-        for name in ("fit", "policy", "whole")
+        for name in ("fit", "policy", "whole", "phases")
         if all(getattr(scale, name) is not None for scale in scales)
     }
     tiled = [scale for scale in resolved if not _in_one_call(scale, backbone)]

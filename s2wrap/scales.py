@@ -29,6 +29,8 @@ class Scale:
         policy: how "aspect" chooses the rows and columns of tiles: "closest", "nvila", "internvl", "anyres" or a
             function (`s2wrap.policies`). With "pad", the image is fitted into that grid.
         max_tiles: the most tiles that the policy may choose. Default: the tiles of the square scale, size².
+        phases: how often the image is looked at down and across, each time a part of a patch further on: 2 means four
+            looks, and a grid twice as fine.
 
     Attributes:
         number: the number in `size`.
@@ -45,6 +47,7 @@ class Scale:
     whole: bool | None = None
     policy: PolicyName | Policy | None = None
     max_tiles: int | None = None
+    phases: int | None = None
     number: float = field(init=False, repr=False, compare=False)
     in_pixels: bool = field(init=False, repr=False, compare=False)
 
@@ -56,19 +59,27 @@ class Scale:
         max_tiles = whole_number(self.max_tiles)
         if self.max_tiles is not None and (max_tiles is None or max_tiles < 1):
             raise S2WrapError(f"max_tiles={self.max_tiles!r} is no number of tiles; use 1 or more")
+        phases = None if self.phases is None else check_phases(self.phases)
         size = self.size if in_pixels else int(number) if number.is_integer() else number
-        for name, value in (("size", size), ("number", number), ("in_pixels", in_pixels), ("max_tiles", max_tiles)):
+        for name, value in (
+            ("size", size),
+            ("number", number),
+            ("in_pixels", in_pixels),
+            ("max_tiles", max_tiles),
+            ("phases", phases),
+        ):
             object.__setattr__(self, name, value)
 
     def __str__(self) -> str:
         whole = next((word for word, value in WHOLE_WORDS.items() if value is self.whole), None)
-        return ":".join(word for word in (str(self.size), self.fit, whole) if word)
+        phases = None if self.phases is None else f"phases={self.phases}"
+        return ":".join(word for word in (str(self.size), self.fit, whole, phases) if word)
 
     def to_json(self) -> dict[str, Any]:
         """The arguments that make this scale again, as JSON keeps them; S2WrapError for a function of the caller.
 
         >>> Scale("448px", policy="nvila").to_json()
-        {'size': '448px', 'fit': None, 'whole': None, 'policy': 'nvila', 'max_tiles': None}
+        {'size': '448px', 'fit': None, 'whole': None, 'policy': 'nvila', 'max_tiles': None, 'phases': None}
         """
         return {
             "size": self.size if isinstance(self.size, str | int) else self.number,
@@ -76,6 +87,7 @@ class Scale:
             "whole": self.whole,
             "policy": None if self.policy is None else policy_name(self.policy),
             "max_tiles": self.max_tiles,
+            "phases": self.phases,
         }
 
     def box_hw(self, tile_hw: Pair) -> Pair:
@@ -118,6 +130,7 @@ class ResolvedScale:
         fit: how images meet that box.
         whole: whether the resized image is seen in one call, without tiles.
         policy: what chooses the rows and columns of tiles; None where nothing has to be chosen.
+        phases: how often the image is looked at down and across, each time a part of a patch further on.
     """
 
     scale: Scale
@@ -125,10 +138,12 @@ class ResolvedScale:
     fit: Fit
     whole: bool
     policy: PolicyName | Policy | None
+    phases: int = 1
 
     def as_scale(self) -> Scale:
         """A scale that resolves to this one whatever the model's options are."""
-        return Scale(self.scale.size, self.fit, self.whole, self.policy, self.scale.max_tiles)
+        phases = None if self.phases == 1 else self.phases
+        return Scale(self.scale.size, self.fit, self.whole, self.policy, self.scale.max_tiles, phases)
 
     def __str__(self) -> str:
         return str(self.as_scale())
@@ -152,11 +167,13 @@ def parse_scale(scale: Any) -> Scale:
             name, value = "whole", WHOLE_WORDS[word]
         elif word in get_args(Fit):
             name, value = "fit", word
+        elif word.startswith("phases="):
+            name, value = "phases", check_phases(_number_or_text(word.removeprefix("phases=")))
         else:
-            known = ", ".join([*WHOLE_WORDS, *get_args(Fit)])
+            known = ", ".join([*WHOLE_WORDS, *get_args(Fit), "phases=2"])
             raise S2WrapError(f"scale {scale!r}: {word!r} is unknown; after the size write {known}")
         if options.get(name, value) != value:
-            said = [other for other in words if (other in WHOLE_WORDS) == (name == "whole")]
+            said = [other for other in words if _option_of(other) == name]
             raise S2WrapError(f"scale {scale!r} says {' and '.join(said)}; use one of them")
         options[name] = value
     return Scale(size, **options)
@@ -180,6 +197,23 @@ def check_policy(policy: Any) -> None:
     """Raise S2WrapError for what is neither a function nor the name of a policy."""
     if policy is not None and not callable(policy) and not (isinstance(policy, str) and policy in POLICIES):
         raise S2WrapError(f"policy={policy!r} is unknown; use a function or one of {', '.join(POLICIES)}")
+
+
+def check_phases(phases: Any) -> int:
+    """A number of phases. Raises S2WrapError for what is none."""
+    number = whole_number(phases)
+    if number is None or number < 1:
+        raise S2WrapError(f"phases={phases!r} is no number of looks; use 1, or 2 for half a patch from one to the next")
+    return number
+
+
+def _number_or_text(text: str) -> Any:
+    return int(text) if text.isdecimal() else text
+
+
+def _option_of(word: str) -> str:
+    """The option that a word of a scale's text stands for."""
+    return "whole" if word in WHOLE_WORDS else "phases" if word.startswith("phases=") else "fit"
 
 
 def whole_number(value: Any) -> int | None:
