@@ -126,6 +126,7 @@ def test_pictures_share_calls_of_a_graph(graph_file):
         {},
         {"scales": (1, 2), "fuse": "detail", "overlap": 2},
         {"scales": (1, 1.5), "fit": "pad", "fuse": "pyramid"},
+        {"scales": ("1:phases=2", 2), "fuse": "detail"},
         {"scales": (1, 3), "fit": "aspect", "target_grid": "finest", "prefix": "base"},
     ],
     ids=str,

@@ -54,6 +54,8 @@ FITS = [
     {"whole": True},
     {"whole": True, "fit": "aspect"},
     {"whole": True, "fit": "pad"},
+    {"phases": 2},
+    {"phases": 3, "overlap": 2, "fit": "aspect"},
 ]
 ENDS = [
     {},

@@ -61,6 +61,16 @@ def test_a_cell_holds_the_coordinates_that_its_geometry_says(scales, options, im
         assert found.max() < 0.005
 
 
+@pytest.mark.parametrize("image_hw", [(128, 128), (101, 157), (64, 200)])
+@pytest.mark.parametrize("options", [{}, {"fuse": "pyramid"}, {"fit": "aspect"}, {"overlap": 3}])
+def test_cells_of_phases_lie_where_their_geometry_says(options, image_hw):
+    """Their grid divides a resized image that is half a patch larger: cells cut tokens a little."""
+    features = s2wrap.wrap(Means(), (2,), image_size=64, phases=2, **options)(coordinates(*image_hw))
+    found = errors(features)
+    assert found[:, :, 2:-2, 2:-2].max() < 0.03
+    assert found.max() < 1 / 2  # a cell at an edge was seen by one of two coverings
+
+
 @pytest.mark.parametrize("image_hw", [(101, 157), (333, 90), (64, 200)])
 @pytest.mark.parametrize("options", [{}, {"whole": True}, {"overlap": 3}])
 def test_padding_moves_no_cell(options, image_hw):

@@ -27,6 +27,7 @@ def test_the_gpu_gives_the_cpus_features(vit, fuse):
         {"fit": "pad", "overlap": 3},
         {"whole": True, "fit": "aspect"},
         {"fuse": "detail", "overlap": 2},
+        {"phases": 2},
         {"norm": "std", "target_grid": "finest"},
         {"layers": (0, 3)},
     ],

@@ -33,6 +33,8 @@ def close(found, expected):
         {"whole": True, "fit": "pad", "target_grid": "finest"},
         {"overlap": 3, "blend": "gaussian", "target_grid": (13, 7)},
         {"fuse": "detail"},
+        {"phases": 2},
+        {"fuse": "detail", "scales": ("1:phases=2", 2)},
         {"fuse": "detail", "overlap": 2, "fit": "pad", "scales": (1, 2, 3)},
         {"fuse": "detail", "scales": (3, 1)},
         {"fuse": "detail", "layers": (0, 3)},
