@@ -14,8 +14,14 @@ from s2wrap.wrapper import MultiScale
 
 NAMES = ("vision_tower", "image_tower", "vision_model", "vision_encoder", "image_encoder", "visual")
 """What multimodal models call their vision tower."""
-INSIDE_OF = {"kosmos-2": "vision_model.model", "ovis2": "model.vision_tower.transformer"}
+INSIDE_OF = {
+    "kosmos-2": "vision_model.model",
+    "ovis2": "model.vision_tower.transformer",
+    "vision-encoder-decoder": "encoder",
+}
 """Where the tower lies in kinds of models that have more around it under its name."""
+READS_MORE = {"granite_docling": "pooler_output and deepstack_features", "nemotron_h_omni": "features"}
+"""Kinds of models that read more of their tower than hidden states."""
 KEPT = "s2wrap"
 """The entry of a model's config that keeps the options."""
 
@@ -23,7 +29,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 @takes_options(Options)
-def wrap_tower(model: Model, scales: Any = None, **options: Any) -> Model:
+def wrap_tower(model: Model, scales: Any = None, *, image_size: Any = None, **options: Any) -> Model:
     """A multimodal model of transformers, changed in place: its vision tower looks at images at several scales.
 
     As many image tokens of the same width come out as before, so that projector, prompts and language model stay. The
@@ -36,6 +42,7 @@ def wrap_tower(model: Model, scales: Any = None, **options: Any) -> Model:
     Args:
         model: generates text from images, such as `LlavaForConditionalGeneration`.
         scales: as for `wrap`; None for the options that `model.config.s2wrap` keeps.
+        image_size: of the tower in pixels, where its config says none (towers of timm, Florence-2).
         **options: of `Options`; `fuse` is "mean" by default, and can be any that keeps the width.
 
     Returns:
@@ -59,18 +66,21 @@ def wrap_tower(model: Model, scales: Any = None, **options: Any) -> Model:
     tower = model.get_submodule(path)
     if isinstance(tower, VisionTower):  # wrapped before
         tower = tower.model.backbone.model
-    chosen = _options(model, scales, options)
+    kept = getattr(model.config, KEPT, None)
+    if scales is None:
+        if kept is None or options:
+            raise S2WrapError(_no_scales(model, kept, options))
+        chosen, image_size = Options.from_json(kept["options"]), image_size or kept["image_size"]
+    else:
+        chosen = make_options(Options, "wrap_tower()", {"scales": scales, "fuse": "mean", **options})
     try:
-        backbone = TowerBackbone(tower, _places_read(model.config))
+        backbone = TowerBackbone(tower, _places_read(model.config), image_size)
     except S2WrapError as error:
-        raise S2WrapError(
-            f"the vision tower of {type(model).__name__} cannot be wrapped: {error}. Towers that take plain images can, "
-            f"such as those of LLaVA, PaliGemma, Gemma 3, InternVL and Idefics 3"
-        ) from error
+        raise S2WrapError(f"the vision tower of {type(model).__name__} cannot be wrapped: {error}") from error
     wrapped = MultiScale(backbone, _kept_tokens(chosen, backbone))
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, VisionTower(wrapped))
-    setattr(model.config, KEPT, chosen.to_json())
+    setattr(model.config, KEPT, {"options": chosen.to_json(), "image_size": image_size})
     return model
 
 
@@ -80,6 +90,11 @@ def _tower_path(model: Any) -> str:
     if kind in INSIDE_OF:
         return INSIDE_OF[kind]
     name = type(model).__name__
+    if kind in READS_MORE:
+        raise S2WrapError(
+            f"{name} reads {READS_MORE[kind]} of its vision tower, which are no hidden states, and a wrapped tower has "
+            f"none of them; models such as LLaVA, PaliGemma, Gemma 3, InternVL and Idefics 3 can be wrapped"
+        )
     if not isinstance(model, nn.Module) or not hasattr(model, "can_generate") or not model.can_generate():
         raise S2WrapError(
             f"{name} is no model of transformers that generates text from images, such as "
@@ -96,25 +111,23 @@ def _tower_path(model: Any) -> str:
 
 def _places_read(config: Any) -> tuple[int, ...]:
     """The indices of hidden states that a model reads of its tower, beside the last hidden state."""
-    if deepstack := getattr(config, "deepstack_layer_map", None):  # Granite 4 Vision
-        return tuple(sorted({layer for layer, _ in deepstack}))
+    if hasattr(config, "spatial_vision_layer"):  # Granite 4 Vision
+        return (*{layer for layer, _ in config.deepstack_layer_map or ()}, config.spatial_vision_layer)
     layers = getattr(config, "vision_feature_layer", None)
-    if layers is None or hasattr(config.vision_config, "architecture"):  # a model of timm: its last map is read
+    if layers is None or hasattr(
+        getattr(config, "vision_config", None), "architecture"
+    ):  # a model of timm: its last map is read
         return ()
     return (layers,) if isinstance(layers, int) else tuple(layers)
 
 
-def _options(model: Any, scales: Any, options: dict[str, Any]) -> Options:
-    """The options that were given, or that the model's config keeps."""
-    if scales is not None:
-        return make_options(Options, "wrap_tower()", {"scales": scales, "fuse": "mean", **options})
-    kept = getattr(model.config, KEPT, None)
-    if kept is None or options:
-        raise S2WrapError(
-            f"wrap_tower() was given no scales{' beside ' + ', '.join(options) if options else ''}, and the config of "
-            f"{type(model).__name__} keeps {'none' if kept is None else 'its own'}; give some, such as scales=(1, 2)"
-        )
-    return Options.from_json(kept)
+def _no_scales(model: Any, kept: Any, options: dict[str, Any]) -> str:
+    beside = f" beside {', '.join(options)}" if options else ""
+    held = "keeps none" if kept is None else "keeps its own"
+    return (
+        f"wrap_tower() was given no scales{beside}, and the config of {type(model).__name__} {held}; give them, such "
+        f"as scales=(1, 2)"
+    )
 
 
 def _kept_tokens(options: Options, backbone: Backbone) -> Options:

@@ -13,6 +13,7 @@ from s2wrap.backbones.from_transformers import TransformersBackbone
 from s2wrap.errors import S2WrapError
 from s2wrap.wrapper import MultiScale
 
+OF_TRANSFORMERS = (TransformersBackbone, TowerBackbone)
 INSIDE = "model.backbone.model."
 """Where the tower's own weights lie in a `VisionTower`; checkpoints have their keys without it."""
 HARMLESS = {"return_dict", "output_hidden_states", "use_cache"}
@@ -57,7 +58,7 @@ class VisionTower(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             model = self.__dict__.get("_modules", {}).get("model")
-            if model is None or name.startswith("_") or not isinstance(model.backbone, TransformersBackbone):
+            if model is None or name.startswith("_") or not isinstance(model.backbone, OF_TRANSFORMERS):
                 raise
             return getattr(model.backbone.model, name)
 
@@ -153,7 +154,7 @@ def _places(model: MultiScale) -> tuple[tuple[int, ...], int]:
     backbone = model.backbone
     if isinstance(backbone, TowerBackbone):
         return backbone.places, backbone.num_states
-    foreign = not isinstance(backbone, TransformersBackbone)
+    foreign = not isinstance(backbone, OF_TRANSFORMERS)
     count = 0 if foreign else getattr(backbone.model.config, "num_hidden_layers", -1) + 1
     if backbone.layers is None:  # the last features of transformers are after a norm, which hidden states are not
         return ((-1,) if foreign else ()), count
@@ -166,7 +167,7 @@ def _config(model: MultiScale) -> Any:
     backbone = model.backbone
     layers = 1 if model.options.join_layers else len(backbone.layouts)
     width = model.num_features // layers
-    if isinstance(backbone, TransformersBackbone):
+    if isinstance(backbone, OF_TRANSFORMERS):
         config = deepcopy(backbone.model.config)
         config.hidden_size = width
         return config
