@@ -32,8 +32,9 @@ class TowerBackbone(ProbedBackbone):
 
     def __init__(self, tower: Any, places: Sequence[int] = (), image_size: Any = None):
         self.kind: str = tower.config.model_type
-        self.takes = inspect.signature(tower.forward).parameters
-        if needed := _needed(self.takes.values()):
+        takes = inspect.signature(tower.forward).parameters
+        self.takes = frozenset(takes)
+        if needed := _needed(takes.values()):
             raise S2WrapError(
                 f"{type(tower).__name__} takes no images alone: it needs {', '.join(needed)} too. It looks at images of "
                 f"other sizes itself: give it larger ones, by the sizes of its image processor (max_pixels, say)"
