@@ -1,14 +1,12 @@
 """`wrap_tower`: a multimodal model of transformers whose vision tower looks at several scales."""
 
-from dataclasses import replace
-from typing import Any, TypeVar
-
-from torch import nn
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Annotated, Any
 
 from s2wrap.backbones.base import Backbone
 from s2wrap.backbones.from_tower import TowerBackbone
 from s2wrap.errors import S2WrapError
-from s2wrap.options import Options, make_options, takes_options
+from s2wrap.options import Options, make_options, part_of, takes_options
 from s2wrap.tower import VisionTower
 from s2wrap.wrapper import MultiScale
 
@@ -20,16 +18,30 @@ INSIDE_OF = {
     "vision-encoder-decoder": "encoder",
 }
 """Where the tower lies in kinds of models that have more around it under its name."""
-READS_MORE = {"granite_docling": "pooler_output and deepstack_features", "nemotron_h_omni": "features"}
-"""Kinds of models that read more of their tower than hidden states."""
+REFUSED = dict.fromkeys(
+    ("deepseek_ocr2", "unlimited_ocr"), "gives its vision tower images of two sizes: whole ones and smaller crops"
+)
+REFUSED |= {
+    "granite_docling": "reads pooler_output and deepstack_features of its vision tower, which are no hidden states",
+    "nemotron_h_omni": "reads features of its vision tower, which are no hidden states",
+}
+"""Kinds of models whose tower takes images, and that still need more than a wrapped tower gives."""
 KEPT = "s2wrap"
 """The entry of a model's config that keeps the options."""
 
-Model = TypeVar("Model", bound=nn.Module)
+
+@dataclass(frozen=True)
+class TowerOptions(Options):
+    """What `wrap_tower` takes."""
+
+    _: KW_ONLY
+    image_size: Annotated[
+        int | tuple[int, int] | None, "The tower's input size in pixels, where its config says none."
+    ] = None
 
 
-@takes_options(Options)
-def wrap_tower(model: Model, scales: Any = None, *, image_size: Any = None, **options: Any) -> Model:
+@takes_options(TowerOptions)
+def wrap_tower(model: Any, scales: Any = None, **options: Any) -> Any:
     """A multimodal model of transformers, changed in place: its vision tower looks at images at several scales.
 
     As many image tokens of the same width come out as before, so that projector, prompts and language model stay. The
@@ -37,13 +49,14 @@ def wrap_tower(model: Model, scales: Any = None, *, image_size: Any = None, **op
     it images as large as the largest scale.
 
     `model.config.s2wrap` keeps the options, so that `save_pretrained` does, and the checkpoint has the keys of the
-    model without s2wrap. `from_pretrained` makes that model; `wrap_tower(model)`, without scales, wraps it as it was.
+    model without s2wrap. `from_pretrained` makes that model, whose tower looks at one scale until
+    `wrap_tower(model)`, without scales, wraps it as it was. With `frozen` (the default) the tower's weights are.
 
     Args:
         model: generates text from images, such as `LlavaForConditionalGeneration`.
         scales: as for `wrap`; None for the options that `model.config.s2wrap` keeps.
-        image_size: of the tower in pixels, where its config says none (towers of timm, Florence-2).
-        **options: of `Options`; `fuse` is "mean" by default, and can be any that keeps the width.
+        **options: of `Options`; `fuse` is "mean" by default, and can be any that keeps the width. And `image_size`:
+            that of the tower in pixels, where its config says none (towers of timm, Florence-2).
 
     Returns:
         The same model.
@@ -66,21 +79,15 @@ def wrap_tower(model: Model, scales: Any = None, *, image_size: Any = None, **op
     tower = model.get_submodule(path)
     if isinstance(tower, VisionTower):  # wrapped before
         tower = tower.model.backbone.model
-    kept = getattr(model.config, KEPT, None)
-    if scales is None:
-        if kept is None or options:
-            raise S2WrapError(_no_scales(model, kept, options))
-        chosen, image_size = Options.from_json(kept["options"]), image_size or kept["image_size"]
-    else:
-        chosen = make_options(Options, "wrap_tower()", {"scales": scales, "fuse": "mean", **options})
+    chosen = _options(model, scales, options)
     try:
-        backbone = TowerBackbone(tower, _places_read(model.config), image_size)
+        backbone = TowerBackbone(tower, _places_read(model.config), chosen.image_size)
     except S2WrapError as error:
         raise S2WrapError(f"the vision tower of {type(model).__name__} cannot be wrapped: {error}") from error
-    wrapped = MultiScale(backbone, _kept_tokens(chosen, backbone))
+    wrapped = MultiScale(backbone, _kept_tokens(part_of(Options, chosen), backbone))
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, VisionTower(wrapped))
-    setattr(model.config, KEPT, {"options": chosen.to_json(), "image_size": image_size})
+    setattr(model.config, KEPT, chosen.to_json())
     return model
 
 
@@ -90,12 +97,11 @@ def _tower_path(model: Any) -> str:
     if kind in INSIDE_OF:
         return INSIDE_OF[kind]
     name = type(model).__name__
-    if kind in READS_MORE:
+    if kind in REFUSED:
         raise S2WrapError(
-            f"{name} reads {READS_MORE[kind]} of its vision tower, which are no hidden states, and a wrapped tower has "
-            f"none of them; models such as LLaVA, PaliGemma, Gemma 3, InternVL and Idefics 3 can be wrapped"
+            f"{name} {REFUSED[kind]}; models such as LLaVA, PaliGemma, Gemma 3, InternVL and Idefics 3 can be wrapped"
         )
-    if not isinstance(model, nn.Module) or not hasattr(model, "can_generate") or not model.can_generate():
+    if not (hasattr(model, "can_generate") and (model.can_generate() or hasattr(model, "language_model"))):
         raise S2WrapError(
             f"{name} is no model of transformers that generates text from images, such as "
             f"LlavaForConditionalGeneration; for features use s2wrap.wrap(model, scales)"
@@ -121,13 +127,18 @@ def _places_read(config: Any) -> tuple[int, ...]:
     return (layers,) if isinstance(layers, int) else tuple(layers)
 
 
-def _no_scales(model: Any, kept: Any, options: dict[str, Any]) -> str:
-    beside = f" beside {', '.join(options)}" if options else ""
-    held = "keeps none" if kept is None else "keeps its own"
-    return (
-        f"wrap_tower() was given no scales{beside}, and the config of {type(model).__name__} {held}; give them, such "
-        f"as scales=(1, 2)"
-    )
+def _options(model: Any, scales: Any, options: dict[str, Any]) -> TowerOptions:
+    """The options that were given, or that the model's config keeps."""
+    if scales is not None:
+        return make_options(TowerOptions, "wrap_tower()", {"scales": scales, "fuse": "mean", **options})
+    kept = getattr(model.config, KEPT, None)
+    if kept is None or options:
+        beside = f" beside {', '.join(options)}" if options else ""
+        raise S2WrapError(
+            f"wrap_tower() was given no scales{beside}, and the config of {type(model).__name__} keeps "
+            f"{'none' if kept is None else 'its own'}; give them, such as scales=(1, 2)"
+        )
+    return TowerOptions.from_json(kept)
 
 
 def _kept_tokens(options: Options, backbone: Backbone) -> Options:
@@ -141,8 +152,8 @@ def _kept_tokens(options: Options, backbone: Backbone) -> Options:
         )
     if options.target_grid not in (None, grid_hw):
         raise S2WrapError(
-            f"target_grid={options.target_grid!r}, and {fits}, of {grid_hw[0]}×{grid_hw[1]} cells; leave it out, or use "
-            f"a VisionTower"
+            f"target_grid={options.target_grid!r}, and {fits}, of {grid_hw[0]}×{grid_hw[1]} cells; leave it out, or "
+            f"use a VisionTower"
         )
     if options.prefix == "drop" and backbone.layout.num_prefix_tokens:
         raise S2WrapError(f"prefix='drop' leaves out CLS, and {fits}; use prefix='area' or 'base'")

@@ -140,8 +140,8 @@ class HiddenStates:
         if not isinstance(place, int) or place not in known:
             raise S2WrapError(
                 f"hidden_states[{index}] is asked of a vision tower that was wrapped for "
-                f"{sorted(self.states) or 'the last features'} alone; put it in place with s2wrap.wrap_tower(model, …), "
-                f"which reads the model's config, or wrap with layers= and join_layers=False"
+                f"{sorted(self.states) or 'the last features'} alone; put it in place with s2wrap.wrap_tower(model, "
+                f"…), which reads the model's config, or wrap with layers= and join_layers=False"
             )
         return known[place]
 
@@ -189,8 +189,8 @@ def _check_sizes(image_sizes: Any, image_hw: tuple[int, int]) -> None:
     sizes = {tuple(int(side) for side in size) for size in image_sizes}
     if sizes != {image_hw}:
         raise S2WrapError(
-            f"image_sizes={sorted(sizes)}, but the wrapped tower gives the tokens of {image_hw[0]}×{image_hw[1]} pixels "
-            f"for every image; resize images to squares, and give image_sizes=[{list(image_hw)}, …]"
+            f"image_sizes={sorted(sizes)}, but the wrapped tower gives the tokens of {image_hw[0]}×{image_hw[1]} "
+            f"pixels for every image; resize images to squares, and give image_sizes=[{list(image_hw)}, …]"
         )
 
 

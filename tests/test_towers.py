@@ -163,6 +163,22 @@ def small_on_meta(kind):
         return made(config)
 
 
+@torch.no_grad()
+def test_the_model_inside_can_be_wrapped_too():
+    model, asked = LLAVA.model(), LLAVA.ask(2 * SIDE)
+    wanted = s2wrap.wrap_tower(LLAVA.model(), scales=(1, 2))(**asked).logits
+    s2wrap.wrap_tower(model.model, scales=(1, 2))
+    torch.testing.assert_close(model(**asked).logits, wanted)
+
+
+@pytest.mark.parametrize("kind", ["deepseek_ocr2", "unlimited_ocr"])
+def test_a_family_that_shows_its_tower_two_sizes_is_refused(kind):
+    model = LLAVA.model()
+    model.config.model_type = kind  # its own default configuration makes no model
+    with pytest.raises(S2WrapError, match="images of two sizes"):
+        s2wrap.wrap_tower(model, scales=(1, 2))
+
+
 def test_models_that_generate_no_text_from_images_are_refused():
     vit = transformers.ViTModel(transformers.ViTConfig(**vision("vit")))
     for model in (vit, timm.create_model("test_vit"), nn.Linear(2, 2)):
@@ -307,6 +323,12 @@ def test_a_backbone_of_timm_sees_for_a_llava(fuse):
     assert said.shape[1] > ids.shape[1]
     with pytest.raises(S2WrapError, match=r"hidden_states\[-3\]"):
         model.get_image_features(images, vision_feature_layer=-3)
+    inner = timm.create_model("test_vit", img_size=64, num_classes=0).eval()
+    tower = s2wrap.VisionTower(s2wrap.wrap(inner, scales=(1, 2), layers=(-2,), fuse=fuse))
+    again = put_into_llava(tower, vision_feature_layer=-2)
+    again.load_state_dict(model.state_dict())
+    asked = {"input_ids": ids, "pixel_values": images}
+    torch.testing.assert_close(again(**asked).logits, model(**asked).logits)
 
 
 @torch.no_grad()

@@ -36,8 +36,8 @@ class TowerBackbone(ProbedBackbone):
         self.takes = frozenset(takes)
         if needed := _needed(takes.values()):
             raise S2WrapError(
-                f"{type(tower).__name__} takes no images alone: it needs {', '.join(needed)} too. It looks at images of "
-                f"other sizes itself: give it larger ones, by the sizes of its image processor (max_pixels, say)"
+                f"{type(tower).__name__} takes no images alone: it needs {', '.join(needed)} too. It looks at images "
+                f"of other sizes itself: give it larger ones, by the sizes of its image processor (max_pixels, say)"
             )
         if image_size is None and _image_size(tower.config) is None:
             raise S2WrapError(
