@@ -18,7 +18,7 @@ INSIDE_OF = {
     "vision-encoder-decoder": "encoder",
 }
 """Where the tower lies in kinds of models that have more around it under its name."""
-REFUSED = dict.fromkeys(
+REFUSED: dict[str, str] = dict.fromkeys(
     ("deepseek_ocr2", "unlimited_ocr"), "gives its vision tower images of two sizes: whole ones and smaller crops"
 )
 REFUSED |= {
