@@ -50,7 +50,7 @@ class VisionTower(nn.Module):
             raise S2WrapError("fuse='pyramid' is no sequence of tokens; a vision tower takes fuse='mean' or 'detail'")
         self.model = model
         self.config = _config(model)
-        self._register_state_dict_hook(_own_keys)
+        self.register_state_dict_post_hook(_own_keys)
         self.register_load_state_dict_pre_hook(_inner_keys)
 
     def __getattr__(self, name: str) -> Any:

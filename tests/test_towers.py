@@ -301,6 +301,39 @@ def test_llava_next_counts_as_many_tokens_of_larger_images_with_half_their_sizes
     assert counts[0] == counts[1] > 32
 
 
+@torch.no_grad()
+def test_llava_counts_as_many_tokens_of_larger_images_with_larger_patches():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "look": 5, "<image>": 7}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, additional_special_tokens=["<image>"])
+    sizes = {"size": {"shortest_edge": 2 * SIDE}, "crop_size": {"height": 2 * SIDE, "width": 2 * SIDE}}
+    processor = transformers.LlavaProcessor(
+        transformers.CLIPImageProcessor(**sizes),
+        tokenizer,
+        patch_size=16,  # twice the tower's
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+    picture = torch.randint(0, 256, (3, 70, 100), dtype=torch.uint8)
+    given = processor(images=picture, text="look <image> look", return_tensors="pt")
+    model = s2wrap.wrap_tower(LLAVA.model(), scales=(1, 2))
+    assert int((given["input_ids"] == 7).sum()) == 16
+    asked = {name: given[name] for name in ("input_ids", "attention_mask", "pixel_values")}
+    assert given["pixel_values"].shape[-2:] == (64, 64)
+    assert model(**asked).logits.shape == (1, 18, 128)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{"fit": "pad"}, {"fit": "aspect"}, {"whole": True}, {"fuse": "max", "norm": "l2"}])
+def test_options_leave_the_number_of_image_tokens_as_it_is(options):
+    model = s2wrap.wrap_tower(LLAVA.model(), scales=(1, 2), **options)
+    asked = LLAVA.ask(SIDE)
+    asked["pixel_values"] = torch.randn(1, 3, 48, 96)
+    assert model(**asked).logits.shape == (1, 19, 128)
+
+
 def put_into_llava(tower, **config):
     """A LLaVA that is made for a tower of any width."""
     parts = {"vision_config": tower.config, "text_config": text(), "image_token_index": 7, **config}

@@ -105,6 +105,14 @@ SHORT_PROMPT = {"qformer_input_ids": torch.tensor([[1, 4, 5]])}
 
 LLAVAS = [  # LLaVA and its relatives
     Family("llava", 16, CLIP),
+    Family("llava", 16, config={"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}),
+    Family(
+        "llava",
+        16,
+        vision("pixtral", head_dim=16),
+        config={"vision_feature_layer": -1, "vision_feature_select_strategy": "full"},
+        inputs=of_native_size,
+    ),
     Family("llava_next", 36, CLIP, config=ONE_TILE, inputs=whole_and_tile),
     Family("llava_next_video", 36, CLIP, config=ONE_TILE, inputs=whole_and_tile),
     Family("llava_onevision", 36, config=ONE_TILE, inputs=whole_and_tile),
