@@ -7,17 +7,13 @@ from s2wrap.backbones.base import Backbone
 from s2wrap.backbones.from_tower import TowerBackbone
 from s2wrap.errors import S2WrapError
 from s2wrap.options import Options, make_options, part_of, takes_options
-from s2wrap.tower import VisionTower
+from s2wrap.tower import OF_TRANSFORMERS, VisionTower
 from s2wrap.wrapper import MultiScale
 
 NAMES = ("vision_tower", "image_tower", "vision_model", "vision_encoder", "image_encoder", "visual")
 """What multimodal models call their vision tower."""
-INSIDE_OF = {
-    "kosmos-2": "vision_model.model",
-    "ovis2": "model.vision_tower.transformer",
-    "vision-encoder-decoder": "encoder",
-}
-"""Where the tower lies in kinds of models that have more around it under its name."""
+INSIDE = {"kosmos-2": "model", "ovis2": "transformer"}
+"""The part of the vision tower that answers hidden states, in kinds of models whose tower makes more of them."""
 REFUSED: dict[str, str] = dict.fromkeys(
     ("deepseek_ocr2", "unlimited_ocr"), "gives its vision tower images of two sizes: whole ones and smaller crops"
 )
@@ -78,7 +74,7 @@ def wrap_tower(model: Any, scales: Any = None, **options: Any) -> Any:
     path = _tower_path(model)
     tower = model.get_submodule(path)
     if isinstance(tower, VisionTower):  # wrapped before
-        tower = tower.model.backbone.model
+        tower = _inner(tower)
     chosen = _options(model, scales, options)
     try:
         backbone = TowerBackbone(tower, _places_read(model.config), chosen.image_size)
@@ -91,11 +87,22 @@ def wrap_tower(model: Any, scales: Any = None, **options: Any) -> Any:
     return model
 
 
+def _inner(tower: VisionTower) -> Any:
+    """The tower that was wrapped. Raises S2WrapError where it is none of transformers."""
+    backbone = tower.model.backbone
+    if not isinstance(backbone, OF_TRANSFORMERS):
+        raise S2WrapError(
+            f"the vision tower of this model is a wrapped {backbone.name}, which is none of transformers; put another "
+            f"in its place: VisionTower(s2wrap.wrap(backbone, scales, …))"
+        )
+    return backbone.model
+
+
 def _tower_path(model: Any) -> str:
     """Where the vision tower of a model lies. Raises S2WrapError for models that are no multimodal ones."""
     kind = getattr(getattr(model, "config", None), "model_type", "")
-    if kind in INSIDE_OF:
-        return INSIDE_OF[kind]
+    if kind == "vision-encoder-decoder":
+        return "encoder"
     name = type(model).__name__
     if kind in REFUSED:
         raise S2WrapError(
@@ -112,7 +119,8 @@ def _tower_path(model: Any) -> str:
             f"{name} has no vision tower: no part of it is called {', '.join(NAMES)}; models such as LLaVA, PaliGemma, "
             f"Gemma 3, InternVL and Idefics 3 have one"
         )
-    return min(paths, key=lambda path: path.count("."))
+    path = min(paths, key=lambda path: path.count("."))
+    return f"{path}.{INSIDE[kind]}" if kind in INSIDE else path
 
 
 def _places_read(config: Any) -> tuple[int, ...]:
@@ -120,9 +128,8 @@ def _places_read(config: Any) -> tuple[int, ...]:
     if hasattr(config, "spatial_vision_layer"):  # Granite 4 Vision
         return (*{layer for layer, _ in config.deepstack_layer_map or ()}, config.spatial_vision_layer)
     layers = getattr(config, "vision_feature_layer", None)
-    if layers is None or hasattr(
-        getattr(config, "vision_config", None), "architecture"
-    ):  # a model of timm: its last map is read
+    of_timm = hasattr(getattr(config, "vision_config", None), "architecture")
+    if layers is None or of_timm:  # of a tower of timm the last map is read
         return ()
     return (layers,) if isinstance(layers, int) else tuple(layers)
 

@@ -164,9 +164,11 @@ def small_on_meta(kind):
 
 
 @torch.no_grad()
-def test_the_model_inside_can_be_wrapped_too():
-    model, asked = LLAVA.model(), LLAVA.ask(2 * SIDE)
-    wanted = s2wrap.wrap_tower(LLAVA.model(), scales=(1, 2))(**asked).logits
+@pytest.mark.parametrize("kind", ["llava", "ovis2"])
+def test_the_model_inside_can_be_wrapped_too(kind):
+    family = next(family for family in FAMILIES if family.kind == kind)
+    model, asked = family.model(), family.ask(2 * SIDE)
+    wanted = s2wrap.wrap_tower(family.model(), scales=(1, 2))(**asked).logits
     s2wrap.wrap_tower(model.model, scales=(1, 2))
     torch.testing.assert_close(model(**asked).logits, wanted)
 
@@ -356,6 +358,8 @@ def test_a_backbone_of_timm_sees_for_a_llava(fuse):
     assert said.shape[1] > ids.shape[1]
     with pytest.raises(S2WrapError, match=r"hidden_states\[-3\]"):
         model.get_image_features(images, vision_feature_layer=-3)
+    with pytest.raises(S2WrapError, match="wrapped test_vit, which is none of transformers"):
+        s2wrap.wrap_tower(model, scales=(1,))
     inner = timm.create_model("test_vit", img_size=64, num_classes=0).eval()
     tower = s2wrap.VisionTower(s2wrap.wrap(inner, scales=(1, 2), layers=(-2,), fuse=fuse))
     again = put_into_llava(tower, vision_feature_layer=-2)
