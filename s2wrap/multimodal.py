@@ -40,7 +40,7 @@ class TowerOptions(Options):
 def wrap_tower(model: Any, scales: Any = None, **options: Any) -> Any:
     """A multimodal model of transformers, changed in place: its vision tower looks at images at several scales.
 
-    As many image tokens of the same width come out as before, so that projector, prompts and language model stay. The
+    As many image tokens of the same width come out as before, so that projector, text and language model stay. The
     tower answers what the model's config reads of it: its last hidden state, and those of `vision_feature_layer`. Give
     it images as large as the largest scale.
 
@@ -151,7 +151,7 @@ def _options(model: Any, scales: Any, options: dict[str, Any]) -> TowerOptions:
 def _kept_tokens(options: Options, backbone: Backbone) -> Options:
     """The options with the grid of the tower. Raises S2WrapError where the tokens would not be those of the tower."""
     grid_hw = backbone.layout.grid_hw
-    fits = "projector and prompt take the tokens of the tower as it is"
+    fits = "projector and text take the tokens of the tower as it is"
     if options.fuse in ("concat", "pyramid"):
         raise S2WrapError(
             f"fuse={options.fuse!r} does not keep the width of {backbone.layout.num_features}, and {fits}; use "

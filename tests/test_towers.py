@@ -200,7 +200,7 @@ def test_models_that_generate_no_text_from_images_are_refused():
         ({"fuse": "mean"}, "no scales beside fuse"),
     ],
 )
-def test_options_under_which_projector_or_prompt_would_not_fit_are_refused(options, reason):
+def test_options_under_which_projector_or_text_would_not_fit_are_refused(options, reason):
     with pytest.raises(S2WrapError, match=reason):
         s2wrap.wrap_tower(LLAVA.model(), **options)
 

@@ -40,7 +40,7 @@ class Family:
 
     Attributes:
         kind: of model, as transformers calls it.
-        tokens: image tokens in the prompt.
+        tokens: image tokens in the text.
         vision: the configuration of its tower; None for models that keep it elsewhere.
         text: that of its language model.
         config: what else its configuration says.
@@ -101,7 +101,7 @@ PAIR = {"image_size": [SIDE, SIDE], "patch_size": [PATCH, PATCH]}
 QFORMER = {"num_query_tokens": 4, "qformer_config": {**SIZES, "encoder_hidden_size": 32, "vocab_size": 128}}
 SAM = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 64, "patch_size": 8}
 SAM |= {"mlp_dim": 64, "window_size": 2, "global_attn_indexes": [1]}
-SHORT_PROMPT = {"qformer_input_ids": torch.tensor([[1, 4, 5]])}
+QUESTION = {"qformer_input_ids": torch.tensor([[1, 4, 5]])}
 
 LLAVAS = [  # LLaVA and its relatives
     Family("llava", 16, CLIP),
@@ -243,13 +243,13 @@ OTHERS = [
     ),
     Family("step3p7", 4, vision("step3p5_vision", image_size=64), text("step3p5", sliding_window=8), side=64),
     Family("blip-2", 4, vision("blip_2_vision_model"), config=QFORMER),
-    Family("instructblip", 4, vision("instructblip_vision_model"), config=QFORMER, inputs=lambda pixels: SHORT_PROMPT),
+    Family("instructblip", 4, vision("instructblip_vision_model"), config=QFORMER, inputs=lambda pixels: QUESTION),
     Family(
         "instructblipvideo",
         8,
         vision("instructblipvideo_vision_model"),
         config={**QFORMER, "video_token_index": IMAGE},
-        inputs=lambda pixels: {"pixel_values": torch.stack([pixels, pixels], dim=1), **SHORT_PROMPT},
+        inputs=lambda pixels: {"pixel_values": torch.stack([pixels, pixels], dim=1), **QUESTION},
     ),
     Family(
         "blip",
