@@ -10,6 +10,7 @@ from .factory import wrap as wrap
 from .features import Features as Features
 from .geometry import Geometry as Geometry
 from .inputs import ModelInput as ModelInput
+from .multimodal import wrap_tower as wrap_tower
 from .options import BackboneOptions as BackboneOptions
 from .options import Options as Options
 from .projector import dynamic_s2 as dynamic_s2

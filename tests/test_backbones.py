@@ -305,45 +305,6 @@ def test_a_configuration_that_makes_no_model_says_why():
         s2wrap.load("transformers:aya_vision", pretrained=False)
 
 
-@pytest.fixture
-def llava(clip_vision):
-    torch.manual_seed(0)
-    text = transformers.LlamaConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, vocab_size=128
-    )
-    config = transformers.LlavaConfig(
-        vision_config=clip_vision.config, text_config=text, image_token_index=7, vision_feature_layer=-2
-    )
-    return transformers.LlavaForConditionalGeneration(config).eval()
-
-
-def ask(llava, pixels):
-    tokens = torch.tensor([[1, *[7] * 16, 2, 3]])
-    with torch.no_grad():
-        return llava(input_ids=tokens, attention_mask=torch.ones_like(tokens), pixel_values=pixels).logits
-
-
-def test_a_tower_of_one_scale_leaves_a_llava_as_it_is(llava):
-    pixels = torch.randn(1, 3, 32, 32)
-    before = ask(llava, pixels)
-    llava.model.vision_tower = s2wrap.VisionTower(s2wrap.wrap(llava, scales=(1,), layers=(-2,)))
-    torch.testing.assert_close(ask(llava, pixels), before)
-
-
-@pytest.mark.parametrize(("fuse", "width"), [("concat", 64), ("mean", 32)])
-def test_a_tower_states_the_width_that_the_projector_must_take(llava, fuse, width):
-    tower = s2wrap.VisionTower(s2wrap.wrap(llava, scales=(1, 2), layers=(-2,), fuse=fuse))
-    assert tower.config.hidden_size == width
-    llava.model.vision_tower = tower
-    llava.model.multi_modal_projector.linear_1 = nn.Linear(width, 32)
-    assert ask(llava, torch.randn(1, 3, 64, 64)).shape == (1, 19, 128)
-
-
-def test_only_towers_of_transformers_go_into_a_llava():
-    with pytest.raises(S2WrapError, match="test_vit is none of transformers"):
-        s2wrap.VisionTower(s2wrap.load("timm:test_vit", pretrained=False))
-
-
 class HubDino(nn.Module):
     """The face of the DINO models of torch.hub, on timm's DINOv2."""
 
