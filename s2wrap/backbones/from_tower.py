@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from s2wrap.backbones.from_transformers import _image_size, _tower_facts
+from s2wrap.backbones.from_transformers import image_size_of, tower_facts
 from s2wrap.backbones.probed import ProbedBackbone
 from s2wrap.errors import S2WrapError, first_line
 from s2wrap.features import Features
@@ -39,7 +39,7 @@ class TowerBackbone(ProbedBackbone):
                 f"{type(tower).__name__} takes no images alone: it needs {', '.join(needed)} too. It looks at images "
                 f"of other sizes itself: give it larger ones, by the sizes of its image processor (max_pixels, say)"
             )
-        if image_size is None and _image_size(tower.config) is None:
+        if image_size is None and image_size_of(tower.config) is None:
             raise S2WrapError(
                 f"the config of {type(tower).__name__} says no image size; give the size in pixels of the images that "
                 f"the model was trained with: image_size=768, say"
@@ -49,7 +49,7 @@ class TowerBackbone(ProbedBackbone):
         self.num_states = 0
         try:
             options = BackboneOptions(image_size=image_size)
-            facts, origins = _tower_facts(tower, options, None)
+            facts, origins = tower_facts(tower, options, None)
             super().__init__(tower, options, facts=facts, origins=origins)
             if places:
                 self._find_states(places)

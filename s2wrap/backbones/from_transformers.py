@@ -66,7 +66,7 @@ class TransformersBackbone(ProbedBackbone):
         self.interpolate = False
         self._last_norm: LastNorm | None = None
         self._norm_sought = False
-        facts, origins = _tower_facts(tower, options, self.patches)
+        facts, origins = tower_facts(tower, options, self.patches)
         super().__init__(tower, options, facts=facts, origins=origins)
         if self.kind in BGR and self.input.channels == 3:
             self.input = replace(self.input, channel_order="BGR")
@@ -209,12 +209,12 @@ def _rows(count: int, tiles: Tensor) -> int:
     return round((count * tiles.shape[-2] / tiles.shape[-1]) ** 0.5)
 
 
-def _image_size(config: Any) -> Any:
+def image_size_of(config: Any) -> Any:
     size = getattr(config, "image_size", None) or getattr(getattr(config, "backbone_config", None), "image_size", None)
     return tuple(size) if isinstance(size, list) else size
 
 
-def _tower_facts(
+def tower_facts(
     tower: Any, options: BackboneOptions, patches: int | None
 ) -> tuple[BackboneOptions, dict[str, Origin]]:
     """What is known of a vision tower, and where from if not from its config."""
@@ -223,7 +223,7 @@ def _tower_facts(
     if hasattr(getattr(tower, "input_conditioner", None), "norm_mean"):  # RADIO normalises for itself
         processed, origin = replace(processed, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)), "model"
     origins: dict[str, Origin] = dict.fromkeys(("mean", "std", "interpolation"), origin)
-    size = _image_size(config) or (patches and round(config.num_patches**0.5) * patches)
+    size = image_size_of(config) or (patches and round(config.num_patches**0.5) * patches)
     if not size:
         origins["image_size"] = origin if processed.image_size else "class default"
     facts = replace(
