@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -158,10 +159,25 @@ def as_backbone(model: Any, options: BackboneOptions = NO_OPTIONS) -> Backbone:
             f"a {type(model).__name__} gives the answer of its model's forward alone; wrap the model inside "
             f"(model.module), and parallelise the result: {type(model).__name__}(wrap(model.module))"
         )
+    model = _adapted(model)
     for family in reversed(FAMILIES.values()):  # those of users first
         if family.matches(model):
             return family.adapt(model, options)
     return ProbedBackbone(model, options)
+
+
+def _adapted(model: Any) -> Any:
+    """The model inside a `PeftModel`, with its adapters in it; any other model as it is."""
+    peft: Any = sys.modules.get("peft")  # a model of PEFT has imported it
+    if peft is None or not isinstance(model, peft.PeftModel):
+        return model
+    config = model.active_peft_config
+    if config.is_prompt_learning:
+        raise S2WrapError(
+            f"{config.peft_type.value} adds prompts beside a model, which a call for features does not see; use an "
+            f"adapter inside the model, such as LoRA"
+        )
+    return model.get_base_model()
 
 
 def register_backbone(

@@ -1,0 +1,258 @@
+"""Training a wrapped model by what PyTorch and others offer for it: each against a plain loop, or their own numbers."""
+
+import copy
+import sys
+import warnings
+
+import pytest
+import timm
+import torch
+import torchvision
+import transformers
+from torch import nn
+from torch.nn import functional
+
+import s2wrap
+from s2wrap.errors import S2WrapError
+
+IMAGES = torch.randn(2, 3, 200, 200, generator=torch.Generator().manual_seed(0))
+INTEGRATIONS = "needs the [integrations] extra"
+
+
+def new_vit():
+    torch.manual_seed(0)
+    return timm.create_model("test_vit", num_classes=0).eval()
+
+
+def new_dino(**options):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.Dinov2Config(**sizes, image_size=32, patch_size=8, **options)
+    return transformers.Dinov2Model(config).eval()
+
+
+def gradients(model, images=IMAGES):
+    model.zero_grad()
+    model(images).spatial.pow(2).sum().backward()
+    return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+@pytest.mark.parametrize("make", [new_vit, new_dino])
+@pytest.mark.parametrize("convention", ["timm", "transformers", "newer transformers"])
+def test_checkpointing_by_any_name_keeps_less_and_gives_the_same_gradients(make, convention):
+    model = s2wrap.wrap(make(), (1, 2), frozen=False).train()
+    expected, kept = gradients(model), kept_for_backward(model)
+    on, off = {
+        "timm": (model.set_grad_checkpointing, lambda: model.set_grad_checkpointing(enable=False)),
+        "transformers": (
+            lambda: model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False}),
+            model.gradient_checkpointing_disable,
+        ),
+        "newer transformers": (model.activation_checkpointing_enable, model.activation_checkpointing_disable),
+    }[convention]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        on()
+    assert kept_for_backward(model) < 0.7 * kept
+    found = gradients(model)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, msg=name)
+    off()
+    assert kept_for_backward(model) == kept
+
+
+def kept_for_backward(model):
+    """Bytes that autograd keeps of a call, weights among them."""
+    seen = {}
+
+    def keep(tensor):
+        seen[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        features = model(IMAGES)
+    del features
+    return sum(seen.values())
+
+
+def test_models_without_checkpointing_say_so_and_what_would_work():
+    resnet = torchvision.models.resnet18()
+    callables = s2wrap.wrap(nn.AvgPool2d(16), (1,), image_size=64, frozen=False)
+    vgg = s2wrap.wrap(timm.create_model("vgg11", num_classes=0), (1,), frozen=False)
+    for model in (s2wrap.wrap(resnet, (1,), frozen=False), callables, vgg):
+        for call in (model.set_grad_checkpointing, model.gradient_checkpointing_enable):
+            with pytest.raises(
+                S2WrapError, match=rf"{model.backbone.name}.* no gradient checkpointing.*of timm or tra"
+            ):
+                call()
+    dino = s2wrap.wrap(new_dino(), (1,))
+    with pytest.raises(S2WrapError, match="has no effect.*wrap with frozen=False"):
+        dino.gradient_checkpointing_enable()
+    with pytest.raises(S2WrapError, match=r"every_n_layers=2 has no effect on .*test_vit"):
+        s2wrap.wrap(new_vit(), frozen=False).activation_checkpointing_enable(every_n_layers=2)
+
+
+def test_an_open_clip_model_whose_checkpointing_does_nothing_says_so():
+    import open_clip
+
+    tower = open_clip.model.CLIPVisionCfg(layers=(1, 1, 1, 1), width=8, image_size=64)
+    text = open_clip.model.CLIPTextCfg(context_length=8, vocab_size=100, width=32, heads=2, layers=1)
+    model = s2wrap.wrap(open_clip.CLIP(16, tower, text), (1,), frozen=False)
+    with pytest.raises(S2WrapError, match=r"set_grad_checkpointing\(\) of .* does nothing"):
+        model.set_grad_checkpointing()
+
+
+def lora(model, **options):
+    peft = pytest.importorskip("peft", reason=INTEGRATIONS)
+    torch.manual_seed(1)
+    options = {"target_modules": ["qkv"], "r": 2, "lora_dropout": 0.5, "init_lora_weights": False} | options
+    return peft.get_peft_model(model, peft.LoraConfig(**options))
+
+
+def trained(model):
+    return {name.split(".model.")[-1] for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("after", [False, True])
+def test_lora_trains_and_its_dropout_runs_whether_it_came_before_or_after(frozen, after):
+    plain = lora(new_vit())
+    wanted, base = trained(plain), plain.get_base_model()
+    model = lora(s2wrap.wrap(new_vit(), (1,), frozen=frozen)) if after else s2wrap.wrap(plain, (1,), frozen=frozen)
+    assert trained(model) == wanted
+    assert len(wanted) == 2 * len(base.blocks)
+    images = torch.randn(2, 3, 160, 160)
+    model.eval()
+    assert torch.equal(model(images).spatial, model(images).spatial)
+    torch.testing.assert_close(model(images).tokens, base.eval().forward_features(images)[:, 1:])
+    model.train()
+    assert not torch.equal(model(images).spatial, model(images).spatial)
+    vit = (model.get_base_model() if after else model).backbone.model
+    assert vit.blocks[0].attn.training is not frozen
+    assert vit.blocks[0].attn.qkv.base_layer.training is not frozen
+    gradient = gradients(model, images)
+    assert {name.split(".model.")[-1] for name in gradient} == wanted
+
+
+def test_what_peft_trains_beside_adapters_trains_and_adapters_for_inference_stay_frozen(tmp_path):
+    tuned = lora(new_vit(), bias="all", modules_to_save=["norm"])
+    wanted = trained(tuned)
+    assert any(name.endswith("bias") for name in wanted)
+    assert trained(s2wrap.wrap(tuned)) == wanted
+    tuned.save_pretrained(tmp_path)
+    peft = sys.modules["peft"]
+    read = peft.PeftModel.from_pretrained(new_vit(), str(tmp_path))
+    model = s2wrap.wrap(read, (1,)).train()
+    assert trained(model) == set()
+    assert not any(part.training for part in model.backbone.modules())
+    torch.testing.assert_close(model(IMAGES).spatial, s2wrap.wrap(tuned, (1,)).eval()(IMAGES).spatial)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_lora_of_a_transformers_model_gives_its_own_features_and_checkpoints(own):
+    peft = pytest.importorskip("peft", reason=INTEGRATIONS)
+    dino = new_dino()
+    config = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    if own:
+        dino.add_adapter(config)
+    model = s2wrap.wrap(dino if own else peft.get_peft_model(dino, config), (1,), frozen=False).eval()
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(model(images).tokens, dino.eval()(images).last_hidden_state[:, 1:])
+    expected = gradients(model.train(), images)
+    assert expected
+    model.gradient_checkpointing_enable()
+    for name, gradient in gradients(model, images).items():
+        torch.testing.assert_close(gradient, expected[name])
+
+
+def test_prompts_beside_a_model_are_refused():
+    peft = pytest.importorskip("peft", reason=INTEGRATIONS)
+    model = peft.PeftModel.__new__(peft.PeftModel)
+    nn.Module.__init__(model)
+    model._is_prompt_learning, model.active_adapter = True, "default"
+    model._peft_config = {"default": peft.PromptTuningConfig(num_virtual_tokens=2)}
+    with pytest.raises(S2WrapError, match="PROMPT_TUNING adds prompts beside a model.*such as LoRA"):
+        s2wrap.wrap(model)
+
+
+def test_a_model_without_peft_imports_none():
+    assert "s2wrap" in sys.modules
+    code = "import timm, s2wrap, sys; s2wrap.load('timm:test_vit', pretrained=False).train(); assert not "
+    import subprocess
+
+    subprocess.run([sys.executable, "-c", code + "[n for n in sys.modules if n.startswith('peft')]"], check=True)
+
+
+class Tuple(nn.Module):
+    """The wrapped model's answer as a tuple, which torch's own hooks know."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        features = self.model(images)
+        return (*features.maps, *features.prefixes)
+
+
+@pytest.mark.parametrize("inputs", [True, False])
+def test_full_backward_hooks_get_what_torch_gives_on_a_module_of_tuples(inputs):
+    model, seen = s2wrap.wrap(new_vit(), (1, 2), frozen=False), {"ours": [], "theirs": [], "pre": []}
+    other = Tuple(copy.deepcopy(model))
+    other.register_full_backward_hook(lambda _, *gradients: seen["theirs"].append(gradients))
+    handle = model.register_full_backward_hook(lambda _, *gradients: seen["ours"].append(gradients))
+    first = model.register_full_backward_pre_hook(lambda _, gradients: seen["pre"].append(gradients))
+    images = IMAGES.clone().requires_grad_(inputs)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Full backward hook is firing")
+        model(images).spatial.square().sum().backward()
+        other(images)[0].square().sum().backward()
+    (grad_input, grad_output), (their_input, their_output) = *seen["ours"], *seen["theirs"]
+    for one, two in zip((*grad_input, *grad_output), (*their_input, *their_output), strict=True):
+        torch.testing.assert_close(one, two)
+    assert torch.equal(seen["pre"][0][0], grad_output[0])
+    handle.remove(), first.remove()
+    model(images).spatial.sum().backward()
+    assert len(seen["ours"]) == len(seen["pre"]) == 1
+
+
+def test_full_backward_hooks_change_gradients_come_in_order_and_survive_a_failed_call_and_a_copy():
+    model, order = s2wrap.wrap(new_vit(), (1,), tile_batch=1), []
+    model.backbone.register_full_backward_hook(lambda *_: order.append("backbone"))
+    model.register_full_backward_hook(lambda _, inputs, __: order.append("second") or (2 * inputs[0],))
+    model.register_full_backward_hook(lambda *_: order.append("first"), prepend=True)
+    with pytest.raises(S2WrapError):
+        model(torch.zeros(1, 5, 64, 64))
+    results = []
+    for each in (s2wrap.wrap(new_vit(), (1,)), model, copy.deepcopy(model)):
+        images = IMAGES.clone().requires_grad_()
+        each(images).pooled.sum().backward()
+        results.append(images.grad)
+    torch.testing.assert_close(results[1], 2 * results[0])
+    torch.testing.assert_close(results[2], results[1])
+    assert order == ["backbone", "backbone", "first", "second"] * 2
+
+
+class Head(nn.Module):
+    """What the Trainer of transformers takes: a loss and logits of labelled pixels."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.head = model, nn.Linear(model.num_features, 3)
+
+    def forward(self, pixel_values, labels=None):
+        logits = self.head(self.model(pixel_values).pooled)
+        loss = None if labels is None else functional.cross_entropy(logits, labels)
+        return {"loss": loss, "logits": logits} if labels is not None else {"logits": logits}
+
+    def gradient_checkpointing_enable(self, **options):
+        self.model.gradient_checkpointing_enable(**options)
+
+    activation_checkpointing_enable = gradient_checkpointing_enable
+
+
+def samples(count=6):
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randn(count, 3, 64, 64, generator=generator)
+    return [{"pixel_values": image, "labels": torch.tensor(n % 3)} for n, image in enumerate(images)]
