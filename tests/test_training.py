@@ -1,16 +1,23 @@
 """Training a wrapped model by what PyTorch and others offer for it: each against a plain loop, or their own numbers."""
 
 import copy
+import dataclasses
+import os
+import subprocess
 import sys
 import warnings
 
 import pytest
 import timm
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 import torchvision
 import transformers
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
 
 import s2wrap
 from s2wrap.errors import S2WrapError
@@ -179,8 +186,6 @@ def test_prompts_beside_a_model_are_refused():
 def test_a_model_without_peft_imports_none():
     assert "s2wrap" in sys.modules
     code = "import timm, s2wrap, sys; s2wrap.load('timm:test_vit', pretrained=False).train(); assert not "
-    import subprocess
-
     subprocess.run([sys.executable, "-c", code + "[n for n in sys.modules if n.startswith('peft')]"], check=True)
 
 
@@ -246,13 +251,159 @@ class Head(nn.Module):
         loss = None if labels is None else functional.cross_entropy(logits, labels)
         return {"loss": loss, "logits": logits} if labels is not None else {"logits": logits}
 
+    def activation_checkpointing_enable(self, **options):
+        self.model.activation_checkpointing_enable(**options)
+
     def gradient_checkpointing_enable(self, **options):
         self.model.gradient_checkpointing_enable(**options)
-
-    activation_checkpointing_enable = gradient_checkpointing_enable
 
 
 def samples(count=6):
     generator = torch.Generator().manual_seed(3)
     images = torch.randn(count, 3, 64, 64, generator=generator)
     return [{"pixel_values": image, "labels": torch.tensor(n % 3)} for n, image in enumerate(images)]
+
+
+def loss_by_hand(make, count=6, batch=3, rate=0.01):
+    """The loss of every batch of a plain loop of SGD, and the trained head."""
+    torch.manual_seed(2)
+    head, losses = Head(s2wrap.wrap(make(), (1, 2), frozen=False)), []
+    optimizer = torch.optim.SGD(head.parameters(), rate)
+    rows = samples(count)
+    for start in range(0, count, batch):
+        images, labels = (
+            torch.stack([row[name] for row in rows[start : start + batch]]) for name in ("pixel_values", "labels")
+        )
+        loss = head(images, labels)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, head
+
+
+def test_lightning_validates_fits_predicts_and_loads_its_checkpoint_with_the_losses_of_a_plain_loop(tmp_path):
+    lightning = pytest.importorskip("lightning", reason=INTEGRATIONS)
+
+    class Probe(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(2)
+            self.net, self.losses = Head(s2wrap.wrap(new_vit(), (1, 2), frozen=False)), []
+
+        def training_step(self, batch, _number):
+            loss = self.net(**batch)["loss"]
+            self.losses.append(loss.item())
+            return loss
+
+        def validation_step(self, batch, _number):
+            self.log("loss", self.net(**batch)["loss"])
+
+        def predict_step(self, batch, _number):
+            return self.net(batch["pixel_values"])["logits"]
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.01)
+
+    batches = torch.utils.data.DataLoader(samples(), batch_size=3)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = lightning.Trainer(max_epochs=1, accelerator="cpu", default_root_dir=tmp_path, **quiet)
+    probe = Probe()
+    trainer.validate(probe, batches, verbose=False)  # in inference mode: what is kept there must not spoil training
+    trainer.fit(probe, batches)
+    losses, head = loss_by_hand(new_vit)
+    assert probe.losses == pytest.approx(losses, abs=1e-5)
+    (logits, _) = trainer.predict(probe, batches)
+    torch.testing.assert_close(logits, head.eval()(next(iter(batches))["pixel_values"])["logits"], atol=1e-5, rtol=0)
+    path = trainer.checkpoint_callback.best_model_path
+    (again, _) = trainer.predict(Probe.load_from_checkpoint(path, map_location="cpu"), batches)
+    assert torch.equal(again, logits)
+
+
+@pytest.mark.parametrize("make", [new_vit, new_dino])
+def test_the_trainer_of_transformers_has_the_losses_of_a_plain_loop_with_checkpointing_too(make, tmp_path):
+    losses, head = loss_by_hand(make)
+    newer = "activation_checkpointing" in {f.name for f in dataclasses.fields(transformers.TrainingArguments)}
+    arguments = transformers.TrainingArguments(
+        str(tmp_path),
+        max_steps=2,
+        per_device_train_batch_size=3,
+        train_sampling_strategy="sequential",
+        optim="sgd",
+        learning_rate=0.01,
+        lr_scheduler_type="constant",
+        max_grad_norm=0.0,
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+        logging_steps=1,
+        **{f"{'activation' if newer else 'gradient'}_checkpointing": True},
+    )
+    torch.manual_seed(2)
+    model = Head(s2wrap.wrap(make(), (1, 2), frozen=False))
+    trainer = transformers.Trainer(model=model, args=arguments, train_dataset=samples(), eval_dataset=samples())
+    trainer.train()
+    assert [row["loss"] for row in trainer.state.log_history if "loss" in row] == pytest.approx(losses, abs=1e-3)
+    found = torch.from_numpy(trainer.predict(samples()).predictions)
+    images = torch.stack([row["pixel_values"] for row in samples()])
+    with torch.no_grad():
+        torch.testing.assert_close(found, head.eval()(images)["logits"], atol=1e-4, rtol=0)
+
+
+def test_accelerate_trains_in_bfloat16_and_offloads_a_head_with_its_wrapped_model(tmp_path):
+    accelerate = pytest.importorskip("accelerate")
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)  # other tests have one in float32
+    accelerator = accelerate.Accelerator(cpu=True, mixed_precision="bf16")
+    torch.manual_seed(2)
+    head = Head(s2wrap.wrap(new_vit(), (1, 2), frozen=False))
+    prepared, optimizer = accelerator.prepare(head, torch.optim.SGD(head.parameters(), 0.01))
+    labels = torch.tensor([0, 1])
+    plain = copy.deepcopy(accelerator.unwrap_model(prepared, keep_fp32_wrapper=False))
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = plain(IMAGES, labels)["loss"]
+    loss = prepared(IMAGES, labels)["loss"]
+    torch.testing.assert_close(loss, expected)
+    assert not torch.equal(loss, plain.float()(IMAGES, labels)["loss"])  # without autocast
+    accelerator.backward(loss)
+    optimizer.step()
+    assert all(weight.grad is not None for weight in head.head.parameters())
+    whole = Head(s2wrap.wrap(new_vit(), (1, 2)))
+    expected = whole(IMAGES)["logits"]
+    places = {"model": "disk", "head": "cpu"}
+    accelerate.dispatch_model(whole, places, main_device="cpu", offload_dir=str(tmp_path), force_hooks=True)
+    assert any(weight.is_meta for weight in whole.parameters())
+    torch.testing.assert_close(whole(IMAGES)["logits"], expected)
+
+
+def _process(rank, port):
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    try:
+        labels, mine = torch.tensor([0, 1]), slice(rank, rank + 1)
+        torch.manual_seed(2)
+        head = Head(s2wrap.wrap(new_vit(), (1, 2), frozen=False))
+        whole, parallel, sharded, inside = (copy.deepcopy(head) for _ in range(4))
+        whole(IMAGES, labels)["loss"].backward()
+        expected = {name: weight.grad for name, weight in whole.named_parameters() if weight.grad is not None}
+        replicated = DistributedDataParallel(parallel)
+        fully_shard(sharded.model)
+        fully_shard(sharded)
+        for block in inside.model.backbone.model.blocks:
+            fully_shard(block)
+        fully_shard(inside.model.backbone.model)
+        fully_shard(inside)
+        for model in (replicated, sharded, inside):
+            model(IMAGES[mine], labels[mine])["loss"].backward()
+        for model in (parallel, sharded, inside):
+            for name, weight in model.named_parameters():
+                if weight.grad is not None:
+                    found = weight.grad.full_tensor() if hasattr(weight.grad, "full_tensor") else weight.grad
+                    torch.testing.assert_close(found, expected[name], atol=1e-5, rtol=1e-3)
+            assert {name for name, weight in model.named_parameters() if weight.grad is not None} == expected.keys()
+    finally:
+        dist.destroy_process_group()
+
+
+def test_two_processes_of_ddp_and_of_fsdp_have_the_gradients_of_the_whole_batch():
+    mp.spawn(_process, (29900 + os.getpid() % 90,), nprocs=2)

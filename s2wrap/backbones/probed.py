@@ -138,6 +138,10 @@ class ProbedBackbone(Backbone):
             self._refusal = self._try_other_sizes()
         return self._refusal
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and hashes of it see: not whether it was asked yet what it refuses."""
+        return self.__dict__ | {"_refusal": None}
+
     def _try_other_sizes(self) -> str:
         """Why images of another size than `image_hw` cannot be looked at whole; empty if they can.
 
