@@ -183,6 +183,21 @@ def test_prompts_beside_a_model_are_refused():
         s2wrap.wrap(model)
 
 
+def test_adapters_are_saved_by_peft_merged_and_not_wrapped_twice(tmp_path):
+    model = lora(s2wrap.wrap(new_vit(), (1, 2))).eval()
+    with pytest.raises(S2WrapError, match="this model is wrapped already"):
+        s2wrap.wrap(model)
+    expected = model(IMAGES).spatial
+    model.save_pretrained(tmp_path / "adapter")
+    read = sys.modules["peft"].PeftModel.from_pretrained(s2wrap.wrap(new_vit(), (1, 2)), str(tmp_path / "adapter"))
+    torch.testing.assert_close(read.eval()(IMAGES).spatial, expected)
+    with pytest.raises(S2WrapError, match="rebuild=False"):
+        model.get_base_model().save(tmp_path / "whole")
+    merged = model.merge_and_unload()
+    merged.save(tmp_path / "merged")
+    torch.testing.assert_close(s2wrap.load(tmp_path / "merged")(IMAGES).spatial, expected, atol=1e-4, rtol=1e-4)
+
+
 def test_a_model_without_peft_imports_none():
     assert "s2wrap" in sys.modules
     code = "import s2wrap, sys, torch; s2wrap.wrap(torch.nn.AvgPool2d(16), image_size=64).train(); assert not "

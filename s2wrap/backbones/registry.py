@@ -141,6 +141,7 @@ def as_backbone(model: Any, options: BackboneOptions = NO_OPTIONS) -> Backbone:
         model: of a family that is known, or any callable from images to tokens or a map.
         options: what the caller knows of it.
     """
+    model = without_peft(model)
     if isinstance(model, Backbone):
         if known := options.changed():
             raise S2WrapError(f"{', '.join(known)} came with a Backbone, which has them already; give them to it")
@@ -159,14 +160,13 @@ def as_backbone(model: Any, options: BackboneOptions = NO_OPTIONS) -> Backbone:
             f"a {type(model).__name__} gives the answer of its model's forward alone; wrap the model inside "
             f"(model.module), and parallelise the result: {type(model).__name__}(wrap(model.module))"
         )
-    model = _adapted(model)
     for family in reversed(FAMILIES.values()):  # those of users first
         if family.matches(model):
             return family.adapt(model, options)
     return ProbedBackbone(model, options)
 
 
-def _adapted(model: Any) -> Any:
+def without_peft(model: Any) -> Any:
     """The model inside a `PeftModel`, with its adapters in it; any other model as it is."""
     peft: Any = sys.modules.get("peft")  # a model of PEFT has imported it
     if peft is None or not isinstance(model, peft.PeftModel):
