@@ -257,3 +257,30 @@ def test_probe_trains_both_ways_and_draws_their_curves(tmp_path, run):
     height, width = picture.shape[:2]
     for left in (0.1, 0.6):
         assert picture[height // 8 : height * 3 // 4, int(left * width) : int((left + 0.3) * width)].std() > 5
+
+
+@pytest.mark.usefixtures("has_samples")
+def test_dense_head_has_a_line_a_head_and_draws_truth_and_what_was_found(tmp_path, run):
+    output = tmp_path / "dense_head.png"
+    code, printed = run("dense_head.py", "--pictures", 16, "--steps", 2, "--output", output)
+    assert code == 0
+    lines = [line for line in printed.splitlines() if line.startswith("│")]
+    assert [line.split("│")[1].strip() for line in lines] == ["linear", "DPT-like"] * 2
+    scores = [float(value) for line in lines for value in line.split("│")[4:9]]
+    assert all(0 <= value <= 1 for value in scores)
+    assert np.asarray(Image.open(output).convert("RGB")).astype(float).std() > 5
+
+
+def test_the_masks_of_dense_head_are_where_its_textures_change(monkeypatch):
+    monkeypatch.syspath_prepend(DEMOS)
+    from dense_head import made_up
+
+    image, mask = made_up(np.random.default_rng(1))
+    again, same = made_up(np.random.default_rng(1))
+    assert np.array_equal(mask, same)
+    assert image.tobytes() == again.tobytes()
+    pixels = np.asarray(image).astype(float)
+    assert set(np.unique(mask)) <= {0, 1, 2, 3}
+    steps = np.abs(np.diff(pixels, axis=1)).sum(axis=2)
+    edges = (mask[:, 1:] > 0) != (mask[:, :-1] > 0)
+    assert steps[edges].mean() > 2 * steps[~edges].mean()
