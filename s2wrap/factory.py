@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, overload
 
-from s2wrap.backbones.registry import as_backbone, load_backbone, parse_spec
+from s2wrap.backbones.registry import as_backbone, load_backbone, parse_spec, without_peft
 from s2wrap.errors import S2WrapError
 from s2wrap.options import BackboneOptions, LoadOptions, Options, WrapOptions, make_options, part_of, takes_options
 from s2wrap.wrapper import MultiScale
@@ -30,7 +30,7 @@ def wrap(backbone: Any, scales: Any = (1, 2), **options: Any) -> MultiScale:
     torch.Size([1, 6, 4, 4])
     """
     chosen = make_options(WrapOptions, "wrap()", {"scales": scales, **options})
-    if isinstance(backbone, MultiScale):
+    if isinstance(without_peft(backbone), MultiScale):
         raise S2WrapError("this model is wrapped already; for other scales or options use wrap(model.backbone, …)")
     return MultiScale(as_backbone(backbone, part_of(BackboneOptions, chosen)), part_of(Options, chosen))
 

@@ -146,7 +146,10 @@ class Options(Checked):
     tile_batch: Annotated[
         int | None, "The most tiles in one backbone call (default: 4 on a CPU, else 32 or as many as images)."
     ] = None
-    frozen: Annotated[bool, "Switch off the gradients of the weights, and stay in evaluation mode."] = True
+    frozen: Annotated[
+        bool,
+        "Switch off the gradients of the weights, and stay in evaluation mode; PEFT's adapters that train still do.",
+    ] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from s2wrap.backbones.base import Backbone
@@ -27,6 +27,7 @@ from s2wrap.resolve import resolve_scales
 from s2wrap.select import Useful, choose_tiles
 from s2wrap.stream import Job, Tensors, stream
 from s2wrap.summary import summary
+from s2wrap.training import TrainableModule, freeze
 from s2wrap.view import View
 
 TILES_ON_CPU = 4
@@ -37,7 +38,7 @@ ANY_SIZE = "any"
 """The key of matrices that no image size changes: those of stretched images."""
 
 
-class MultiScale(nn.Module):
+class MultiScale(TrainableModule):
     """A backbone that looks at an image at several scales and returns one feature grid (S², arXiv 2403.13043).
 
     The image is resized to each scale, larger sizes are cut into tiles of the backbone's own size, the tiles' maps
@@ -53,7 +54,8 @@ class MultiScale(nn.Module):
         backbone: a `Backbone`; `s2wrap.wrap` makes one of any model.
         options: see `Options`. With `whole`, and for a scale below 1, a ViT of timm interpolates its position
             embeddings, and takes other sizes from then on (`dynamic_img_size`); with `frozen`, weights lose their
-            gradients. Both change the wrapped model itself, not its features at its own size.
+            gradients, unless PEFT's adapters train. Both change the wrapped model itself, not its features at its own
+            size.
 
     Attributes:
         backbone: the model.
@@ -84,7 +86,7 @@ class MultiScale(nn.Module):
             backbone.any_size(True)
         self.prepare(backbone.image_hw)
         if options.frozen:
-            self.requires_grad_(False)
+            freeze(self)
             self.eval()
 
     if TYPE_CHECKING:  # nn.Module's own call returns Any
@@ -326,13 +328,6 @@ class MultiScale(nn.Module):
                 for k, scale in enumerate(placement.scales)
             )
         return tuple(Geometry(placement.target_hw[layer or 0], image_hw, layer=layer) for layer in layers)
-
-    def train(self, mode: bool = True) -> "MultiScale":
-        """As `nn.Module.train`, but a frozen backbone stays in evaluation mode."""
-        super().train(mode)
-        if self.options.frozen:
-            self.backbone.eval()
-        return self
 
     def _replicate_for_data_parallel(self) -> "MultiScale":
         """A replica for `torch.nn.DataParallel`, whose features can be gathered."""

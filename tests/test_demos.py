@@ -238,3 +238,49 @@ def test_scene_draws_the_scene_and_its_two_maps_and_overlap_softens_the_borders(
         step = np.linalg.norm(np.diff(spatial, axis=2), axis=0).mean(axis=0)  # from each column to the next
         steps.append(step[[15, 31]].mean() / step.mean())
     assert steps[1] < 0.8 * steps[0]
+
+
+@pytest.mark.usefixtures("has_samples")
+def test_probe_trains_both_ways_and_draws_their_curves(tmp_path, run):
+    pytest.importorskip("peft", reason="needs the [integrations] extra")
+    for package in ("conformal_clip_data", "sklearn"):
+        pytest.importorskip(package, reason="needs the [demo] extra")
+    output = tmp_path / "probe.png"
+    words = ["--model", "sample:dinov2_s14:size=112@1", "--pictures", 5, "--epochs", 2, "--output", output]
+    code, printed = run("probe.py", *words)
+    assert code == 0
+    assert "6 pictures each" in printed
+    weights = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in printed.splitlines() if "│" in line}
+    head = 2 * 768 + 3 * (768 + 1)
+    assert weights == {"linear probe": f"{head:,}", "LoRA": f"{head + 4 * 8 * (384 + 3 * 384):,}"}
+    picture = np.asarray(Image.open(output).convert("RGB")).astype(float)
+    height, width = picture.shape[:2]
+    for left in (0.1, 0.6):
+        assert picture[height // 8 : height * 3 // 4, int(left * width) : int((left + 0.3) * width)].std() > 5
+
+
+@pytest.mark.usefixtures("has_samples")
+def test_dense_head_has_a_line_a_head_and_draws_truth_and_what_was_found(tmp_path, run):
+    output = tmp_path / "dense_head.png"
+    code, printed = run("dense_head.py", "--pictures", 16, "--steps", 2, "--output", output)
+    assert code == 0
+    lines = [line for line in printed.splitlines() if line.startswith("│")]
+    assert [line.split("│")[1].strip() for line in lines] == ["linear", "DPT-like"] * 2
+    scores = [float(value) for line in lines for value in line.split("│")[4:9]]
+    assert all(0 <= value <= 1 for value in scores)
+    assert np.asarray(Image.open(output).convert("RGB")).astype(float).std() > 5
+
+
+def test_the_masks_of_dense_head_are_where_its_textures_change(monkeypatch):
+    monkeypatch.syspath_prepend(DEMOS)
+    from dense_head import made_up
+
+    image, mask = made_up(np.random.default_rng(1))
+    again, same = made_up(np.random.default_rng(1))
+    assert np.array_equal(mask, same)
+    assert image.tobytes() == again.tobytes()
+    pixels = np.asarray(image).astype(float)
+    assert set(np.unique(mask)) <= {0, 1, 2, 3}
+    steps = np.abs(np.diff(pixels, axis=1)).sum(axis=2)
+    edges = (mask[:, 1:] > 0) != (mask[:, :-1] > 0)
+    assert steps[edges].mean() > 2 * steps[~edges].mean()

@@ -16,6 +16,8 @@ PAGES = sorted((DOCS / "pages").rglob("*.md"))
 SERVED = DOCS / "pages" / "how-to" / "serve.md"  # asks a server, as tests/test_serve.py does
 RUN = [path for path in PAGES if "```python" in path.read_text() and path != SERVED]
 NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.ipynb"))
+EXTRAS = {"how-to/integrations.md": "captum dask datasets lightning peft pytorch_grad_cam segmentation_models_pytorch"}
+"""What the blocks of a page import, and the dev extra has not: without it the page is skipped."""
 NEEDS_SAMPLES = pytest.mark.usefixtures("has_samples")
 
 
@@ -42,6 +44,8 @@ def in_folder(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("in_folder")
 @pytest.mark.parametrize("path", RUN, ids=page_name)
 def test_python_blocks_of_a_page_run_and_print_what_they_say(path):
+    for package in EXTRAS.get(page_name(path), "").split():
+        pytest.importorskip(package, reason="needs the [integrations] extra")
     namespace = {"__name__": "page"}
     compared = 0
     for kind, block in pages.runnable_blocks(path.read_text()):

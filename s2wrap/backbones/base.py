@@ -6,9 +6,10 @@ from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from s2wrap.backbones.probe import Layout
+from s2wrap.backward import FeatureModule
 from s2wrap.errors import S2WrapError
 from s2wrap.features import Features
 from s2wrap.inputs import ModelInput
@@ -16,7 +17,7 @@ from s2wrap.options import BackboneOptions
 from s2wrap.policies import Pair
 
 
-class Backbone(nn.Module, ABC):
+class Backbone(FeatureModule, ABC):
     """A model that turns images of one size into `Features`. `ProbedBackbone` makes one of any model.
 
     Attributes:

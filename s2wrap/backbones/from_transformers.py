@@ -214,9 +214,7 @@ def image_size_of(config: Any) -> Any:
     return tuple(size) if isinstance(size, list) else size
 
 
-def tower_facts(
-    tower: Any, options: BackboneOptions, patches: int | None
-) -> tuple[BackboneOptions, dict[str, Origin]]:
+def tower_facts(tower: Any, options: BackboneOptions, patches: int | None) -> tuple[BackboneOptions, dict[str, Origin]]:
     """What is known of a vision tower, and where from if not from its config."""
     kind, config = tower.config.model_type, tower.config
     processed, origin = _processed(kind, getattr(config, "name_or_path", ""))

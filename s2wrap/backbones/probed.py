@@ -191,6 +191,10 @@ class ProbedBackbone(Backbone):
         """As `Backbone.whole_multiple_hw`; that of models with windows is larger than their stride."""
         return self.stride_hw if self.refuses_other_sizes else self._tried.multiple_hw
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and hashes of it see: not whether it was asked yet what it refuses."""
+        return self.__dict__ | {"_other_sizes": None}
+
     @property
     def _tried(self) -> "OtherSizes":
         if self._other_sizes is None:

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -151,6 +152,7 @@ def as_backbone(model: Any, options: BackboneOptions = NO_OPTIONS) -> Backbone:
         model: of a family that is known, or any callable from images to tokens or a map.
         options: what the caller knows of it.
     """
+    model = without_peft(model)
     if isinstance(model, Backbone):
         if known := options.changed():
             raise S2WrapError(f"{', '.join(known)} came with a Backbone, which has them already; give them to it")
@@ -173,6 +175,20 @@ def as_backbone(model: Any, options: BackboneOptions = NO_OPTIONS) -> Backbone:
         if family.matches(model):
             return family.adapt(model, options)
     return ProbedBackbone(model, options)
+
+
+def without_peft(model: Any) -> Any:
+    """The model inside a `PeftModel`, with its adapters in it; any other model as it is."""
+    peft: Any = sys.modules.get("peft")  # a model of PEFT has imported it
+    if peft is None or not isinstance(model, peft.PeftModel):
+        return model
+    config = model.active_peft_config
+    if config.is_prompt_learning:
+        raise S2WrapError(
+            f"{config.peft_type.value} adds prompts beside a model, which a call for features does not see; use an "
+            f"adapter inside the model, such as LoRA"
+        )
+    return model.get_base_model()
 
 
 def register_backbone(
