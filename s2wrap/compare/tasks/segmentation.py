@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the field's name for it)
 from einops import rearrange
 
-from s2wrap.compare.data import IGNORED
+from s2wrap.compare.data import IGNORED, load_mask
 from s2wrap.compare.folds import Fold, check_folds, inner_folds
 from s2wrap.compare.score import Score, score
+from s2wrap.compare.tasks.base import Bench, Result, Task
 from s2wrap.errors import S2WrapError
 from s2wrap.plan import Axis
 from s2wrap.resample import merge_matrix
@@ -23,6 +24,28 @@ TOKENS = 10_000
 
 Classifier = Callable[[np.ndarray], np.ndarray]
 """Maps tokens (t, c) to logits (t, classes)."""
+
+
+class Segmentation(Task):
+    """The task: the classes of pixels from a map, see `segment`."""
+
+    forms = ("masked",)
+
+    def __init__(self, bench: Bench):
+        super().__init__(bench)
+        self.masks = [load_mask(path) for path in bench.pictures.masks or []]
+        highest = max(int(mask[mask != IGNORED].max(initial=0)) for mask in self.masks)
+        if highest == 0:
+            raise S2WrapError(
+                f"all masks hold class 0 and {IGNORED} only, and {IGNORED} does not count; write a second class as 1"
+            )
+        self.classes = highest + 1
+
+    def score(self, spec: str) -> Result:
+        """As `Task.score`."""
+        maps, pictures = self.bench.maps(spec), self.bench.pictures
+        inputs = maps, self.masks, pictures.folds, pictures.contents
+        return Result({"mIoU": segment(*inputs, classes=self.classes, progress=self.bench.track)})
 
 
 def segment(

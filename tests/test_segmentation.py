@@ -6,10 +6,10 @@ from sklearn.metrics import jaccard_score
 from sklearn.preprocessing import StandardScaler
 
 from s2wrap import S2WrapError
-from s2wrap.compare import segment as module
 from s2wrap.compare.folds import Fold, deal
 from s2wrap.compare.score import Score
-from s2wrap.compare.segment import cell_shares, fit_softmax, segment
+from s2wrap.compare.tasks import segmentation as module
+from s2wrap.compare.tasks.segmentation import cell_shares, fit_softmax, segment
 from s2wrap.resample import resize_matrix
 
 CONTENTS = list("abcdefghijkl")
