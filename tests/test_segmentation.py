@@ -178,8 +178,8 @@ def test_no_tested_picture_reaches_a_fit(monkeypatch, number):
 
 
 def test_the_spy_would_see_a_tested_picture(monkeypatch):
-    join = module._join
-    monkeypatch.setattr(module, "_join", lambda cells, _: join(cells, np.arange(12)))
+    join = module.join_cells
+    monkeypatch.setattr(module, "join_cells", lambda cells, _: join(cells, np.arange(12)))
     assert fitted(monkeypatch, FOLDS[0]) == set(range(12))
 
 

@@ -13,7 +13,7 @@ from s2wrap.errors import S2WrapError
 
 SPEC_HELP = (
     "Models: FAMILY:NAME@SCALES; …@2:whole is a larger input in one pass, NAME:patch=7@1 has smaller patches "
-    "(ViTs of timm), NAME:size=448@1 is built for another input size."
+    "(ViTs of timm), NAME:size=448@1 is built for another input size; 'SPEC fuse=detail' has its own options."
 )
 
 

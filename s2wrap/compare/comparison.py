@@ -16,7 +16,12 @@ class Unit(NamedTuple):
 
 
 SHARE = Unit(100, "%", 1)
-UNITS = {"information": Unit(1, "", 3), "match error": Unit(1, "px", 1), "shift cosine": Unit(1, "", 3)}
+UNITS = {
+    "information": Unit(1, "", 3),
+    "match error": Unit(1, "px", 1),
+    "shift cosine": Unit(1, "", 3),
+    "RMSE": Unit(1, "", 3),
+}
 """The units of measures that are no shares, 0…1."""
 
 

@@ -21,6 +21,7 @@ from s2wrap.compare.latency import check_backends, time_models
 from s2wrap.compare.memory import peak_bytes
 from s2wrap.compare.tasks import TASKS, Bench, choose_tasks
 from s2wrap.compare.verdict import judge, pareto_front
+from s2wrap.compare.ways import split_name
 from s2wrap.cost import count_cost
 from s2wrap.errors import MissingExtraError, S2WrapError
 from s2wrap.factory import load
@@ -52,7 +53,8 @@ def compare(
 
     Args:
         specs: model specs, `FAMILY:NAME[:size=PIXELS][:patch=PIXELS]@SCALES`: larger models, several scales, a
-            larger input in one pass ("…@2:whole", or size=), smaller patches (patch=).
+            larger input in one pass ("…@2:whole", or size=), smaller patches (patch=). Behind it may stand options of
+            that model alone: "sample:dinov2_s14@1,2,3 fuse=detail overlap=5".
         data: a folder of pictures, see `read_folder`. Without one only costs are compared, with random weights: nothing
             is downloaded.
         tasks: what is measured on them, names in `s2wrap.compare.TASKS`. By default what the form of the folder is for:
@@ -122,13 +124,18 @@ def _check_specs(
     """Return all specs in their canonical spelling. Raises S2WrapError for specs that cannot be compared."""
     if isinstance(specs, str) or not specs:
         raise S2WrapError(f"compare() takes a list of models, not {specs!r}; give one spec or more")
-    parsed = [str(parse_spec(spec)) for spec in specs]
+    parsed = [_canonical(spec) for spec in specs]
     if repeated := [spec for spec in parsed if parsed.count(spec) > 1]:
         raise S2WrapError(f"{repeated[0]} is named twice; name each model once")
     if data is None and (target or reference):
         raise S2WrapError("a target or reference is reconstructed on pictures; give a folder of them (data, --data)")
-    target, reference = (None if spec is None else str(parse_spec(spec)) for spec in (target, reference))
+    target, reference = (None if spec is None else _canonical(spec) for spec in (target, reference))
     return parsed, target, reference
+
+
+def _canonical(name: str) -> str:
+    spec, *words = name.split() or [""]
+    return " ".join([str(parse_spec(spec)), *sorted(words)])
 
 
 def _check_reconstruction(options: dict[str, Any]) -> None:
@@ -144,9 +151,10 @@ def _check_reconstruction(options: dict[str, Any]) -> None:
 
 def _load_seeded(spec: str, device: str | torch.device, **options: Any) -> MultiScale:
     """Return a model, with random weights, if any, that depend on the backbone's name only."""
+    spec, own = split_name(spec)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(zlib.crc32(parse_spec(spec).backbone.encode()))
-        return load(spec, **options).to(device)
+        return load(spec, **(options | own)).to(device)
 
 
 def _check_installed() -> None:

@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 
+from s2wrap.compare.tasks.anomaly import Anomaly
 from s2wrap.compare.tasks.base import Bench, Result, Task
 from s2wrap.compare.tasks.classification import Classification
 from s2wrap.compare.tasks.correspondence import Correspondence
+from s2wrap.compare.tasks.neighbours import Neighbours
 from s2wrap.compare.tasks.reconstruction import Reconstruction
+from s2wrap.compare.tasks.regression import Regression
 from s2wrap.compare.tasks.segmentation import Segmentation
 from s2wrap.compare.tasks.stability import Stability
 from s2wrap.errors import S2WrapError
@@ -13,6 +16,9 @@ from s2wrap.errors import S2WrapError
 TASKS: dict[str, type[Task]] = {
     "classification": Classification,
     "segmentation": Segmentation,
+    "neighbours": Neighbours,
+    "anomaly": Anomaly,
+    "regression": Regression,
     "correspondence": Correspondence,
     "stability": Stability,
     "reconstruction": Reconstruction,

@@ -191,6 +191,47 @@ def _tokens(maps: Sequence[Tensor], index: int, chosen: dict[int, np.ndarray]) -
     return np.asarray(tokens[chosen[index]] if index in chosen else tokens, dtype=np.float64)
 
 
+@dataclass(frozen=True)
+class Fit:
+    """A fitted linear map: its weight (c, d), the means of its inputs (c,) and outputs (d,), and how it was fitted."""
+
+    weight: np.ndarray
+    mean: np.ndarray
+    constant: np.ndarray
+    penalty: float
+    tokens: int
+
+    def predict(self, tokens: np.ndarray) -> np.ndarray:
+        """Return outputs (t, d) of tokens (t, c)."""
+        return (tokens - self.mean) @ self.weight + self.constant
+
+
+def fit(
+    target: Sequence[Tensor],
+    source: Sequence[Tensor],
+    fold: Fold,
+    contents: Sequence[str],
+    chosen: dict[int, np.ndarray],
+) -> Fit:
+    """Return the ridge regression from the tokens of some maps to those of others.
+
+    Args:
+        target: (d, h, w) of each picture.
+        source: (c, h, w) of each picture.
+        fold: the pictures that train; the penalty is chosen by cross-validation among them.
+        contents: a hash of each picture.
+        chosen: indices of the tokens of each training picture.
+    """
+    width = source[0].shape[0]
+    held_out = [fold.train[inner.test] for inner in inner_folds(fold, None, contents)]
+    grams = [_gram(target, source, pictures, chosen) for pictures in held_out]
+    total = np.sum(grams, axis=0)
+    errors = np.sum([_Ridge(total - gram, width).errors(gram) for gram in grams], axis=0)
+    penalty = float(PENALTIES[np.argmin(errors)])
+    ridge = _Ridge(total, width)
+    return Fit(ridge.weight(penalty), ridge.mean[:width], ridge.mean[width:], penalty, int(total[-1, -1]))
+
+
 def _recover(
     target: Sequence[Tensor],
     source: Sequence[Tensor],
@@ -199,24 +240,17 @@ def _recover(
     chosen: dict[int, np.ndarray],
 ) -> _FoldResult:
     """Return the result of one fold, whose penalty is chosen by cross-validation."""
-    width = source[0].shape[0]
-    held_out = [fold.train[inner.test] for inner in inner_folds(fold, None, contents)]
-    grams = [_gram(target, source, pictures, chosen) for pictures in held_out]
-    total = np.sum(grams, axis=0)
-    errors = np.sum([_Ridge(total - gram, width).errors(gram) for gram in grams], axis=0)
-    penalty = float(PENALTIES[np.argmin(errors)])
-    ridge = _Ridge(total, width)
-    weight = ridge.weight(penalty)
+    ridge = fit(target, source, fold, contents, chosen)
 
     def losses(pictures: np.ndarray) -> np.ndarray:
         sums = []
         for index in map(int, pictures):
-            centred = _tokens(target, index, chosen) - ridge.mean[width:]
-            residual = centred - (_tokens(source, index, chosen) - ridge.mean[:width]) @ weight
+            wanted = _tokens(target, index, chosen)
+            centred, residual = wanted - ridge.constant, wanted - ridge.predict(_tokens(source, index, chosen))
             sums.append((np.square(residual).sum(), np.square(centred).sum(), centred.size))
         return np.array(sums)
 
-    return _FoldResult(losses(fold.train), losses(fold.test), penalty, tokens=int(total[-1, -1]))
+    return _FoldResult(losses(fold.train), losses(fold.test), ridge.penalty, ridge.tokens)
 
 
 def _gram(
