@@ -31,7 +31,7 @@ from PIL import Image
 from rich.console import Console
 from skimage import data
 
-from s2wrap.compare import compare
+from s2wrap.compare import compare, write_report
 from s2wrap.compare.table import print_table
 from s2wrap.errors import S2WrapError
 
@@ -67,17 +67,17 @@ def main(
         options = {"fuse": "pyramid", "pool": "mean,max", "backends": ("eager",) if seconds else (), "seconds": seconds}
         comparison = compare(TEXTILE, data=data, **options, **common)
         print_table(comparison, Console())
-        comparison.write(folder / "textile.html")
-        comparison.write(folder / "compare.png")
+        write_report(comparison, folder / "textile.html")
+        write_report(comparison, folder / "compare.png")
         data = write_mosaics(Path(scratch) / "mosaics")
         comparison = compare(MOSAICS, data=data, backends=(), **common)
         print_table(comparison, Console())
-        comparison.write(folder / "mosaics.html")
+        write_report(comparison, folder / "mosaics.html")
         data = write_squares(Path(scratch) / "photographs")
         for number, (target, reference) in enumerate([(f"{LITES[1]}@1", f"{LITES[2]}@1"), (f"{LITES[2]}@1", LARGER)]):
             comparison = compare(SMALLER, data=data, target=target, reference=reference, backends=(), **common)
             print_table(comparison, Console())
-            comparison.write(folder / f"photographs_{number + 1}.html")
+            write_report(comparison, folder / f"photographs_{number + 1}.html")
 
 
 def write_textiles(folder: Path, count: int) -> Path:

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ def test_costs_alone_need_no_weights_and_no_pictures(monkeypatch):
         assert row.memory > 0
         assert row.timings["eager"]["median_ms"] > 0
         assert row.scores == {}
-    assert found.measures == ()
+    assert found.measures == []
     assert found.verdict == []
     assert "CPU" in found.facts["device"]
 
@@ -69,7 +70,7 @@ def test_the_scores_are_those_of_a_plain_loop(stripes, tmp_path):
     from sklearn.preprocessing import StandardScaler
 
     found = run(stripes, tmp_path)
-    assert found.measures == ("accuracy", "k-NN", "1-shot", "5-shot")
+    assert found.tasks == {"classification": ("accuracy", "k-NN", "1-shot", "5-shot")}
     assert found.facts["pictures"] == "24 pictures in 2 classes, each tested once in 5 folds"
     pictures = read_folder(stripes)
     for row in found.rows:
@@ -94,15 +95,15 @@ def test_two_runs_give_the_same_figures_and_the_second_computes_nothing(stripes,
     assert json.loads(to_json(first)) == json.loads(to_json(second))
 
 
-def test_pictures_without_labels_are_for_reconstruction(stripes, tmp_path):
+def test_features_are_reconstructed_where_asked(stripes, tmp_path):
     (tmp_path / "plain").mkdir()
     for i, path in enumerate(sorted(stripes.rglob("*.png"))):
         Image.open(path).save(tmp_path / "plain" / f"{i}.png")
-    found = run(tmp_path / "plain", tmp_path)
+    found = run(tmp_path / "plain", tmp_path, tasks=["reconstruction"])
     sizes = [row.cost.parameters for row in found.rows]
     largest = found.rows[int(np.argmax(sizes))].spec
     assert found.facts["reconstructed"] == f"the features of {largest}"
-    assert found.measures == ("information",)
+    assert found.measures == ["information"]
     for row in found.rows:
         has_its_weights = row.spec.partition("@")[0] == largest.partition("@")[0]
         assert ("information" in row.scores) == (not has_its_weights)
@@ -119,22 +120,28 @@ def test_pictures_without_labels_are_for_reconstruction(stripes, tmp_path):
         run(tmp_path / "plain", tmp_path, target="timm:test_vit@1", reference="timm:test_vit@1,2")
 
 
-def test_masks_are_for_segmentation(tmp_path):
-    """Left and right halves of other brightness."""
-    rng = np.random.default_rng(0)
-    for name in ("images", "masks"):
-        (tmp_path / "data" / name).mkdir(parents=True)
-    for i in range(8):
-        border = int(rng.integers(4, 12)) * 10
-        mask = np.zeros((160, 160), dtype=np.uint8)
-        mask[:, border:] = 1
-        pixels = np.where(mask[..., None], 200, 50) + rng.normal(0, 10, (160, 160, 3))
-        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(tmp_path / "data" / "images" / f"{i}.png")
-        Image.fromarray(mask).save(tmp_path / "data" / "masks" / f"{i}.png")
-    found = run(tmp_path / "data", tmp_path, specs=SPECS[:2])
-    assert found.measures == ("mIoU",)
+@pytest.mark.parametrize(
+    ("name", "measures"),
+    [
+        ("scenes", ["mIoU", "boundary mIoU", "k-NN mIoU", "boundary k-NN"]),
+        ("defects", ["AU-PRO", "pixel AUROC", "best F1", "image AUROC"]),
+        ("relief", ["δ<1.25", "RMSE"]),
+    ],
+)
+def test_each_form_of_folder_has_its_tasks(tmp_path, monkeypatch, name, measures):
+    """Made-up pictures of benchmarks/tasks_data.py, and a backbone of random weights that sees what is coarse."""
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+    from tasks_data import WRITERS
+
+    WRITERS[name](tmp_path / name, 6, 0)
+    found = run(tmp_path / name, tmp_path, specs=["timm:test_vit@1", "timm:test_vit@1,2 fuse=mean"])
+    assert found.measures == measures
     for row in found.rows:
-        assert 0.6 < row.scores["mIoU"].value <= 1
+        scores = {measure: row.scores[measure].value for measure in measures}
+        assert all(0 < value < 1 for measure, value in scores.items() if measure != "RMSE")
+        assert row.unable == {}
+    assert found.rows[1].spec == "timm:test_vit@1,2 fuse=mean"
+    assert found.rows[1].cost.tiles == 5
 
 
 def test_a_test_picture_never_trains(stripes, tmp_path):
@@ -161,14 +168,6 @@ def test_skipped_pictures_are_counted(stripes, tmp_path):
     assert "bad.png" in found.skipped[0]
 
 
-def test_a_family_of_three_sizes_or_scales_has_a_curve(stripes, tmp_path):
-    specs = ["timm:test_vit@1", "timm:test_vit@1,2", "timm:test_vit@1,2,3", "timm:test_vit@1,1.5"]
-    found = run(stripes, tmp_path, specs=specs)
-    (curve,) = found.curves.values()
-    assert curve.low == pytest.approx(found.rows[0].cost.multiply_adds)
-    assert curve.high == pytest.approx(found.rows[2].cost.multiply_adds)
-
-
 @pytest.mark.parametrize(
     ("specs", "options", "words"),
     [
@@ -180,6 +179,9 @@ def test_a_family_of_three_sizes_or_scales_has_a_curve(stripes, tmp_path):
         (["timm:test_vit@1"], {"pool": "median"}, "pool='median' is unknown; use some of mean, max, cls"),
         (["timm:test_vit@1"], {"target": "timm:test_vit2@1"}, "give a folder of them"),
         (["timm:test_vit@1"], {"fuze": "mean"}, "has no option 'fuze'; did you mean fuse"),
+        (["timm:test_vit@1 fuze=mean"], {}, "has no option 'fuze'; did you mean fuse"),
+        (["timm:test_vit@1 mean"], {}, "'mean' is no option; write options behind the spec"),
+        (["timm:test_vit@1 norm=l2", "timm:test_vit@1  norm=l2"], {}, "is named twice"),
     ],
 )
 def test_what_cannot_be_compared_is_told(specs, options, words):
@@ -187,16 +189,31 @@ def test_what_cannot_be_compared_is_told(specs, options, words):
         compare(specs, **options)
 
 
+@pytest.mark.parametrize(
+    ("tasks", "words"),
+    [
+        (["matching"], "task 'matching' is unknown; use some of classification"),
+        (
+            ["segmentation"],
+            "segmentation needs a folder with masked pictures, and this one is labelled; its",
+        ),
+    ],
+)
+def test_tasks_that_a_folder_is_not_for_are_told_with_those_that_it_is_for(stripes, tmp_path, tasks, words):
+    with pytest.raises(S2WrapError, match=words):
+        run(stripes, tmp_path, tasks=tasks)
+
+
 def test_a_model_alone_cannot_be_reconstructed(stripes, tmp_path):
     (tmp_path / "plain").mkdir()
     for i, path in enumerate(sorted(stripes.rglob("*.png"))):
         Image.open(path).save(tmp_path / "plain" / f"{i}.png")
     with pytest.raises(S2WrapError, match="no model but timm:test_vit@1 and its own weights is named"):
-        run(tmp_path / "plain", tmp_path, specs=SPECS[:1])
+        run(tmp_path / "plain", tmp_path, specs=SPECS[:1], tasks=["reconstruction"])
 
 
 def test_progress_is_shown_where_asked(stripes, tmp_path, capsys):
     run(stripes, tmp_path, specs=SPECS[:1], console=Console(force_terminal=True, stderr=True))
     shown = capsys.readouterr().err
-    for step in ("reading", "loading", "counting", "test_vit@1", "classifying"):
+    for step in ("reading", "loading", "counting", "test_vit@1", "classification"):
         assert step in shown

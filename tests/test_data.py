@@ -1,9 +1,11 @@
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from s2wrap import S2WrapError
-from s2wrap.compare.data import load_mask, read_folder
+from s2wrap.compare.data import load_mask, load_target, read_folder
 
 
 def picture(path, seed, hw=(40, 50)):
@@ -175,3 +177,98 @@ def test_wrong_folders_are_told(tmp_path, make, words):
 def test_a_folder_that_is_not_there_is_told(tmp_path):
     with pytest.raises(S2WrapError, match="there is no such folder"):
         read_folder(tmp_path / "none")
+
+
+def measured(folder, count=6, ending=".npy"):
+    for i in range(count):
+        picture(folder / "images" / f"{i}.jpg", i)
+        (folder / "targets").mkdir(exist_ok=True)
+        values = np.random.default_rng(i).integers(0, 60_000, (40, 50))
+        if ending == ".npy":
+            np.save(folder / "targets" / f"{i}.npy", values.astype(np.float32))
+        else:
+            Image.fromarray(values.astype(np.uint16)).save(folder / "targets" / f"{i}.png")
+    return folder
+
+
+def defective(folder):
+    for i in range(5):
+        picture(folder / "train" / "good" / f"{i}.png", i)
+        picture(folder / "test" / "good" / f"{i}.png", 100 + i)
+        picture(folder / "test" / "hole" / f"{i}.png", 200 + i)
+        (folder / "ground_truth" / "hole").mkdir(parents=True, exist_ok=True)
+        mask = np.zeros((40, 50), dtype=np.uint8)
+        mask[3:9, 4:20] = 255
+        Image.fromarray(mask).save(folder / "ground_truth" / "hole" / f"{i}_mask.png")
+    return folder
+
+
+@pytest.mark.parametrize("ending", [".npy", ".png"])
+def test_measurements_stand_beside_pictures_as_arrays_or_as_16_bits(tmp_path, ending):
+    pictures = read_folder(measured(tmp_path, ending=ending))
+    assert pictures.kind == "measured"
+    assert pictures.sizes == [(40, 50)] * 6
+    expected = np.random.default_rng(2).integers(0, 60_000, (40, 50))
+    assert np.array_equal(load_target(pictures.masks[2]), expected)
+    assert len(pictures.folds) == 5
+    np.save(tmp_path / "x.npy", np.array([[np.nan, -1, 2.5]]))
+    assert load_target(tmp_path / "x.npy").tolist() == [[0, 0, 2.5]]
+
+
+def test_flawless_pictures_train_and_defective_ones_are_tested_with_their_masks(tmp_path):
+    pictures = read_folder(defective(tmp_path))
+    assert pictures.kind == "defective"
+    (fold,) = pictures.folds
+    assert {pictures.paths[i].parts[-3:-1] for i in fold.train} == {("train", "good")}
+    assert len(fold.test) == 10
+    for index in fold.test:
+        kind = pictures.paths[index].parent.name
+        assert (pictures.masks[index] is None) == (kind == "good")
+    assert pictures.masks[-1].name == "4_mask.png"
+
+
+def without_ground_truth(folder):
+    shutil.rmtree(defective(folder) / "ground_truth")
+
+
+def without_a_mask(folder):
+    (defective(folder) / "ground_truth" / "hole" / "2_mask.png").unlink()
+
+
+def without_good(folder):
+    shutil.rmtree(defective(folder) / "test" / "good")
+
+
+def flawless_mask(folder):
+    Image.new("L", (50, 40)).save(defective(folder) / "ground_truth" / "hole" / "2_mask.png")
+
+
+def no_target(folder):
+    (measured(folder) / "targets" / "3.npy").unlink()
+
+
+def colour_target(folder):
+    np.save(measured(folder) / "targets" / "3.npy", np.ones((40, 50, 3)))
+
+
+def images_alone(folder):
+    for i in range(5):
+        picture(folder / "images" / f"{i}.png", i)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (without_ground_truth, r"and no ground_truth/\. Forms of a folder are: .*as MVTec AD"),
+        (without_a_mask, r"hole/2\.png has no mask: there is no .*2_mask\.png"),
+        (without_good, "needs both good/ and defective pictures"),
+        (flawless_mask, r"2_mask\.png: no pixel is above 0"),
+        (no_target, r"1 of 6 pictures have no target: there is no .*3\.png"),
+        (colour_target, r"3\.npy: a target of shape \(40, 50, 3\)"),
+        (images_alone, "has one class, 'images': .* Forms of a folder are: CLASS/"),
+    ],
+)
+def test_forms_that_are_not_whole_say_what_is_missing_and_what_is_wanted(tmp_path, make, words):
+    make(tmp_path)
+    with pytest.raises(S2WrapError, match=words):
+        read_folder(tmp_path)

@@ -123,7 +123,7 @@ def test_a_folder_that_cannot_be_written_to_is_told_before_the_work(pictures, tm
     monkeypatch.setattr(s2wrap.MultiScale, "encode", no_more)
     (tmp_path / "file").write_text("")
     with pytest.raises(S2WrapError, match="cannot write"):
-        Extractor(load(), tmp_path / "file")
+        Extractor(load(), tmp_path / "file")(pictures, lambda count: None)
 
 
 def test_features_of_another_device_are_kept_apart(monkeypatch, vit):

@@ -1,11 +1,16 @@
 """What an import costs and changes: facts about a fresh process."""
 
+import ast
 import json
 import subprocess
 import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
 
 import pytest
 from PIL import Image
+
+import s2wrap
 
 NEVER = ("torch._dynamo", "sympy", "timm", "open_clip", "torchvision", "transformers", "PIL", "rich", "typer", "onnx")
 STATE = """
@@ -112,3 +117,16 @@ for name in COMMANDS:
 def test_a_model_of_timm_runs_without_the_other_libraries():
     code = "import torch, s2wrap; s2wrap.load('timm:test_vit', pretrained=False)(torch.zeros(1, 3, 160, 160))"
     assert not modules(code).intersection(("open_clip", "transformers", "onnx"))
+
+
+def test_no_modules_of_compare_import_each_other_in_a_circle_not_even_in_functions():
+    root = Path(s2wrap.__file__).parent
+    imports = {}
+    for path in (root / "compare").rglob("*.py"):
+        name = ".".join(["s2wrap", *path.relative_to(root).with_suffix("").parts]).removesuffix(".__init__")
+        nodes = [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.ImportFrom)]
+        imports[name] = {str(node.module) for node in nodes} | {
+            f"{node.module}.{x.name}" for node in nodes for x in node.names
+        }
+    order = list(TopologicalSorter({name: seen & set(imports) for name, seen in imports.items()}).static_order())
+    assert order.index("s2wrap.compare.comparison") < order.index("s2wrap.compare.plots")

@@ -14,7 +14,7 @@ BOTH, ONE = ("cost", "time"), ("cost",)
 
 @pytest.mark.parametrize(("count", "panels"), [(1, BOTH), (3, ONE), (8, BOTH), (15, BOTH), (15, ONE)])
 def test_labels_cover_no_other_label_and_none_is_cut_off(count, panels):
-    found = comparison(count, curves=True)
+    found = comparison(count)
     figure = plot(found, panels=panels)
     figure.canvas.draw()
     texts = [text for axes in figure.axes for text in axes.texts] + figure.texts

@@ -23,7 +23,7 @@ from s2wrap.compare.plots import plot
 )
 def test_plots_draw_without_warnings_and_change_nothing_global(count, measures, timed):
     before = dict(matplotlib.rcParams)
-    found = comparison(count, measures=measures, timed=timed, curves=bool(count and measures))
+    found = comparison(count, measures=measures, timed=timed)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for measure in measures or (None,):

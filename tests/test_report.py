@@ -17,7 +17,7 @@ from s2wrap.errors import MissingExtraError
 def test_a_frame_holds_the_figures_of_every_model_in_order():
     first, second = row(0, details={"loss": 0.25}), row(1, memory=None, timings={"eager": {"reason": "no compiler"}})
     second.on_front, second.scores = True, {}
-    frame = to_frame(Comparison([first, second], {}, ("accuracy",)))
+    frame = to_frame(Comparison([first, second], {}, {"classification": ("accuracy",)}))
     costs = "parameters multiply_adds multiply_adds_attention_once activations tiles tokens memory_bytes"
     scores = "accuracy accuracy_low accuracy_high loss"
     times = "eager_p50_ms eager_p90_ms eager_p99_ms eager_images_per_second eager_reason"
@@ -41,14 +41,13 @@ def test_csv_is_read_back_as_it_was():
 
 
 def test_json_is_standard_and_holds_everything():
-    found = comparison(2, curves=True)
+    found = comparison(2)
     found.rows[0].details = {"loss": math.nan, "worst": np.float32(0.5)}
     told = json.loads(to_json(found), parse_constant=pytest.fail)
-    assert set(told) == {"facts", "measures", "rows", "curves", "verdict", "pairs", "skipped"}
+    assert set(told) == {"facts", "tasks", "rows", "verdict", "pairs", "skipped"}
     assert told["rows"][0]["details"] == {"loss": None, "worst": 0.5}
     assert told["rows"][1]["scores"]["accuracy"]["value"] == 0.9
     assert told["rows"][1]["timings"]["eager"]["p99_ms"] == 55.0
-    assert told["curves"] == {"sample:dinov2_s14": {"floor": 0.05, "a": 8e3, "b": 0.5, "low": 5e9, "high": 1e11}}
     assert (told["verdict"], told["skipped"]) == (found.verdict, found.skipped)
 
 
@@ -56,7 +55,7 @@ def test_json_is_standard_and_holds_everything():
 def test_two_writings_give_the_same_bytes(tmp_path, ending):
     paths = [tmp_path / f"{name}{ending}" for name in "ab"]
     for path in paths:
-        write_report(comparison(2, curves=True, skipped=["\udcff.jpg"]), path)
+        write_report(comparison(2, skipped=["\udcff.jpg"]), path)
     one, other = (path.read_bytes() for path in paths)
     assert one == other
     start = {".png": b"\x89PNG", ".svg": b"<?xml", ".html": b"<!doctype html>", ".json": b"{", ".csv": b"model,"}

@@ -13,7 +13,7 @@ from s2wrap.errors import S2WrapError
 
 SPEC_HELP = (
     "Models: FAMILY:NAME@SCALES; …@2:whole is a larger input in one pass, NAME:patch=7@1 has smaller patches "
-    "(ViTs of timm), NAME:size=448@1 is built for another input size."
+    "(ViTs of timm), NAME:size=448@1 is built for another input size; 'SPEC fuse=detail' has its own options."
 )
 
 
@@ -27,6 +27,9 @@ def compare_models(
             help="A folder: CLASS/…, or images/ and masks/, or pictures without labels; any of them also in train/ and "
             "val/."
         ),
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="What is measured, with commas; by default what the folder is for: see the docs.")
     ] = None,
     report: Annotated[
         list[Path] | None, typer.Option(help="Write it too: .html (one page), .csv, .json, .png or .svg. Repeatable.")
@@ -63,8 +66,9 @@ def compare_models(
     """Compare models: what an image costs, what they know; say which wins.
 
     With classes: accuracy of logistic regression, k-NN and few shots. With masks: mIoU of linear segmentation.
-    Without labels, or with --target: how much of the largest model's features a linear map recovers. Without --data:
-    costs only, with random weights. Features are kept on disk; an interrupted comparison goes on where it stopped.
+    Without labels: whether a place is found again in a warped picture. With --target: how much of its features a
+    linear map recovers. Without --data: costs only, with random weights. Features are kept on disk; an interrupted
+    comparison goes on where it stopped.
     """
     from s2wrap.backbones import parse_spec
     from s2wrap.compare import compare, propose
@@ -99,6 +103,7 @@ def compare_models(
     found = compare(
         specs,
         data=data,
+        tasks=None if tasks is None else [name.strip() for name in tasks.split(",")],
         target=target,
         reference=reference,
         pool=pool,

@@ -2,7 +2,26 @@
 
 from s2wrap.compare.budget import propose
 from s2wrap.compare.comparison import Comparison, Row
+from s2wrap.compare.report import to_csv, to_frame, to_html, to_json, write_report
 from s2wrap.compare.run import compare
 from s2wrap.compare.score import Score
+from s2wrap.compare.tasks import TASKS
+from s2wrap.compare.tasks.correspondence import correspondence
+from s2wrap.compare.warps import Warp, draw_warps
 
-__all__ = ["Comparison", "Row", "Score", "compare", "propose"]
+__all__ = [
+    "TASKS",
+    "Comparison",
+    "Row",
+    "Score",
+    "Warp",
+    "compare",
+    "correspondence",
+    "draw_warps",
+    "propose",
+    "to_csv",
+    "to_frame",
+    "to_html",
+    "to_json",
+    "write_report",
+]

@@ -1,8 +1,8 @@
-"""Read a folder of pictures, with classes, with masks or with neither, and split it into training and test."""
+"""Read a folder of pictures, with classes, masks, measurements or defects, and split it into training and test."""
 
 import hashlib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,14 @@ FEWEST = 4
 """Fewest different pictures of a class: enough to split into training and test, and training again."""
 IGNORED = 255
 """Value of mask pixels that do not count."""
+FORMS = {
+    "labelled": "CLASS/… (a folder a class)",
+    "masked": "images/ and masks/",
+    "measured": "images/ and targets/",
+    "defective": "train/good/, test/ and ground_truth/ (as MVTec AD)",
+    "plain": "just pictures",
+}
+"""The forms of folders."""
 
 
 @dataclass
@@ -30,24 +38,24 @@ class Pictures:
         paths: the files.
         contents: a hash of each picture's pixels; copies have the same.
         folds: which pictures train and which test.
+        kind: the form of the folder, one of `FORMS`.
         classes: names of the classes; empty without labels.
         labels: (n,) class index of each picture; None without labels.
-        masks: files of class numbers, one a picture; None without masks.
+        masks: files of class numbers, one a picture, or of measurements, or of defects (None for a flawless picture);
+            None where pictures have none.
+        sizes: height and width in pixels of each picture.
         skipped: messages about the files that could not be read.
     """
 
     paths: list[Path]
     contents: list[str]
     folds: list[Fold]
+    kind: str = "plain"
     classes: tuple[str, ...] = ()
     labels: np.ndarray | None = None
-    masks: list[Path] | None = None
+    masks: list[Path | None] | None = None
+    sizes: list[tuple[int, int]] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
-
-    @property
-    def kind(self) -> str:
-        """What comes with the pictures: "labelled", "masked" or "plain"."""
-        return "labelled" if self.labels is not None else "plain" if self.masks is None else "masked"
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,7 @@ class _File:
     """A picture's file, with its class or mask."""
 
     path: Path
+    kind: str = "plain"
     label: str | None = None
     mask: Path | None = None
     is_test: bool = False
@@ -67,8 +76,10 @@ def read_folder(
 
     Args:
         folder: `CLASS/…` (a folder a class); `images/` and `masks/` (a PNG of class numbers of the same name and size
-            for each picture; 255 does not count); or just pictures. Each layout may be divided into `train/` and
-            `val/` (or `test/`), which then make the only fold.
+            for each picture; 255 does not count); `images/` and `targets/` (an array of numbers, `.npy`, or a PNG of 8
+            or 16 bits; what is not above 0 was not measured); or just pictures. Each of these may be divided into
+            `train/` and `val/` (or `test/`), which then make the only fold. Or `train/good/`, `test/KIND/` and
+            `ground_truth/KIND/NAME_mask.png`, as MVTec AD has them.
         skip_errors: leave out pictures and masks that cannot be read.
         progress: wraps the list of files that are read.
 
@@ -81,10 +92,12 @@ def read_folder(
     if not folder.is_dir():
         raise S2WrapError(f"{folder}: there is no such folder")
     files = _list_files(folder)
-    readable, contents, skipped = [], [], []
+    readable, contents, sizes, skipped = [], [], [], []
     for file in progress(files):
         try:
-            contents.append(_hash_file(file))
+            content, size = _hash_file(file)
+            contents.append(content)
+            sizes.append(size)
             readable.append(file)
         except S2WrapError as error:
             skipped.append(str(error))
@@ -94,9 +107,9 @@ def read_folder(
             f"{'; …' * (len(skipped) > 5)}; leave them out with --skip-errors (skip_errors=True)"
         )
     divided = any(file.is_test for file in files)
-    pictures = Pictures([file.path for file in readable], contents, [], skipped=skipped)
-    if files[0].mask is not None:
-        pictures.masks = [file.mask for file in readable if file.mask is not None]
+    pictures = Pictures([file.path for file in readable], contents, [], files[0].kind, sizes=sizes, skipped=skipped)
+    if files[0].kind in LOADERS:
+        pictures.masks = [file.mask for file in readable]
     if files[0].label is not None:
         pictures.classes = tuple(sorted({file.label or "" for file in readable}))
         pictures.labels = np.array([pictures.classes.index(file.label or "") for file in readable])
@@ -115,6 +128,8 @@ def _list_files(folder: Path) -> list[_File]:
     """Return the pictures' files, of training and then of test where the folder is divided."""
     if not (folder / "train").is_dir():
         return _list_part(folder)
+    if _folders(folder / "train") == ["good"]:
+        return _list_defects(folder)
     others = [name for name in TEST_NAMES if (folder / name).is_dir()]
     if len(others) != 1:
         raise S2WrapError(
@@ -122,46 +137,89 @@ def _list_files(folder: Path) -> list[_File]:
             f"one of {', '.join(f'{name}/' for name in TEST_NAMES)}"
         )
     train, test = _list_part(folder / "train"), _list_part(folder / others[0])
-    if (train[0].label is None, train[0].mask is None) != (test[0].label is None, test[0].mask is None):
-        raise S2WrapError(f"{folder}: train/ and {others[0]}/ are laid out differently; both need classes, or masks")
-    return train + [_File(file.path, file.label, file.mask, is_test=True) for file in test]
+    if train[0].kind != test[0].kind:
+        raise S2WrapError(
+            f"{folder}: train/ and {others[0]}/ are laid out differently: {FORMS[train[0].kind]}, and "
+            f"{FORMS[test[0].kind]}; both need classes, or masks"
+        )
+    return train + [replace(file, is_test=True) for file in test]
+
+
+def _folders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name))
 
 
 def _list_part(folder: Path) -> list[_File]:
     if (folder / "images").is_dir() and (folder / "masks").is_dir():
-        images = find_images([folder / "images"])
-        masks = [folder / "masks" / path.relative_to(folder / "images").with_suffix(".png") for path in images]
-        if missing := [mask for mask in masks if not mask.is_file()]:
-            raise S2WrapError(f"{len(missing)} of {len(images)} pictures have no mask: there is no {missing[0]}")
-        if len(set(masks)) < len(masks):
-            raise S2WrapError(f"{folder / 'images'}: two pictures differ in their endings only, and share a mask")
-        return [_File(path, mask=mask) for path, mask in zip(images, masks, strict=True)]
+        return _list_pairs(folder, "masks", "masked", "mask", (".png",))
+    if (folder / "images").is_dir() and (folder / "targets").is_dir():
+        return _list_pairs(folder, "targets", "measured", "target", (".npy", ".png"))
     entries = [entry for entry in sorted(folder.iterdir()) if not is_hidden(entry.name)]
     loose = [entry for entry in entries if is_picture(entry.name) and entry.is_file()]
     classes = [entry for entry in entries if entry.is_dir()]
     if loose and classes:
         raise S2WrapError(
             f"{folder} has pictures beside folders, such as {loose[0].name} and {classes[0].name}/; put each picture "
-            f"into the folder of its class, or all into one"
+            f"into the folder of its class, or all into one. {_wanted()}"
         )
     if not classes:
         return [_File(path) for path in loose or find_images([folder])]  # find_images raises where there is none
-    return [_File(path, label=folder.name) for folder in classes for path in find_images([folder])]
+    return [_File(path, "labelled", folder.name) for folder in classes for path in find_images([folder])]
 
 
-def _hash_file(file: _File) -> str:
-    """Return the hash of a picture's pixels. Raises S2WrapError if the picture or its mask cannot be used."""
+def _list_pairs(folder: Path, name: str, kind: str, what: str, endings: Sequence[str]) -> list[_File]:
+    """Return the pictures of `images/`, each with the file of the same name in another folder."""
+    images = find_images([folder / "images"])
+    stems = [folder / name / path.relative_to(folder / "images") for path in images]
+    found = [[stem.with_suffix(ending) for ending in endings if stem.with_suffix(ending).is_file()] for stem in stems]
+    if missing := [stem.with_suffix(endings[-1]) for stem, files in zip(stems, found, strict=True) if not files]:
+        raise S2WrapError(f"{len(missing)} of {len(images)} pictures have no {what}: there is no {missing[0]}")
+    if len({files[0] for files in found}) < len(found):
+        raise S2WrapError(f"{folder / 'images'}: two pictures differ in their endings only, and share a {what}")
+    return [_File(path, kind, mask=files[0]) for path, files in zip(images, found, strict=True)]
+
+
+def _list_defects(folder: Path) -> list[_File]:
+    """Return flawless pictures for training, and for test flawless and defective ones with their masks."""
+    for name in ("test", "ground_truth"):
+        if not (folder / name).is_dir():
+            raise S2WrapError(f"{folder} has train/good/ only in train/, and no {name}/. {_wanted()}")
+    files = [_File(path, "defective") for path in find_images([folder / "train" / "good"])]
+    for kind in _folders(folder / "test"):
+        for path in find_images([folder / "test" / kind]):
+            mask = None if kind == "good" else folder / "ground_truth" / kind / f"{path.stem}_mask.png"
+            if mask is not None and not mask.is_file():
+                raise S2WrapError(f"{path} has no mask: there is no {mask}")
+            files.append(_File(path, "defective", mask=mask, is_test=True))
+    if len({file.mask is None for file in files if file.is_test}) < 2:
+        raise S2WrapError(f"{folder / 'test'} needs both good/ and defective pictures, in a folder of their kind")
+    return files
+
+
+def _wanted() -> str:
+    return f"Forms of a folder are: {'; '.join(FORMS.values())}"
+
+
+def _hash_file(file: _File) -> tuple[str, tuple[int, int]]:
+    """Return the hash of a picture's pixels, and its height and width.
+
+    Raises:
+        S2WrapError: the picture, or the file beside it, cannot be used.
+    """
     image = load_image(file.path, Reading(value_range=(0, 1)))  # as they are, whatever a model takes them for
     if file.mask is not None:
-        mask = load_mask(file.mask)
+        mask = LOADERS[file.kind](file.mask)
         if mask.shape != image.shape[1:]:
             raise S2WrapError(
                 f"{file.mask}: {mask.shape[0]}×{mask.shape[1]} pixels, but its picture has "
                 f"{image.shape[1]}×{image.shape[2]}"
             )
-        if (mask == IGNORED).all():
+        if file.kind == "masked" and (mask == IGNORED).all():
             raise S2WrapError(f"{file.mask}: every pixel is {IGNORED}, which does not count")
-    return hashlib.sha256(str(tuple(image.shape)).encode() + image.numpy().tobytes()).hexdigest()
+        if file.kind != "masked" and not (mask > 0).any():
+            raise S2WrapError(f"{file.mask}: no pixel is above 0: nothing was measured, or nothing is defective")
+    content = hashlib.sha256(str(tuple(image.shape)).encode() + image.numpy().tobytes()).hexdigest()
+    return content, (image.shape[1], image.shape[2])
 
 
 def load_mask(path: Path) -> np.ndarray:
@@ -177,12 +235,35 @@ def load_mask(path: Path) -> np.ndarray:
         raise S2WrapError(f"{path}: the mask cannot be read ({type(error).__name__})") from error
 
 
+def load_target(path: Path) -> np.ndarray:
+    """Return measurements (height, width), float64; 0 where there is none."""
+    try:
+        if path.suffix == ".npy":
+            values = np.load(path, allow_pickle=False)
+        else:
+            with Image.open(path, formats=["PNG"]) as image:
+                values = np.asarray(image)
+    except Exception as error:  # decoders raise many kinds of errors for damaged files
+        raise S2WrapError(f"{path}: the target cannot be read ({type(error).__name__})") from error
+    if values.ndim != 2 or values.dtype.kind not in "uif":
+        raise S2WrapError(f"{path}: a target of shape {values.shape} and {values.dtype}; give numbers (height, width)")
+    return np.where(np.isfinite(values) & (values > 0), values, 0).astype(np.float64)
+
+
+LOADERS: dict[str, Callable[[Path], np.ndarray]] = {
+    "masked": load_mask,
+    "measured": load_target,
+    "defective": load_mask,
+}
+"""What reads the files beside pictures, by form."""
+
+
 def _check_counts(folder: Path, pictures: Pictures, is_test: np.ndarray, divided: bool) -> None:
     """Raise S2WrapError for a single class, a class of too few different pictures, or a picture in two classes."""
     if len(pictures.classes) == 1:
         raise S2WrapError(
             f"{folder} has one class, {pictures.classes[0]!r}: there is nothing to tell apart; give a folder for each "
-            f"of two classes or more, or put pictures without classes beside each other in one folder"
+            f"of two classes or more, or put pictures without classes beside each other in one folder. {_wanted()}"
         )
     groups = pictures.labels if pictures.labels is not None else np.zeros(len(is_test), dtype=int)
     for label in range(max(1, len(pictures.classes))):

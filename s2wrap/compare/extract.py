@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,10 @@ BATCH = 8
 """Pictures that are encoded, and then cached, at a time."""
 
 
+class UnableError(S2WrapError):
+    """A model cannot do a task; the others can."""
+
+
 class Extractor:
     """Computes the features of pictures by a model, or loads them from the cache.
 
@@ -37,11 +41,7 @@ class Extractor:
 
     def __init__(self, model: MultiScale, folder: Path | None, *, maps: bool = False):
         self.model, self.maps = model, maps
-        kind = "maps" if maps else "vectors"
-        self.folder = None if folder is None else folder / kind / model_key(model)
-        if self.folder is not None:
-            with disk_errors(self.folder):
-                self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder = None if folder is None else folder / ("maps" if maps else "vectors") / model_key(model)
 
     def __call__(self, pictures: Pictures, done: Callable[[int], object]) -> list[dict[str, Tensor]]:
         """Return for each picture the `mean_k`, `max_k` and `cls_k`, or `map_k`, of its k-th map: float32 on the CPU.
@@ -53,53 +53,85 @@ class Extractor:
         Raises:
             S2WrapError: features that are not finite, a full disk, a folder that cannot be written to.
         """
-        features = {index: self._load_cached(content) for index, content in enumerate(pictures.contents)}
-        missing = [index for index, cached in features.items() if cached is None]
-        done(len(features) - len(missing))
-        for start in range(0, len(missing), BATCH):
-            batch = missing[start : start + BATCH]
-            computed = self._compute([pictures.paths[index] for index in batch])
-            for index, tensors in zip(batch, computed, strict=True):
-                self._save(pictures.contents[index], tensors)
-                features[index] = tensors
-            done(len(batch))
-        return [tensors for tensors in features.values() if tensors is not None]
+        return keep(
+            self.folder, pictures.contents, lambda batch: self._compute([pictures.paths[i] for i in batch]), done
+        )
 
     def _compute(self, paths: list[Path]) -> list[dict[str, Tensor]]:
         with torch.inference_mode():
             encoded = self.model.encode(paths)
         features = [_pooled(each, self.maps) for each in encoded]
         for path, tensors in zip(paths, features, strict=True):
-            if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
-                raise S2WrapError(
-                    f"the features of {path} by {self.model.backbone.name} hold NaN or infinite values; a comparison "
-                    f"needs finite ones: use float32, or leave the picture or the model out"
-                )
+            check_finite(tensors.values(), path, self.model)
         return features
 
-    def _load_cached(self, content: str) -> dict[str, Tensor] | None:
-        """Return the cached features of a picture; None if there are none, or none that can be read."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
 
-        if self.folder is None:
-            return None
+def check_finite(tensors: Iterable[Tensor], path: Path, model: MultiScale) -> None:
+    """Raise S2WrapError for features of a picture that are not finite."""
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+        raise S2WrapError(
+            f"the features of {path} by {model.backbone.name} hold NaN or infinite values; a comparison "
+            f"needs finite ones: use float32, or leave the picture or the model out"
+        )
+
+
+def keep(
+    folder: Path | None,
+    contents: Sequence[str],
+    compute: Callable[[list[int]], Iterable[dict[str, Tensor]]],
+    done: Callable[[int], object],
+    *,
+    batch: int = BATCH,
+) -> list[dict[str, Tensor]]:
+    """Return the tensors of each picture: from a folder, or computed, and then written there.
+
+    Args:
+        folder: where a file a picture lies; None for no cache.
+        contents: a hash of each picture.
+        compute: returns the tensors of the pictures of some indices.
+        done: called with the number of pictures that became ready.
+        batch: pictures that are computed at a time.
+    """
+    if folder is not None:
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    files = [None if folder is None else folder / f"{content}.safetensors" for content in contents]
+    found = {index: _load(file) for index, file in enumerate(files)}
+    missing = [index for index, tensors in found.items() if tensors is None]
+    done(len(found) - len(missing))
+    for start in range(0, len(missing), batch):
+        indices = missing[start : start + batch]
+        for index, tensors in zip(indices, compute(indices), strict=True):
+            _save(files[index], tensors)
+            found[index] = tensors
+        done(len(indices))
+    return [tensors for tensors in found.values() if tensors is not None]
+
+
+def _load(file: Path | None) -> dict[str, Tensor] | None:
+    """Return the tensors of a file; None if there is none, or none that can be read."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if file is None:
+        return None
+    try:
+        return load_file(file)
+    except (FileNotFoundError, SafetensorError):
+        return None
+
+
+def _save(file: Path | None, tensors: dict[str, Tensor]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    if file is None:
+        return
+    with whole_file(file) as draft:
         try:
-            return load_file(self.folder / f"{content}.safetensors")
-        except (FileNotFoundError, SafetensorError):
-            return None
-
-    def _save(self, content: str, tensors: dict[str, Tensor]) -> None:
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
-        if self.folder is None:
-            return
-        with whole_file(self.folder / f"{content}.safetensors") as draft:
-            try:
-                save_file(tensors, draft)
-            except SafetensorError as error:  # how safetensors reports a full disk
-                raise S2WrapError(f"cannot keep features in {self.folder}: {error}; give another --cache") from error
+            save_file(tensors, draft)
+        except SafetensorError as error:  # how safetensors reports a full disk
+            raise S2WrapError(f"cannot keep features in {file.parent}: {error}; give another --cache") from error
 
 
 def vectors_of(features: list[dict[str, Tensor]], pool: tuple[str, ...]) -> np.ndarray:
@@ -107,14 +139,14 @@ def vectors_of(features: list[dict[str, Tensor]], pool: tuple[str, ...]) -> np.n
     names = [name for how in pool for name in features[0] if name.startswith(f"{how}_")]
     missing = [how for how in pool if not any(name.startswith(f"{how}_") for name in names)]
     if missing:
-        raise S2WrapError(f"there is no {', '.join(missing)} of a model without prefix tokens; use pool='mean'")
+        raise UnableError(f"there is no {', '.join(missing)} of a model without prefix tokens; use pool='mean'")
     return np.stack([np.concatenate([tensors[name].numpy() for name in names]) for tensors in features])
 
 
 def maps_of(features: list[dict[str, Tensor]]) -> list[Tensor]:
-    """Return the only map (c, h, w) of each picture. Raises S2WrapError for models with several maps."""
+    """Return the only map (c, h, w) of each picture. Raises UnableError for models with several maps."""
     if (count := len(features[0])) != 1:
-        raise S2WrapError(f"{count} maps a picture; this comparison needs one: use another fuse than 'pyramid'")
+        raise UnableError(f"{count} maps a picture; this comparison needs one: use another fuse than 'pyramid'")
     return [next(iter(tensors.values())) for tensors in features]
 
 

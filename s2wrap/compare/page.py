@@ -7,13 +7,13 @@ from s2wrap.compare.comparison import Comparison
 from s2wrap.compare.labels import INK, PAPER
 from s2wrap.compare.plots import image, plot, printable
 from s2wrap.compare.score import LEVEL, RESAMPLES
-from s2wrap.compare.table import cell, column_groups, facts_line, keys, not_timed
+from s2wrap.compare.table import cell, column_groups, facts_line, keys, not_measured
 
 SVG = "{http://www.w3.org/2000/svg}"
 
 
 def to_html(comparison: Comparison) -> str:
-    """Return one self-contained HTML page: verdict, plots, a table that can be sorted, and how it was measured."""
+    """Return one self-contained HTML page: verdict, a table that can be sorted, plots, and how it was measured."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
@@ -25,7 +25,7 @@ def to_html(comparison: Comparison) -> str:
         finalize=lambda value: printable(value) if type(value) is str else value,
     )
     template = environment.from_string((files("s2wrap") / "compare" / "report.html").read_text("utf-8"))
-    rows, measures = comparison.rows, comparison.measures or (None,)
+    rows, measures = comparison.rows, comparison.deciding or [None]
     svgs = {name or "costs": [_inline_svg(comparison, name, panel) for panel in ("cost", "time")] for name in measures}
     details = {name: [cell(row.details.get(name)) for row in rows] for name in keys(row.details for row in rows)}
     groups = [*column_groups(comparison), details]
@@ -37,7 +37,7 @@ def to_html(comparison: Comparison) -> str:
         columns={heading: cells for group in groups for heading, cells in group.items()},
         front=any(row.on_front for row in rows),
         timed=any("median_ms" in figures for row in rows for figures in row.timings.values()),
-        missing=not_timed(rows),
+        missing=not_measured(rows),
         level=f"{100 * LEVEL:g} %",
         resamples=f"{RESAMPLES:,}",
     )

@@ -6,9 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from s2wrap.compare.comparison import INFORMATION, Comparison, Row
+from s2wrap.compare.comparison import Comparison, Row, unit_of
 from s2wrap.compare.labels import GREY, INK, PAPER, TEXT, Point, arrange, label_points
 from s2wrap.compare.verdict import pareto_front
 from s2wrap.compare.ways import LARGER, PATCH, PLAIN, SCALES, SMALLER, short_names, way_of, weights_of
@@ -18,15 +16,13 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Colours that colour-blind people can distinguish (Okabe and Ito 2008) and that show on white and on black."""
 MARKERS = {PLAIN: ("o", 48), SCALES: ("D", 40), LARGER: ("s", 44), PATCH: ("^", 52), SMALLER: ("v", 52)}
 """Marker and area, in square points, of each way to spend compute."""
-DASHES = ("--", ":", "-.", (0, (6, 2, 1, 2, 1, 2)))
 
 
 def plot(comparison: Comparison, measure: str | None = None, panels: Sequence[str] = ("cost", "time")) -> Any:
     """Return a matplotlib Figure of a measure against multiply-adds, and against the first timed backend's time.
 
-    Bars are 95 % intervals. Rings and the step line are the Pareto front of the panel's own two axes; fitted curves
-    are drawn with their bands where the first measure is plotted against multiply-adds. Comparisons without measures
-    are drawn as bar charts of costs.
+    Bars are 95 % intervals. Rings and the step line are the Pareto front of the panel's own two axes.
+    Comparisons without measures are drawn as bar charts of costs.
 
     Args:
         comparison: a comparison of any number of models.
@@ -43,33 +39,22 @@ def plot(comparison: Comparison, measure: str | None = None, panels: Sequence[st
         available = ", ".join(comparison.measures) or "none, without pictures"
         raise S2WrapError(f"measure {measure!r} is not in this comparison; it has {available}")
     measure = measure or next(iter(comparison.measures), None)
-    titles_and_costs = {name: costs for name in panels if (costs := _costs(comparison.rows, name))}
+    titles_and_costs = [costs for name in panels if (costs := _costs(comparison.rows, name))]
     figure = Figure(facecolor=PAPER)
     FigureCanvasAgg(figure)
     all_axes = [figure.add_subplot() for _ in titles_and_costs]
     arrange(figure, lines=0)
     colours, handles, points = _colours(comparison.rows), {}, []
-    for axes, (name, (title, costs)) in zip(all_axes, titles_and_costs.items(), strict=True):
+    for axes, (title, costs) in zip(all_axes, titles_and_costs, strict=True):
         _style_axes(axes, title)
         if measure is None:
             _draw_bars(axes, comparison.rows, costs, colours)
             continue
-        if name == "cost" and measure == comparison.measures[0]:
-            handles |= _draw_curves(axes, comparison.curves, colours, unit(measure)[0])
         points.append(_points(comparison.rows, costs, measure))
         handles |= _draw_points(axes, points[-1], measure, colours)
     if measure is not None:
         label_points(figure, points, _names(comparison.rows), handles)
     return figure
-
-
-def unit(measure: str) -> tuple[float, str]:
-    """Return the factor and the unit with which a measure's scores are shown: all but information are shares, 0…1.
-
-    >>> unit("accuracy")
-    (100, '%')
-    """
-    return (1, "") if measure == INFORMATION else (100, "%")
 
 
 def printable(text: str) -> str:
@@ -120,7 +105,7 @@ def _points(rows: Sequence[Row], costs: Sequence[float], measure: str) -> list[P
     }
     front = pareto_front([row for _, row, _ in scored.values()], measure, lambda row: scored[id(row)][2])
     on_front = {id(row) for row in front}
-    factor, points = unit(measure)[0], []
+    factor, points = unit_of(measure).factor, []
     for number, row, cost in scored.values():
         score = row.scores[measure]
         low, high = (factor * end if math.isfinite(end) else factor * score.value for end in score.interval())
@@ -169,7 +154,7 @@ def _draw_points(axes: Any, points: Sequence[Point], measure: str, colours: dict
     """Draw points with intervals and the Pareto front. Return the legend's handles by their text."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    factor, sign = unit(measure)
+    factor, sign, _ = unit_of(measure)
     axes.set_ylabel(f"{printable(measure)}{sign and f', {sign}'} (with 95 % intervals)", **TEXT | {"fontsize": 10})
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -205,17 +190,3 @@ def _draw_front(axes: Any, front: Sequence[Point]) -> dict[str, Any]:
     axes.plot(costs, values, linestyle="none", zorder=4, **ring)
     axes.step([*costs, axes.get_xlim()[1]], [*values, values[-1]], where="post", color=INK, linewidth=0.9, alpha=0.7)
     return {"Pareto front": axes.plot([], [], linewidth=0.9, **ring)[0]}
-
-
-def _draw_curves(axes: Any, curves: dict[str, Any], colours: dict[str, str], factor: float) -> dict[str, Any]:
-    """Draw fitted curves with their bands, with errors converted to scores."""
-    handles = {}
-    for number, (name, curve) in enumerate(curves.items()):
-        costs = np.geomspace(curve.low, curve.high, 60)
-        common = {"color": colours.get(name, GREY), "zorder": 1}
-        low, high = (factor * (1 - errors) for errors in curve.band(costs))
-        axes.fill_between(costs / 1e9, low, high, alpha=0.12, linewidth=0, **common)
-        style = {"linestyle": DASHES[number % len(DASHES)], "linewidth": 1.2}
-        (line,) = axes.plot(costs / 1e9, factor * (1 - curve.error(costs)), **style, **common)
-        handles[f"fitted: {printable(name)}"] = line
-    return handles

@@ -98,13 +98,9 @@ def to_json(comparison: Comparison) -> str:
         {"model": row.spec}
         | {name: cost(row) for name, cost in COSTS.items()}
         | {"scores": {measure: score_figures(row, measure) for measure in row.scores}}
-        | {"details": row.details, "timings": row.timings, "pareto_front": row.on_front}
+        | {"unable": row.unable, "details": row.details, "timings": row.timings, "pareto_front": row.on_front}
         for row in comparison.rows
     ]
-    curves = {
-        name: {key: getattr(curve, key) for key in ("floor", "a", "b", "low", "high")}
-        for name, curve in comparison.curves.items()
-    }
-    data = {"facts": comparison.facts, "measures": comparison.measures, "rows": rows, "curves": curves}
+    data = {"facts": comparison.facts, "tasks": comparison.tasks, "rows": rows}
     data |= {"verdict": comparison.verdict, "pairs": comparison.pairs, "skipped": comparison.skipped}
     return dump_json(data)

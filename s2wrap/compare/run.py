@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from s2wrap.backbones import parse_spec
-from s2wrap.compare.comparison import INFORMATION, Comparison, Row
-from s2wrap.compare.curves import crossing, fit_curve
+from s2wrap.compare.comparison import Comparison, Row
 from s2wrap.compare.data import Pictures, read_folder
-from s2wrap.compare.extract import POOLS, default_folder
-from s2wrap.compare.families import series
+from s2wrap.compare.extract import POOLS, UnableError, default_folder
 from s2wrap.compare.latency import check_backends, time_models
 from s2wrap.compare.memory import peak_bytes
-from s2wrap.compare.quality import add_accuracy, add_reconstruction, add_segmentation
+from s2wrap.compare.tasks import TASKS, Bench, choose_tasks
 from s2wrap.compare.verdict import judge, pareto_front
+from s2wrap.compare.ways import split_name
 from s2wrap.cost import count_cost
 from s2wrap.errors import MissingExtraError, S2WrapError
 from s2wrap.factory import load
@@ -36,6 +34,7 @@ def compare(
     specs: Sequence[str],
     *,
     data: str | Path | None = None,
+    tasks: Sequence[str] | None = None,
     target: str | None = None,
     reference: str | None = None,
     pool: Any = "mean",
@@ -54,13 +53,14 @@ def compare(
 
     Args:
         specs: model specs, `FAMILY:NAME[:size=PIXELS][:patch=PIXELS]@SCALES`: larger models, several scales, a
-            larger input in one pass ("…@2:whole", or size=), smaller patches (patch=).
-        data: a folder of pictures, see `read_folder`. With classes the measures are the accuracies of logistic
-            regression, k-NN and few-shot classifiers; with masks the mIoU of linear segmentation; with neither the
-            information of a reconstruction. Without a folder only costs are compared, with random weights: nothing is
-            downloaded.
-        target: spec of the larger model whose features are reconstructed (the paper, section 4). By default, for
-            pictures without labels, the model with the most parameters.
+            larger input in one pass ("…@2:whole", or size=), smaller patches (patch=). Behind it may stand options of
+            that model alone: "sample:dinov2_s14@1,2,3 fuse=detail overlap=5".
+        data: a folder of pictures, see `read_folder`. Without one only costs are compared, with random weights: nothing
+            is downloaded.
+        tasks: what is measured on them, names in `s2wrap.compare.TASKS`. By default what the form of the folder is for:
+            with classes classification, with masks segmentation, with neither correspondence and stability.
+        target: spec of the larger model whose features are reconstructed (the paper, section 4), which adds the task
+            "reconstruction"; by default, where that task is named, the model with the most parameters.
         reference: spec of a model larger than the target, whose information I* the others are compared with.
         pool: how a model's map becomes a vector: one or more of mean, max, cls, separated by commas.
         shots: training pictures a class of the few-shot classifiers.
@@ -88,14 +88,14 @@ def compare(
     check_backends(backends)
     pools = _parse_pools(pool)
     with _show_progress(console or Console(quiet=True)) as progress:
-        pictures = None
+        pictures, names = None, []
         if data is not None:
             _check_installed()
             track = partial(progress.track, description="reading")
             pictures = read_folder(data, skip_errors=skip_errors, progress=track)
+            names = choose_tasks(tasks, pictures.kind, bool(target or reference))
         options = {"pretrained": pictures is not None or "checkpoint" in options} | options
-        reconstructs = pictures is not None and (target or reference or pictures.kind == "plain")
-        if reconstructs:
+        if "reconstruction" in names:
             _check_reconstruction(options)
         make = partial(_load_seeded, device=device, **options)
         all_specs = dict.fromkeys([*specs, *(spec for spec in (target, reference) if spec is not None)])
@@ -109,13 +109,11 @@ def compare(
             return comparison
         comparison.skipped = pictures.skipped
         folder = (default_folder() if cache else None) if isinstance(cache, bool) else Path(cache)
-        if pictures.kind == "labelled":
-            add_accuracy(rows, models, pictures, folder, pools, shots, progress)
-        if pictures.kind == "masked":
-            add_segmentation(rows, models, pictures, folder, progress)
-        if reconstructs:
-            target = target or max(rows, key=lambda row: row.cost.parameters).spec
-            add_reconstruction(comparison, target, reference, models, make, pictures, folder, progress)
+        target = target or max(rows, key=lambda row: row.cost.parameters).spec
+        choices = {"pools": pools, "shots": tuple(shots), "target": target, "reference": reference}
+        bench = Bench(models, specs, pictures, folder, progress, make, **choices, facts=comparison.facts)
+        for name in names:
+            _run_task(name, bench, comparison)
     _judge(comparison)
     return comparison
 
@@ -126,13 +124,18 @@ def _check_specs(
     """Return all specs in their canonical spelling. Raises S2WrapError for specs that cannot be compared."""
     if isinstance(specs, str) or not specs:
         raise S2WrapError(f"compare() takes a list of models, not {specs!r}; give one spec or more")
-    parsed = [str(parse_spec(spec)) for spec in specs]
+    parsed = [_canonical(spec) for spec in specs]
     if repeated := [spec for spec in parsed if parsed.count(spec) > 1]:
         raise S2WrapError(f"{repeated[0]} is named twice; name each model once")
     if data is None and (target or reference):
         raise S2WrapError("a target or reference is reconstructed on pictures; give a folder of them (data, --data)")
-    target, reference = (None if spec is None else str(parse_spec(spec)) for spec in (target, reference))
+    target, reference = (None if spec is None else _canonical(spec) for spec in (target, reference))
     return parsed, target, reference
+
+
+def _canonical(name: str) -> str:
+    spec, *words = name.split() or [""]
+    return " ".join([str(parse_spec(spec)), *sorted(words)])
 
 
 def _check_reconstruction(options: dict[str, Any]) -> None:
@@ -148,9 +151,10 @@ def _check_reconstruction(options: dict[str, Any]) -> None:
 
 def _load_seeded(spec: str, device: str | torch.device, **options: Any) -> MultiScale:
     """Return a model, with random weights, if any, that depend on the backbone's name only."""
+    spec, own = split_name(spec)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(zlib.crc32(parse_spec(spec).backbone.encode()))
-        return load(spec, **options).to(device)
+        return load(spec, **(options | own)).to(device)
 
 
 def _check_installed() -> None:
@@ -186,6 +190,8 @@ def _describe_pictures(pictures: Pictures) -> str:
     count = f"{len(pictures.paths)} pictures"
     if pictures.classes:
         count += f" in {len(pictures.classes)} classes"
+    if pictures.kind == "plain":
+        return count
     if len(pictures.folds) == 1:
         return f"{count}, {len(pictures.folds[0].test)} of them tested"
     return f"{count}, each tested once in {len(pictures.folds)} folds"
@@ -219,31 +225,29 @@ def _measure_costs(
     return rows
 
 
+def _run_task(name: str, bench: Bench, comparison: Comparison) -> None:
+    """Add the scores of a task to the rows, and its measures to the comparison."""
+    task, measures = TASKS[name](bench), {}
+    for row in bench.track(comparison.rows, description=name):
+        try:
+            result = task.score(row.spec)
+        except UnableError as error:
+            row.unable[name] = str(error)
+            continue
+        row.scores |= result.scores
+        row.details |= result.details
+        measures |= dict.fromkeys(result.scores)
+    comparison.tasks[name] = tuple(measures)
+
+
 def _judge(comparison: Comparison) -> None:
-    """Fill in the measures, the Pareto front, the curves and the verdict."""
+    """Fill in the Pareto front and the verdict."""
     rows = comparison.rows
-    comparison.measures = tuple(dict.fromkeys(name for row in rows for name in row.scores))
-    if not comparison.measures:
-        return
-    first = comparison.measures[0]
-    scored = [row for row in rows if first in row.scores]
-    for row in pareto_front(scored, first, lambda row: row.cost.multiply_adds):
-        row.on_front = len(scored) > 1
-    crossings = [] if first == INFORMATION else _fit_curves(comparison, scored, first)  # curves need shares, 0…1
-    judgement = judge(scored, first, comparison.facts["pictures"], crossings)
-    comparison.verdict, comparison.pairs = judgement.verdict, judgement.pairs
-
-
-def _fit_curves(comparison: Comparison, rows: list[Row], measure: str) -> list[str]:
-    """Fit a curve to every series of models, and return sentences on those that share a range of compute."""
-    for name, indices in series([row.spec for row in rows]).items():
-        members = [rows[index] for index in indices]
-        costs = [row.cost.multiply_adds for row in members]
-        if len(set(costs)) >= 3:
-            comparison.curves[name] = fit_curve(costs, [row.scores[measure] for row in members])
-    sentences = []
-    for (one, curve), (other, other_curve) in combinations(comparison.curves.items(), 2):
-        crossed = crossing(curve, other_curve)
-        if crossed.shared is not None:
-            sentences.append(f"As curves: {crossed.sentence(one, other)}.")
-    return sentences
+    for number, measure in enumerate(comparison.deciding):
+        scored = [row for row in rows if measure in row.scores]
+        if number == 0:
+            for row in pareto_front(scored, measure, lambda row: row.cost.multiply_adds):
+                row.on_front = len(scored) > 1
+        judgement = judge(scored, measure, comparison.facts["pictures"])
+        comparison.verdict += judgement.verdict
+        comparison.pairs += judgement.pairs

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from s2wrap.compare.comparison import Comparison, Row
-from s2wrap.compare.plots import printable, unit
+from s2wrap.compare.comparison import Comparison, Row, unit_of
+from s2wrap.compare.plots import printable
 
 COSTS: dict[str, Callable[[Row], int | None]] = {
     "parameters": lambda row: row.cost.parameters,
@@ -46,7 +46,7 @@ class Cell(NamedTuple):
     number: float | None
 
 
-EMPTY = Cell("–", None)
+EMPTY, UNABLE = Cell("–", None), Cell("unable", None)
 Columns = dict[str, list[Cell]]
 """The columns of a table by heading, with one cell a model."""
 
@@ -54,8 +54,8 @@ Columns = dict[str, list[Cell]]
 def print_table(comparison: Comparison, console: Console) -> None:
     """Print costs, scores and times in as many tables as the console's width requires, and then the verdict.
 
-    Between them: why backends did not run, and pictures that were left out (the first ten). Where output is not a
-    terminal there is one table, and no line is broken.
+    Between them: why tasks or backends did not run, and pictures that were left out (the first ten). Where output is
+    not a terminal there is one table, and no line is broken.
     """
     rows, piped = comparison.rows, not console.is_terminal
     if piped:
@@ -72,7 +72,7 @@ def print_table(comparison: Comparison, console: Console) -> None:
         skipped.append(f"left out: {len(comparison.skipped) - MOST_SKIPPED} more")
     sentences = [*comparison.verdict, *comparison.pairs]
     front = ["● Pareto front: none that costs no more scores as much"] if any(row.on_front for row in rows) else []
-    for style, texts in (("", front), ("yellow", not_timed(rows) + skipped), ("", sentences)):
+    for style, texts in (("", front), ("yellow", not_measured(rows) + skipped), ("", sentences)):
         for text in texts:
             console.print(Text(printable(text), style=style), soft_wrap=piped)
 
@@ -116,10 +116,11 @@ def _width(heading: str, cells: Sequence[Cell]) -> int:
 def column_groups(comparison: Comparison) -> list[Columns]:
     """Return groups of columns that belong together: costs, each measure, details, each backend."""
     groups = [_cost_columns(comparison.rows)]
-    for measure in comparison.measures:
-        sign = unit(measure)[1]
-        heading = printable(f"{measure}, {sign}" if sign else measure)
-        groups.append({heading: [_score_cell(row, measure) for row in comparison.rows]})
+    for task, measures in comparison.tasks.items():
+        for measure in measures:
+            sign = unit_of(measure).sign
+            heading = printable(f"{measure}, {sign}" if sign else measure)
+            groups.append({heading: [_score_cell(row, measure, task) for row in comparison.rows]})
     details = {title: [cell(row.details.get(key)) for row in comparison.rows] for title, key in DETAILS.items()}
     groups.append({title: cells for title, cells in details.items() if any(cell != EMPTY for cell in cells)})
     return [group for group in groups + _time_columns(comparison.rows) if group]
@@ -132,14 +133,14 @@ def _cost_columns(rows: Sequence[Row]) -> Columns:
     return {heading: cells for heading, cells in columns.items() if any(cell != EMPTY for cell in cells)}
 
 
-def _score_cell(row: Row, measure: str) -> Cell:
-    """Return a cell such as "93.3 (88.3–96.7)"."""
+def _score_cell(row: Row, measure: str, task: str) -> Cell:
+    """Return a cell such as "93.3 (88.3–96.7)", or "unable" where the model cannot do the task."""
     if measure not in row.scores:
-        return EMPTY
-    factor, sign = unit(measure)
+        return UNABLE if task in row.unable else EMPTY
+    factor, sign, digits = unit_of(measure)
     figures = score_figures(row, measure)
-    value, low, high = (f"{factor * figures[key]:.{1 if sign else 3}f}" for key in ("value", "low", "high"))
-    interval = f"{low}–{high}" if sign else f"{low} to {high}"  # information may be negative
+    value, low, high = (f"{factor * figures[key]:.{digits}f}" for key in ("value", "low", "high"))
+    interval = f"{low}–{high}" if sign else f"{low} to {high}"  # what has no sign may be negative
     return Cell(f"{value} ({interval})".replace("-", "−"), figures["value"])
 
 
@@ -160,16 +161,18 @@ def _time_cell(timing: Mapping[str, Any]) -> Cell:
     return Cell("/".join(_digits(timing[key]) for key in ("median_ms", "p90_ms", "p99_ms")), timing["median_ms"])
 
 
-def not_timed(rows: Sequence[Row]) -> list[str]:
-    """Return why backends did not run: a line for each backend and reason, with the models that it holds for."""
+def not_measured(rows: Sequence[Row]) -> list[str]:
+    """Return why tasks or backends did not run: a line for each and each reason, with the models that it holds for."""
     failures: dict[tuple[str, str], list[str]] = {}
-    for backend in keys(row.timings for row in rows):
-        for row in rows:
-            if "reason" in (figures := row.timings.get(backend, {})):
-                failures.setdefault((backend, figures["reason"]), []).append(row.spec)
+    for row in rows:
+        reasons = row.unable | {
+            name: str(figures["reason"]) for name, figures in row.timings.items() if "reason" in figures
+        }
+        for name, reason in reasons.items():
+            failures.setdefault((name, reason), []).append(row.spec)
     return [
-        f"{backend} ({'all models' if len(specs) == len(rows) > 1 else ', '.join(specs)}): {reason}"
-        for (backend, reason), specs in failures.items()
+        f"{name} ({'all models' if len(specs) == len(rows) > 1 else ', '.join(specs)}): {reason}"
+        for (name, reason), specs in failures.items()
     ]
 
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from s2wrap.compare.comparison import INFORMATION, Row
+from s2wrap.compare.comparison import Row, unit_of
 from s2wrap.compare.score import LEVEL
 from s2wrap.compare.ways import LARGER, PATCH, PLAIN, SCALES, short_names, way_of, weights_of
 
@@ -22,7 +22,7 @@ class Judgement:
     pairs: list[str]
 
 
-def judge(rows: Sequence[Row], measure: str, pictures: str, crossings: Sequence[str] = ()) -> Judgement:
+def judge(rows: Sequence[Row], measure: str, pictures: str) -> Judgement:
     """Return sentences on which models are better in a measure.
 
     Every difference is judged by its interval over resampled pictures. The intervals of all m pairs hold together with
@@ -32,7 +32,6 @@ def judge(rows: Sequence[Row], measure: str, pictures: str, crossings: Sequence[
         rows: models with a score in the measure.
         measure: name of the score that decides.
         pictures: description of the test pictures.
-        crossings: sentences on curves.
     """
     if len(rows) < 2:
         return Judgement([f"Only {row.spec} has such a score: there is nothing to judge it by." for row in rows], [])
@@ -47,7 +46,6 @@ def judge(rows: Sequence[Row], measure: str, pictures: str, crossings: Sequence[
     verdict = [
         _describe_best(best, [row for row in rows if row is not best], measure, level, names),
         *_summarise_pairs(pairs),
-        *crossings,
         f"Judged on {pictures}. Intervals are over resampled pictures, and so wide that those of all {count} pairs of "
         f"models hold together with {100 * LEVEL:.0f} %. What other training pictures would change is not in them.",
     ]
@@ -110,7 +108,7 @@ class _Pair:
         """Return a sentence with the figures and the conclusion."""
         share = self.one.cost.multiply_adds / self.other.cost.multiply_adds
         difference, low, high = (_signed(self.measure, value) for value in self.difference)
-        unit = "" if self.measure == INFORMATION else " points"
+        unit = " points" if unit_of(self.measure).sign == "%" else ""
         return (
             f"{self.names[self.one.spec]} against {self.rival}, {self.names[self.other.spec]}: {difference}{unit} "
             f"({low} to {high}) at {_times(share)} the multiply-adds{_time_ratio(self.one, self.other)}. "
@@ -166,13 +164,13 @@ def _time_ratio(one: Row, other: Row) -> str:
 
 
 def _value(row: Row, measure: str) -> str:
-    value = row.scores[measure].value
-    return f"{value:.3f}" if measure == INFORMATION else f"{100 * value:.1f} %"
+    factor, sign, digits = unit_of(measure)
+    return f"{factor * row.scores[measure].value:.{digits}f} {sign}".rstrip()
 
 
 def _signed(measure: str, difference: float) -> str:
-    value, digits = (difference, 3) if measure == INFORMATION else (100 * difference, 1)
-    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")
+    factor, _, digits = unit_of(measure)
+    return f"{round(factor * difference, digits) + 0.0:+.{digits}f}".replace("-", "−")
 
 
 def _times(share: float) -> str:

@@ -1,6 +1,6 @@
 """Quality on pictures with masks: the mIoU of a linear segmentation on frozen maps."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the field's name for it)
 from einops import rearrange
 
-from s2wrap.compare.data import IGNORED
+from s2wrap.compare.data import IGNORED, load_mask
 from s2wrap.compare.folds import Fold, check_folds, inner_folds
 from s2wrap.compare.score import Score, score
+from s2wrap.compare.tasks.base import Bench, Result, Task
 from s2wrap.errors import S2WrapError
 from s2wrap.plan import Axis
 from s2wrap.resample import merge_matrix
@@ -21,8 +22,40 @@ STRENGTHS = tuple(10.0 ** np.arange(-3, 3))
 TOKENS = 10_000
 """Most training tokens of a classifier, equally many of each picture, though at least one of each."""
 
+BAND = 0.02
+"""Parts of the shorter side up to which a pixel lies beside a border of classes."""
+
 Classifier = Callable[[np.ndarray], np.ndarray]
 """Maps tokens (t, c) to logits (t, classes)."""
+
+
+class Masks(Task):
+    """What tasks on masks share: the masks, and the scores of masks that are predicted."""
+
+    forms = ("masked",)
+
+    def __init__(self, bench: Bench):
+        super().__init__(bench)
+        self.masks = [load_mask(path) for path in bench.pictures.masks or [] if path is not None]
+        highest = max(int(mask[mask != IGNORED].max(initial=0)) for mask in self.masks)
+        if highest == 0:
+            raise S2WrapError(
+                f"all masks hold class 0 and {IGNORED} only, and {IGNORED} does not count; write a second class as 1"
+            )
+        self.classes = highest + 1
+        self.bands = [band(mask) for mask in self.masks]
+
+
+class Segmentation(Masks):
+    """The task: the classes of pixels from a map by a linear classifier, see `segment`; also beside borders alone."""
+
+    def score(self, spec: str) -> Result:
+        """As `Task.score`."""
+        maps, pictures = self.bench.maps(spec), self.bench.pictures
+        inputs = maps, self.masks, pictures.folds, pictures.contents
+        predicted = predict(*inputs, classes=self.classes, progress=self.bench.track)
+        scores = {"mIoU": iou_score(predicted, self.masks, self.classes)}
+        return Result(scores | border_score("boundary mIoU", predicted, self.masks, self.classes, self.bands))
 
 
 def segment(
@@ -58,27 +91,83 @@ def segment(
         S2WrapError: a picture in both training and test; a mask of other numbers; a single class in training; no
             pixel that counts in test; maps that are not finite or differ in channels; lengths that differ.
     """
-    _check(maps, masks, contents, classes)
-    check_folds(folds, contents)
-    spatials = [torch.as_tensor(spatial).detach().cpu().float() for spatial in maps]
-    _check_channels(spatials)
-    count = max(1, TOKENS // min(len(fold.train) for fold in folds))
-    cells = [
-        _draw_cells(spatial, mask, classes, count, seed)
-        for seed, (spatial, mask) in enumerate(zip(spatials, masks, strict=True))
-    ]
-    counts = {}
+    return iou_score(predict(maps, masks, folds, contents, classes=classes, progress=progress), masks, classes)
+
+
+def predict(
+    maps: Sequence[Any],
+    masks: Sequence[Any],
+    folds: Sequence[Fold],
+    contents: Sequence[str],
+    *,
+    classes: int,
+    progress: Callable[[list[Any]], Iterable[Any]] = iter,
+) -> dict[int, np.ndarray]:
+    """Return the class of each pixel (H, W) of the test pictures, by index; see `segment`."""
+    spatials = check_maps(maps, masks, folds, contents, classes)
+    cells = draw_cells(spatials, masks, folds, classes, TOKENS)
+    predicted = {}
     for number, fold in enumerate(progress(list(folds))):
-        train = _join(cells, fold.train)
+        train = join_cells(cells, fold.train)
         _check_train(train, number)
         inner = [Fold(fold.train[part.train], fold.train[part.test]) for part in inner_folds(fold, None, contents)]
         classifier = next(_fit_all(train, (_best_strength(cells, inner),)))
         for index in fold.test:
-            counts[index] = _count_pixels(classifier, spatials[index], np.asarray(masks[index]), classes)
-    by_picture = np.stack([counts[index] for index in sorted(counts)])
+            logits = classifier(rearrange(spatials[index].numpy(), "c h w -> (h w) c"))
+            predicted[int(index)] = classes_of_pixels(logits, spatials[index].shape[1], np.shape(masks[index]))
+    return predicted
+
+
+def classes_of_pixels(logits: np.ndarray, rows: int, image_hw: tuple[int, ...]) -> np.ndarray:
+    """Return the class of each pixel (H, W), from cells' logits (cells, classes) that are interpolated bilinearly."""
+    coarse = rearrange(torch.from_numpy(logits), "(h w) classes -> 1 classes h w", h=rows)
+    fine = F.interpolate(coarse, size=image_hw, mode="bilinear", align_corners=False)
+    return fine[0].argmax(dim=0).to(torch.uint8).numpy()
+
+
+def iou_score(
+    predicted: Mapping[int, np.ndarray], masks: Sequence[Any], classes: int, bands: Sequence[np.ndarray] | None = None
+) -> Score:
+    """Return the mIoU of predicted masks, by index; with bands (H, W) only over the pixels in those."""
+    counts = []
+    for index in sorted(predicted):
+        mask = np.asarray(masks[index])
+        counted = (mask != IGNORED) if bands is None else bands[index]
+        pairs = np.bincount(mask[counted].astype(int) * classes + predicted[index][counted], minlength=classes**2)
+        confusion = pairs.reshape(classes, classes)
+        counts.append(np.stack([confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)]))
+    by_picture = np.stack(counts)
     if not by_picture.any():
         raise S2WrapError(f"none of {len(counts)} tested masks has a pixel that counts; {IGNORED} is what does not")
     return score(by_picture, miou)
+
+
+def border_score(
+    name: str, predicted: Mapping[int, np.ndarray], masks: Sequence[Any], classes: int, bands: Sequence[np.ndarray]
+) -> dict[str, Score]:
+    """Return the mIoU beside the borders of classes, by its name; nothing where no tested mask has a border."""
+    if not any(bands[index].any() for index in predicted):
+        return {}
+    return {name: iou_score(predicted, masks, classes, bands)}
+
+
+def band(mask: np.ndarray) -> np.ndarray:
+    """Return which pixels (H, W) lie within `BAND` of the shorter side of a border between two classes.
+
+    >>> band(np.array([[0, 0, 0, 1, 1, 255]])).tolist()
+    [[False, False, True, True, False, False]]
+    """
+    from scipy.ndimage import distance_transform_edt
+
+    border = np.zeros(mask.shape, dtype=bool)
+    for one, other in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
+        differ = (mask[one] != mask[other]) & (mask[one] != IGNORED) & (mask[other] != IGNORED)
+        border[one] |= differ
+        border[other] |= differ
+    if not border.any():
+        return border
+    distance: Any = distance_transform_edt(~border)
+    return (distance <= max(1, round(BAND * min(mask.shape))) - 1) & (mask != IGNORED)
 
 
 def miou(totals: np.ndarray) -> np.ndarray:
@@ -97,20 +186,31 @@ def miou(totals: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _Cells:
+class Cells:
     """Tokens (t, c), and each class's share of their cells (t, classes), where ignored pixels are in no share."""
 
     tokens: np.ndarray
     shares: np.ndarray
 
 
-def _draw_cells(spatial: torch.Tensor, mask: Any, classes: int, count: int, seed: int) -> _Cells:
+def draw_cells(
+    spatials: Sequence[torch.Tensor], masks: Sequence[Any], folds: Sequence[Fold], classes: int, most: int
+) -> list[Cells]:
+    """Return cells of each picture, drawn from those with a pixel that counts: `most` in all that train in a fold."""
+    count = max(1, most // min(len(fold.train) for fold in folds))
+    return [
+        _draw_cells(spatial, mask, classes, count, seed)
+        for seed, (spatial, mask) in enumerate(zip(spatials, masks, strict=True))
+    ]
+
+
+def _draw_cells(spatial: torch.Tensor, mask: Any, classes: int, count: int, seed: int) -> Cells:
     """Return at most `count` cells of a picture, drawn from those with a pixel that counts."""
     tokens = rearrange(spatial.numpy(), "c h w -> (h w) c")
     shares = cell_shares(np.asarray(mask), (spatial.shape[1], spatial.shape[2]), classes)
     labelled = np.flatnonzero(shares.sum(axis=1) > 1e-9)
     drawn = np.sort(np.random.default_rng(seed).permutation(labelled)[:count])
-    return _Cells(tokens[drawn], shares[drawn].astype(np.float32))
+    return Cells(tokens[drawn], shares[drawn].astype(np.float32))
 
 
 def cell_shares(mask: np.ndarray, grid_hw: tuple[int, int], classes: int) -> np.ndarray:
@@ -119,39 +219,40 @@ def cell_shares(mask: np.ndarray, grid_hw: tuple[int, int], classes: int) -> np.
     >>> cell_shares(np.array([[0, 1], [0, 255]]), (1, 2), 2).tolist()
     [[1.0, 0.0], [0.0, 0.5]]
     """
-    rows, cols = (_averaging_matrix(pixels, cells) for pixels, cells in zip(mask.shape, grid_hw, strict=True))
+    rows, cols = (averaging_matrix(pixels, cells) for pixels, cells in zip(mask.shape, grid_hw, strict=True))
     shares = np.zeros((len(rows) * len(cols), classes))
     for label in np.unique(mask[mask != IGNORED]):
         shares[:, label] = rearrange(rows @ (mask == label) @ cols.T, "h w -> (h w)")
     return shares
 
 
-def _averaging_matrix(pixels: int, cells: int) -> np.ndarray:
+def averaging_matrix(pixels: int, cells: int) -> np.ndarray:
     """Return the (cells, pixels) matrix that averages pixels over an even grid."""
     axis = Axis(size=pixels, tile=pixels, starts=(0,), content=pixels)
     return merge_matrix(axis, tokens=pixels, patch=1, cells=cells, blend="constant")[0]
 
 
-def _join(cells: Sequence[_Cells], pictures: np.ndarray) -> _Cells:
+def join_cells(cells: Sequence[Cells], pictures: np.ndarray) -> Cells:
+    """Return the cells of some pictures as one."""
     chosen = [cells[index] for index in pictures]
-    return _Cells(np.concatenate([each.tokens for each in chosen]), np.concatenate([each.shares for each in chosen]))
+    return Cells(np.concatenate([each.tokens for each in chosen]), np.concatenate([each.shares for each in chosen]))
 
 
-def _best_strength(cells: Sequence[_Cells], folds: Sequence[Fold]) -> float:
+def _best_strength(cells: Sequence[Cells], folds: Sequence[Fold]) -> float:
     """Return the strength with the largest mIoU over the cells of the folds' test pictures; of equals, the first."""
     totals: Any = 0
     for fold in folds:
-        train, test = _join(cells, fold.train), _join(cells, fold.test)
+        train, test = join_cells(cells, fold.train), join_cells(cells, fold.test)
         totals = totals + np.stack([_count(fit(test.tokens), test.shares) for fit in _fit_all(train, STRENGTHS)])
     return STRENGTHS[int(miou(totals).argmax())]
 
 
-def _fit_all(cells: _Cells, strengths: Sequence[float]) -> Iterator[Classifier]:
+def _fit_all(cells: Cells, strengths: Sequence[float]) -> Iterator[Classifier]:
     """Yield a classifier for each strength, fitted from the weights of the one before."""
     from sklearn.preprocessing import StandardScaler
 
     scaler: Any = StandardScaler().fit(cells.tokens)
-    train = _Cells(scaler.transform(cells.tokens), cells.shares)
+    train = Cells(scaler.transform(cells.tokens), cells.shares)
     weights = np.zeros((train.tokens.shape[1] + 1, train.shares.shape[1]))
     for strength in strengths:
         weights = fit_softmax(train.tokens, train.shares, strength, start=weights)
@@ -194,15 +295,15 @@ def _count(logits: np.ndarray, shares: np.ndarray) -> np.ndarray:
     return np.stack([(shares * predicted).sum(axis=0), shares.sum(axis=0), shares.sum(axis=1) @ predicted])
 
 
-def _count_pixels(classifier: Classifier, spatial: torch.Tensor, mask: np.ndarray, classes: int) -> np.ndarray:
-    """Return for each class the number of correct, actual and predicted pixels of a picture: (3, classes)."""
-    logits = classifier(rearrange(spatial.numpy(), "c h w -> (h w) c"))
-    coarse = rearrange(torch.from_numpy(logits), "(h w) classes -> 1 classes h w", h=spatial.shape[1])
-    fine = F.interpolate(coarse, size=mask.shape, mode="bilinear", align_corners=False)
-    predicted, counts = fine[0].argmax(dim=0).numpy(), mask != IGNORED
-    pairs = np.bincount(mask[counts].astype(int) * classes + predicted[counts], minlength=classes**2)
-    confusion = pairs.reshape(classes, classes)
-    return np.stack([confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)])
+def check_maps(
+    maps: Sequence[Any], masks: Sequence[Any], folds: Sequence[Fold], contents: Sequence[str], classes: int
+) -> list[torch.Tensor]:
+    """Return the maps as float32 on the CPU, after checking that they, masks and folds can be used."""
+    _check(maps, masks, contents, classes)
+    check_folds(folds, contents)
+    spatials = [torch.as_tensor(spatial).detach().cpu().float() for spatial in maps]
+    _check_channels(spatials)
+    return spatials
 
 
 def _check(maps: Sequence[Any], masks: Sequence[Any], contents: Sequence[str], classes: int) -> None:
@@ -227,7 +328,7 @@ def _check_channels(spatials: Sequence[torch.Tensor]) -> None:
             )
 
 
-def _check_train(train: _Cells, number: int) -> None:
+def _check_train(train: Cells, number: int) -> None:
     classes = np.flatnonzero(train.shares.sum(axis=0))
     if len(classes) < 2:
         raise S2WrapError(

@@ -6,10 +6,10 @@ from sklearn.metrics import jaccard_score
 from sklearn.preprocessing import StandardScaler
 
 from s2wrap import S2WrapError
-from s2wrap.compare import segment as module
 from s2wrap.compare.folds import Fold, deal
 from s2wrap.compare.score import Score
-from s2wrap.compare.segment import cell_shares, fit_softmax, segment
+from s2wrap.compare.tasks import segmentation as module
+from s2wrap.compare.tasks.segmentation import cell_shares, fit_softmax, segment
 from s2wrap.resample import resize_matrix
 
 CONTENTS = list("abcdefghijkl")
@@ -178,8 +178,8 @@ def test_no_tested_picture_reaches_a_fit(monkeypatch, number):
 
 
 def test_the_spy_would_see_a_tested_picture(monkeypatch):
-    join = module._join
-    monkeypatch.setattr(module, "_join", lambda cells, _: join(cells, np.arange(12)))
+    join = module.join_cells
+    monkeypatch.setattr(module, "join_cells", lambda cells, _: join(cells, np.arange(12)))
     assert fitted(monkeypatch, FOLDS[0]) == set(range(12))
 
 

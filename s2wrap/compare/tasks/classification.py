@@ -8,6 +8,7 @@ import numpy as np
 
 from s2wrap.compare.folds import Fold, check_folds, inner_folds
 from s2wrap.compare.score import Score, mean_score
+from s2wrap.compare.tasks.base import Result, Task
 from s2wrap.errors import S2WrapError
 
 STRENGTHS = tuple(10.0 ** np.arange(-3, 5))
@@ -18,6 +19,21 @@ NEIGHBOURS = (1, 3, 5, 10, 20)
 """Candidate values of k for k-NN, as far as there are pictures."""
 DRAWS = 10
 """How often the training pictures of a few-shot classifier are drawn."""
+
+
+class Classification(Task):
+    """The task: simple classifiers of a vector a picture, see `classify`."""
+
+    forms = ("labelled",)
+
+    def score(self, spec: str) -> Result:
+        """As `Task.score`."""
+        from threadpoolctl import threadpool_limits
+
+        vectors, pictures = self.bench.vectors(spec), self.bench.pictures
+        with threadpool_limits(1):  # threads slow down many small fits
+            inputs = vectors, pictures.labels, pictures.folds, pictures.contents
+            return Result(classify(*inputs, shots=self.bench.shots))
 
 
 def classify(

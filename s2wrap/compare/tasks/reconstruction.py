@@ -11,6 +11,8 @@ from torch import Tensor
 
 from s2wrap.compare.folds import Fold, check_folds, inner_folds
 from s2wrap.compare.score import Score, score
+from s2wrap.compare.tasks.base import Bench, Result, Task
+from s2wrap.compare.ways import weights_of
 from s2wrap.errors import S2WrapError
 
 TOKENS = 50_000
@@ -22,7 +24,7 @@ BATCH = 32
 
 
 @dataclass(frozen=True)
-class Reconstruction:
+class Recovery:
     """How well one model's features are recovered from another's, in training and on held-out pictures.
 
     Losses are squared errors averaged over all tokens and channels (of all folds); information is −log(l / l0), in
@@ -66,6 +68,46 @@ class _FoldResult:
     tokens: int
 
 
+class Reconstruction(Task):
+    """The task: how much of a target's features a linear map recovers from a model's, see `reconstruct`."""
+
+    forms = ("plain",)
+    default = False  # it needs a target, and holds the features of all pictures
+
+    def __init__(self, bench: Bench):
+        super().__init__(bench)
+        self.target, self.reference = str(bench.target), bench.reference
+        named = dict.fromkeys(bench.specs + ([self.reference] if self.reference else []))
+        self.sources = [spec for spec in named if weights_of(spec) != weights_of(self.target)]
+        if not self.sources:
+            raise S2WrapError(
+                f"no model but {self.target} and its own weights is named, which hold its features; name others, from "
+                f"which it is to be reconstructed"
+            )
+        if self.reference is not None and self.reference not in self.sources:
+            raise S2WrapError(f"{self.reference} has the weights of the target; I* is that of another, larger model")
+        bench.facts["reconstructed"] = f"the features of {self.target}"
+        self.maps = bench.maps(self.target)
+        self.best = None if self.reference is None else self._recover(self.reference)
+        if self.best is not None:
+            value, in_training = self.best.information.value, self.best.information_train
+            bench.facts["I*"] = f"{value:.3f} ({in_training:.3f} in training), of {self.reference}"
+
+    def score(self, spec: str) -> Result:
+        """As `Task.score`."""
+        if spec not in self.sources:
+            return Result({})
+        found = compared(self._recover(spec), self.best)
+        details = ("information_train", "ratio_train", "ratio_test", "loss_train", "loss_test")
+        figures = {name: value for name in details if (value := getattr(found, name)) is not None}
+        return Result({"information": found.information}, figures)
+
+    def _recover(self, spec: str) -> Recovery:
+        maps = self.bench.maps(spec, self.bench.make(spec, target_grid=tuple(self.maps[0].shape[1:])))
+        inputs = self.maps, {spec: maps}, self.bench.pictures.folds, self.bench.pictures.contents
+        return reconstruct(*inputs, progress=self.bench.track)[spec]
+
+
 def reconstruct(
     target: Sequence[Tensor],
     sources: Mapping[str, Sequence[Tensor]],
@@ -74,7 +116,7 @@ def reconstruct(
     *,
     reference: str | None = None,
     progress: Callable[[list[Any]], Iterable[Any]] = iter,
-) -> dict[str, Reconstruction]:
+) -> dict[str, Recovery]:
     """Return how well ridge regression recovers the target's tokens from each source's, by source name.
 
     Every fold trains on the same number of tokens of each training picture, `TOKENS` in all at most, drawn once for
@@ -105,17 +147,16 @@ def reconstruct(
         results[name].append(_recover(target, sources[name], folds[number], contents, chosen[number]))
     order = np.argsort(np.concatenate([fold.test for fold in folds]))
     summaries = {name: _summarise(results[name], order) for name in sources}
-    if reference is None:
-        return summaries
-    best = summaries[reference]
-    return {
-        name: replace(
-            summary,
-            ratio_train=_ratio(summary.information_train, best.information_train),
-            ratio_test=_ratio(summary.information.value, best.information.value),
-        )
-        for name, summary in summaries.items()
-    }
+    best = None if reference is None else summaries[reference]
+    return {name: compared(summary, best) for name, summary in summaries.items()}
+
+
+def compared(one: Recovery, best: Recovery | None) -> Recovery:
+    """Return a result with its ratios to that of the reference."""
+    if best is None:
+        return one
+    ratio_train = _ratio(one.information_train, best.information_train)
+    return replace(one, ratio_train=ratio_train, ratio_test=_ratio(one.information.value, best.information.value))
 
 
 def _check(target: Any, sources: Any, contents: Any, reference: str | None) -> None:
@@ -150,6 +191,47 @@ def _tokens(maps: Sequence[Tensor], index: int, chosen: dict[int, np.ndarray]) -
     return np.asarray(tokens[chosen[index]] if index in chosen else tokens, dtype=np.float64)
 
 
+@dataclass(frozen=True)
+class Fit:
+    """A fitted linear map: its weight (c, d), the means of its inputs (c,) and outputs (d,), and how it was fitted."""
+
+    weight: np.ndarray
+    mean: np.ndarray
+    constant: np.ndarray
+    penalty: float
+    tokens: int
+
+    def predict(self, tokens: np.ndarray) -> np.ndarray:
+        """Return outputs (t, d) of tokens (t, c)."""
+        return (tokens - self.mean) @ self.weight + self.constant
+
+
+def fit(
+    target: Sequence[Tensor],
+    source: Sequence[Tensor],
+    fold: Fold,
+    contents: Sequence[str],
+    chosen: dict[int, np.ndarray],
+) -> Fit:
+    """Return the ridge regression from the tokens of some maps to those of others.
+
+    Args:
+        target: (d, h, w) of each picture.
+        source: (c, h, w) of each picture.
+        fold: the pictures that train; the penalty is chosen by cross-validation among them.
+        contents: a hash of each picture.
+        chosen: indices of the tokens of each training picture.
+    """
+    width = source[0].shape[0]
+    held_out = [fold.train[inner.test] for inner in inner_folds(fold, None, contents)]
+    grams = [_gram(target, source, pictures, chosen) for pictures in held_out]
+    total = np.sum(grams, axis=0)
+    errors = np.sum([_Ridge(total - gram, width).errors(gram) for gram in grams], axis=0)
+    penalty = float(PENALTIES[np.argmin(errors)])
+    ridge = _Ridge(total, width)
+    return Fit(ridge.weight(penalty), ridge.mean[:width], ridge.mean[width:], penalty, int(total[-1, -1]))
+
+
 def _recover(
     target: Sequence[Tensor],
     source: Sequence[Tensor],
@@ -158,24 +240,17 @@ def _recover(
     chosen: dict[int, np.ndarray],
 ) -> _FoldResult:
     """Return the result of one fold, whose penalty is chosen by cross-validation."""
-    width = source[0].shape[0]
-    held_out = [fold.train[inner.test] for inner in inner_folds(fold, None, contents)]
-    grams = [_gram(target, source, pictures, chosen) for pictures in held_out]
-    total = np.sum(grams, axis=0)
-    errors = np.sum([_Ridge(total - gram, width).errors(gram) for gram in grams], axis=0)
-    penalty = float(PENALTIES[np.argmin(errors)])
-    ridge = _Ridge(total, width)
-    weight = ridge.weight(penalty)
+    ridge = fit(target, source, fold, contents, chosen)
 
     def losses(pictures: np.ndarray) -> np.ndarray:
         sums = []
         for index in map(int, pictures):
-            centred = _tokens(target, index, chosen) - ridge.mean[width:]
-            residual = centred - (_tokens(source, index, chosen) - ridge.mean[:width]) @ weight
+            wanted = _tokens(target, index, chosen)
+            centred, residual = wanted - ridge.constant, wanted - ridge.predict(_tokens(source, index, chosen))
             sums.append((np.square(residual).sum(), np.square(centred).sum(), centred.size))
         return np.array(sums)
 
-    return _FoldResult(losses(fold.train), losses(fold.test), penalty, tokens=int(total[-1, -1]))
+    return _FoldResult(losses(fold.train), losses(fold.test), ridge.penalty, ridge.tokens)
 
 
 def _gram(
@@ -235,7 +310,7 @@ class _Ridge:
         return yy - 2 * inverses @ linear + ((inverses @ quadratic) * inverses).sum(axis=1)
 
 
-def _summarise(folds: list[_FoldResult], order: np.ndarray) -> Reconstruction:
+def _summarise(folds: list[_FoldResult], order: np.ndarray) -> Recovery:
     """Return the result over all folds, without ratios.
 
     `order` sorts the test pictures by index, so that all models' scores are resampled by the same pictures.
@@ -243,7 +318,7 @@ def _summarise(folds: list[_FoldResult], order: np.ndarray) -> Reconstruction:
     train = np.concatenate([fold.train for fold in folds]).sum(axis=0)
     pictures = np.concatenate([fold.test for fold in folds])[order]
     test = pictures.sum(axis=0)
-    return Reconstruction(
+    return Recovery(
         loss_train=float(train[0] / train[2]),
         loss_test=float(test[0] / test[2]),
         constant_train=float(train[1] / train[2]),

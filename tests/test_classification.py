@@ -10,10 +10,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from s2wrap import S2WrapError
-from s2wrap.compare import classify as module
-from s2wrap.compare.classify import classify, draw
 from s2wrap.compare.folds import Fold, deal, inner_folds
 from s2wrap.compare.score import Score
+from s2wrap.compare.tasks import classification as module
+from s2wrap.compare.tasks.classification import classify, draw
 
 
 def pictures(count=90, classes=3, width=200, apart=3.0, seed=0):
