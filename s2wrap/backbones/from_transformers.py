@@ -210,6 +210,7 @@ def _rows(count: int, tiles: Tensor) -> int:
 
 
 def image_size_of(config: Any) -> Any:
+    """The size in pixels of images that a config says; None where it says none."""
     size = getattr(config, "image_size", None) or getattr(getattr(config, "backbone_config", None), "image_size", None)
     return tuple(size) if isinstance(size, list) else size
 
