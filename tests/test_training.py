@@ -173,13 +173,13 @@ def test_lora_of_a_transformers_model_gives_its_own_features_and_checkpoints(own
         torch.testing.assert_close(gradient, expected[name])
 
 
-def test_prompts_beside_a_model_are_refused():
+def test_what_adds_tokens_beside_a_model_is_refused():
     peft = pytest.importorskip("peft", reason=INTEGRATIONS)
     model = peft.PeftModel.__new__(peft.PeftModel)
     nn.Module.__init__(model)
     model._is_prompt_learning, model.active_adapter = True, "default"
     model._peft_config = {"default": peft.PromptTuningConfig(num_virtual_tokens=2)}
-    with pytest.raises(S2WrapError, match="PROMPT_TUNING adds prompts beside a model.*such as LoRA"):
+    with pytest.raises(S2WrapError, match="_TUNING adds tokens beside a model.*such as LoRA"):
         s2wrap.wrap(model)
 
 

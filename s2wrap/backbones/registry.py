@@ -185,7 +185,7 @@ def without_peft(model: Any) -> Any:
     config = model.active_peft_config
     if config.is_prompt_learning:
         raise S2WrapError(
-            f"{config.peft_type.value} adds prompts beside a model, which a call for features does not see; use an "
+            f"{config.peft_type.value} adds tokens beside a model, which a call for features does not see; use an "
             f"adapter inside the model, such as LoRA"
         )
     return model.get_base_model()
