@@ -1,6 +1,7 @@
 import csv
 import importlib.util
 import inspect
+import re
 import runpy
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import zarr
 from PIL import Image
@@ -284,3 +286,39 @@ def test_the_masks_of_dense_head_are_where_its_textures_change(monkeypatch):
     steps = np.abs(np.diff(pixels, axis=1)).sum(axis=2)
     edges = (mask[:, 1:] > 0) != (mask[:, :-1] > 0)
     assert steps[edges].mean() > 2 * steps[~edges].mean()
+
+
+def test_inspect_parts_rejects_what_is_odder_than_flawless_parts_and_writes_the_same_model(tmp_path, run):
+    from tasks_data import write_defects
+
+    from s2wrap.compare.data import read_folder
+
+    folder = write_defects(tmp_path / "cloth", 9)
+    output, files = tmp_path / "parts.png", tmp_path / "files"
+    words = ["--model", "timm:test_vit@1", "--fuse", "mean", "--random-weights", "--export", files, "--output", output]
+    torch.manual_seed(0)
+    code, text = run("inspect_parts.py", folder, *words)
+    assert code == 0
+    pictures = read_folder(folder)
+    parts = {path.parent.name for path in (folder / "test").rglob("*.png")}
+    assert all(kind in text for kind in parts)
+    assert "AU-PRO" in text
+    saved = safetensors.torch.load_file(files / "bank.safetensors")
+    torch.testing.assert_close(saved["bank"].norm(dim=1), torch.ones(len(saved["bank"])))
+    kept = list(pictures.folds[0].train)
+    assert len(saved["bank"]) == 100 * (len(kept) - len(kept[::4]))
+    found, own = (float(word) for word in re.findall(r"\d\.\d{5}", text.rpartition("oddness is")[2])[:2])
+    assert found == pytest.approx(own, abs=2e-5)
+    model = s2wrap.export.load(files / "features.onnx")
+    transform = s2wrap.load("timm:test_vit@1", pretrained=False).transform((160, 160))
+    tokens = model(transform(Image.open(pictures.paths[pictures.folds[0].test[0]]))[None]).tokens[0]
+    cosines = torch.stack([torch.cosine_similarity(token, saved["bank"]) for token in tokens])
+    assert 1 - float(cosines.amax(1).min()) == pytest.approx(found, abs=1e-4)  # the oddest 1 % of 100 cells
+    with Image.open(output) as figure:
+        assert np.asarray(figure.convert("L")).std() > 20
+
+
+def test_inspect_parts_says_which_folder_it_takes(tmp_path, run):
+    for number in range(4):
+        Image.new("RGB", (40, 40), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    assert run("inspect_parts.py", tmp_path, "--random-weights")[0] == 2
