@@ -9,12 +9,14 @@ from s2wrap.compare.tasks.correspondence import Correspondence
 from s2wrap.compare.tasks.neighbours import Neighbours
 from s2wrap.compare.tasks.reconstruction import Reconstruction
 from s2wrap.compare.tasks.regression import Regression
+from s2wrap.compare.tasks.retrieval import Retrieval
 from s2wrap.compare.tasks.segmentation import Segmentation
 from s2wrap.compare.tasks.stability import Stability
 from s2wrap.errors import S2WrapError
 
 TASKS: dict[str, type[Task]] = {
     "classification": Classification,
+    "retrieval": Retrieval,
     "segmentation": Segmentation,
     "neighbours": Neighbours,
     "anomaly": Anomaly,
