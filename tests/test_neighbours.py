@@ -5,8 +5,8 @@ from sklearn.metrics import jaccard_score
 
 from s2wrap.compare.folds import Fold
 from s2wrap.compare.tasks import neighbours as module
+from s2wrap.compare.tasks.masks import band, iou_score
 from s2wrap.compare.tasks.neighbours import predict_by_neighbours, vote
-from s2wrap.compare.tasks.segmentation import band, iou_score
 
 FOLD = Fold(np.arange(3), np.arange(3, 5))
 
