@@ -82,7 +82,7 @@ def test_it_says_who_wins_and_admits_it_when_scales_lose(scales, scales_cost, la
     result = "better" if "scales are better" in words else "worse" if "model is better" in words else "undecided"
     counts = {each: int(each == result) for each in ("better", "worse", "undecided")}
     summary = ", ".join(f"{each} in {count}" for each, count in counts.items())
-    assert f"Several scales, beyond the noise: against the larger model {summary}." in sentences
+    assert f"Several scales, accuracy beyond the noise: against the larger model {summary}." in sentences
 
 
 def test_the_best_is_named_with_the_cheapest_that_cannot_be_told_from_it():

@@ -254,5 +254,5 @@ def _judge(comparison: Comparison) -> None:
             for row in pareto_front(scored, measure, lambda row: row.cost.multiply_adds):
                 row.on_front = len(scored) > 1
         judgement = judge(scored, measure, comparison.facts["pictures"])
-        comparison.verdict += judgement.verdict
+        comparison.verdict += [sentence for sentence in judgement.verdict if sentence not in comparison.verdict]
         comparison.pairs += judgement.pairs

@@ -116,7 +116,8 @@ class _Pair:
         difference, low, high = (_signed(self.measure, value) for value in self.difference)
         unit = " points" if unit_of(self.measure).sign == "%" else ""
         return (
-            f"{self.names[self.one.spec]} against {self.rival}, {self.names[self.other.spec]}: {difference}{unit} "
+            f"{self.names[self.one.spec]} against {self.rival}, {self.names[self.other.spec]}: "
+            f"{self.measure} {difference}{unit} "
             f"({low} to {high}) at {_times(share)} the multiply-adds{_time_ratio(self.one, self.other)}. "
             f"{self._conclusion(share)}."
         )
@@ -206,7 +207,7 @@ def _summarise_pairs(pairs: Sequence[_Pair]) -> list[str]:
         counts = Counter(pair.result for pair in pairs if pair.rival == rival)
         better, worse, equal = (counts[result] for result in ("better", "worse", "undecided"))
         texts.append(f"against {rival} better in {better}, worse in {worse}, undecided in {equal}")
-    return [f"Several scales, beyond the noise: {'; '.join(texts)}."] if texts else []
+    return [f"Several scales, {pairs[0].measure} beyond the noise: {'; '.join(texts)}."] if texts else []
 
 
 def _describe_best(best: Row, others: list[Row], measure: str, level: float, names: Mapping[str, str]) -> str:
