@@ -83,7 +83,9 @@ def cell(comparison: Comparison, number: int, measure: str) -> str:
 def notes(found: dict[str, Comparison], count: int, seed: int) -> list[str]:
     """Return how the table was made, and the verdict of each set."""
     here = Path(__file__).parent
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=here)
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False, cwd=here
+    )
     lines = [
         f"`benchmarks/tasks.py`, commit {git.stdout.strip() or 'unknown'}, {count} pictures a set, seed {seed}.",
         "",

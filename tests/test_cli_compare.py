@@ -31,6 +31,7 @@ def test_it_prints_a_table_and_a_verdict_and_writes_reports(pictures, tmp_path, 
     out, err = capsys.readouterr()
     assert "timm:test_vit@1,2" in out
     assert "Best accuracy" in " ".join(out.split())
+    assert "Next: s2wrap features PICTURES --model timm:test_vit@1" in " ".join(out.split())
     assert "report.html" in err
     frame = pandas.read_csv(reports[1])
     assert frame["model"].tolist() == specs
@@ -71,3 +72,14 @@ def test_calls_that_cannot_work_are_one_line_and_exit_code_2(capsys, arguments, 
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("s2wrap: ")]
     assert len(lines) == 1
     assert words in lines[0]
+
+
+def test_the_features_that_were_kept_are_deleted_on_demand(pictures, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / "home" / name))
+    assert run("timm:test_vit@1", "--data", pictures, *FAST) == 0
+    assert len(list((tmp_path / "home").rglob("*.safetensors"))) == 20
+    capsys.readouterr()
+    assert run("--clear-cache") == 0
+    assert "deleted 20 files of" in " ".join(capsys.readouterr().err.split())
+    assert not list((tmp_path / "home").rglob("*.safetensors"))

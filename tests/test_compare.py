@@ -70,7 +70,10 @@ def test_the_scores_are_those_of_a_plain_loop(stripes, tmp_path):
     from sklearn.preprocessing import StandardScaler
 
     found = run(stripes, tmp_path)
-    assert found.tasks == {"classification": ("accuracy", "k-NN", "1-shot", "5-shot")}
+    assert found.tasks == {
+        "classification": ("accuracy", "k-NN", "1-shot", "5-shot"),
+        "retrieval": ("mAP", "recall@1"),
+    }
     assert found.facts["pictures"] == "24 pictures in 2 classes, each tested once in 5 folds"
     pictures = read_folder(stripes)
     for row in found.rows:

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ import s2wrap
 from s2wrap import S2WrapError
 from s2wrap.compare import extract
 from s2wrap.compare.data import Pictures
-from s2wrap.compare.extract import Extractor, maps_of, model_key, vectors_of
+from s2wrap.compare.extract import Extractor, maps_of, model_key, trim, vectors_of
 from s2wrap.images import load_image
 
 SPEC = "timm:test_vit@1,2"
@@ -132,3 +134,20 @@ def test_features_of_another_device_are_kept_apart(monkeypatch, vit):
     on_cpu = model_key(model)
     monkeypatch.setattr(type(model.backbone), "device", torch.device("cuda"))
     assert model_key(model) != on_cpu
+
+
+def test_the_least_recently_used_features_go_when_there_are_too_many(pictures, tmp_path):
+    extractor = Extractor(load(), tmp_path)
+    extractor(pictures, lambda count: None)
+    files = sorted(extractor.folder.iterdir())
+    for age, file in enumerate(files):
+        os.utime(file, (1000 + age, 1000 + age))
+    few = Pictures(pictures.paths[:2], pictures.contents[:2], [])
+    extractor(few, lambda count: None)  # those are used now
+    (tmp_path / "other.txt").write_text("stays")
+    size = files[0].stat().st_size
+    assert trim(tmp_path, 4 * size) == (6, 6 * size)
+    assert {file.name for file in extractor.folder.iterdir()} == {f"hash{i}.safetensors" for i in (0, 1, 8, 9)}
+    assert trim(tmp_path, 4 * size) == (0, 0)
+    assert trim(tmp_path, 0) == (4, 4 * size)
+    assert (tmp_path / "other.txt").exists()

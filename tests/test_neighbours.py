@@ -5,8 +5,8 @@ from sklearn.metrics import jaccard_score
 
 from s2wrap.compare.folds import Fold
 from s2wrap.compare.tasks import neighbours as module
+from s2wrap.compare.tasks.masks import band, iou_score
 from s2wrap.compare.tasks.neighbours import predict_by_neighbours, vote
-from s2wrap.compare.tasks.segmentation import band, iou_score
 
 FOLD = Fold(np.arange(3), np.arange(3, 5))
 
@@ -44,11 +44,12 @@ def test_tokens_that_say_their_class_segment_without_an_error_and_noise_does_not
 def test_the_band_holds_the_pixels_near_a_border_and_the_score_those_alone():
     mask = np.zeros((100, 120), dtype=np.uint8)
     mask[:, 60:] = 1
-    mask[:10] = 255
+    mask[:10] = mask[-10:] = 255
     near = band(mask)
     assert set(np.flatnonzero(near.any(axis=0))) == {58, 59, 60, 61}  # 2 % of 100 pixels, to both sides
     assert not near[:10].any()
-    assert near[10:, 58:62].all()
+    assert not near[-10:].any()
+    assert near[10:-10, 58:62].all()
     predicted = {0: np.roll(mask, 1, axis=1)}
     found = iou_score(predicted, [mask], 2, [near])
     expected = jaccard_score(mask[near], predicted[0][near], average="macro")

@@ -8,8 +8,9 @@ from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
 from s2wrap.compare.folds import Fold, deal
+from s2wrap.compare.ridge import PENALTIES
 from s2wrap.compare.tasks import reconstruction as module
-from s2wrap.compare.tasks.reconstruction import PENALTIES, reconstruct
+from s2wrap.compare.tasks.reconstruction import reconstruct
 from s2wrap.errors import S2WrapError
 
 PICTURES, GRID = 30, (4, 5)

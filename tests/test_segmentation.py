@@ -8,8 +8,10 @@ from sklearn.preprocessing import StandardScaler
 from s2wrap import S2WrapError
 from s2wrap.compare.folds import Fold, deal
 from s2wrap.compare.score import Score
+from s2wrap.compare.tasks import masks as masks_module
 from s2wrap.compare.tasks import segmentation as module
-from s2wrap.compare.tasks.segmentation import cell_shares, fit_softmax, segment
+from s2wrap.compare.tasks.masks import cell_shares
+from s2wrap.compare.tasks.segmentation import fit_softmax, segment
 from s2wrap.resample import resize_matrix
 
 CONTENTS = list("abcdefghijkl")
@@ -35,7 +37,7 @@ def ignore(masks, share=0.3):
 @pytest.fixture
 def counts_of(monkeypatch):
     """`segment`, but what is counted of each tested picture (n, 3, classes) in place of a score."""
-    monkeypatch.setattr(module, "score", lambda parts, _: Score(0.0, parts, len(parts)))
+    monkeypatch.setattr(masks_module, "score", lambda parts, _: Score(0.0, parts, len(parts)))
     return lambda *args, **options: segment(*args, **options).samples
 
 

@@ -70,3 +70,14 @@ def test_names_are_printed_as_they_are_and_control_nothing():
     text = printed(found, 200)
     assert text.count(r"[bold]x[/bold] :dog: \x1b[2Jy\udcff") == 2
     assert "\x1b[2J" not in text
+
+
+def test_a_model_that_cannot_do_a_task_says_so_in_its_cell_and_why_below():
+    found = comparison(3, measures=("accuracy", "mIoU"))
+    del found.rows[1].scores["mIoU"]
+    found.rows[1].unable["task of mIoU"] = "2 maps a picture"
+    lines = printed(found).splitlines()
+    assert f"task of mIoU ({SPECS[1]}): 2 maps a picture" in lines
+    cells = [re.split(r"\s{2,}", line.strip()) for line in lines if f" {SPECS[1]} " in line]
+    assert "unable" in " ".join(cells[0])
+    assert sum("unable" in line for line in lines) == 1

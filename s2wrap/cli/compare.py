@@ -17,6 +17,17 @@ SPEC_HELP = (
 )
 
 
+def _clear_cache(asked: bool) -> bool:
+    """Delete the features that comparisons kept, say how many, and end."""
+    if asked:
+        from s2wrap.compare.extract import default_folder, trim
+
+        count, size = trim(default_folder(), 0)
+        output.print_line(f"deleted {count} files of {default_folder()}, {size / 2**20:,.0f} MiB", output.notes())
+        raise typer.Exit
+    return asked
+
+
 @flags.model_options()
 def compare_models(
     specs: Annotated[list[str], typer.Argument(help=SPEC_HELP)],
@@ -58,6 +69,10 @@ def compare_models(
     cache: Annotated[
         Path | None, typer.Option(help="Where features are kept (default: the user's cache folder).")
     ] = None,
+    clear_cache: Annotated[
+        bool,
+        typer.Option("--clear-cache", callback=_clear_cache, is_eager=True, help="Delete all features kept, and end."),
+    ] = False,
     skip_errors: Annotated[bool, typer.Option("--skip-errors", help="Leave out pictures that cannot be read.")] = False,
     as_json: output.Json = False,
     overwrite: output.Overwrite = False,

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ LIBRARIES = ("s2wrap", "torch", "torchvision", "timm", "open_clip_torch", "trans
 """Packages whose versions are part of the cache key."""
 BATCH = 8
 """Pictures that are encoded, and then cached, at a time."""
+MOST_BYTES = 10 * 2**30
+"""Bytes of the default cache folder, after each task."""
 
 
 class UnableError(S2WrapError):
@@ -116,7 +120,9 @@ def _load(file: Path | None) -> dict[str, Tensor] | None:
     if file is None:
         return None
     try:
-        return load_file(file)
+        found = load_file(file)
+        os.utime(file)  # it was used: `trim` deletes others first
+        return found
     except (FileNotFoundError, SafetensorError):
         return None
 
@@ -172,10 +178,29 @@ def _version(package: str) -> str | None:
 
 
 def default_folder() -> Path:
-    """Return the default cache folder: the user's cache folder of this system."""
+    """Return the default cache folder: in the user's cache folder of this system."""
     import platformdirs
 
-    return Path(platformdirs.user_cache_dir("s2wrap"))
+    return Path(platformdirs.user_cache_dir("s2wrap")) / "compare"
+
+
+def trim(folder: Path, most_bytes: int = MOST_BYTES) -> tuple[int, int]:
+    """Delete the features in a cache folder that were least recently used, until the rest takes no more than a limit.
+
+    Returns:
+        How many files were deleted, and their bytes.
+    """
+    files = []
+    for path in folder.rglob("*.safetensors"):
+        with suppress(FileNotFoundError):  # another comparison may delete it at the same time
+            files.append((path.stat().st_mtime_ns, path.stat().st_size, path))
+    total, count, freed = sum(size for _, size, _ in files), 0, 0
+    for _, size, path in sorted(files, key=lambda entry: entry[0]):
+        if total - freed <= most_bytes:
+            break
+        path.unlink(missing_ok=True)
+        count, freed = count + 1, freed + size
+    return count, freed
 
 
 def _pooled(features: Features, maps: bool) -> dict[str, Tensor]:

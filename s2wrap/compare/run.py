@@ -16,11 +16,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from s2wrap.backbones import parse_spec
 from s2wrap.compare.comparison import Comparison, Row
 from s2wrap.compare.data import Pictures, read_folder
-from s2wrap.compare.extract import POOLS, UnableError, default_folder
+from s2wrap.compare.extract import POOLS, UnableError, default_folder, trim
 from s2wrap.compare.latency import check_backends, time_models
 from s2wrap.compare.memory import peak_bytes
 from s2wrap.compare.tasks import TASKS, Bench, choose_tasks
-from s2wrap.compare.verdict import judge, pareto_front
+from s2wrap.compare.verdict import judge, pareto_front, recommend
 from s2wrap.compare.ways import split_name
 from s2wrap.cost import count_cost
 from s2wrap.errors import MissingExtraError, S2WrapError
@@ -72,7 +72,8 @@ def compare(
             of all models.
         device: the device that models run on.
         cache: the folder in which features are cached by the hashes of model and picture, from which an interrupted
-            comparison continues. True stands for the user's cache folder, False for no cache.
+            comparison continues. True stands for the user's cache folder, whose least recently used files go when it
+            takes more than 10 GiB; False for no cache.
         skip_errors: leave out pictures that cannot be read.
         console: where progress is shown; nowhere by default.
         **options: passed on for every model, as to `s2wrap.load`: fuse, fit, norm, overlap and so on.
@@ -114,7 +115,11 @@ def compare(
         bench = Bench(models, specs, pictures, folder, progress, make, **choices, facts=comparison.facts)
         for name in names:
             _run_task(name, bench, comparison)
+            if cache is True:
+                trim(default_folder())
     _judge(comparison)
+    shown = {name: value for name, value in options.items() if name != "pretrained"}
+    comparison.verdict += recommend(rows, comparison.deciding, shown)
     return comparison
 
 
@@ -249,5 +254,5 @@ def _judge(comparison: Comparison) -> None:
             for row in pareto_front(scored, measure, lambda row: row.cost.multiply_adds):
                 row.on_front = len(scored) > 1
         judgement = judge(scored, measure, comparison.facts["pictures"])
-        comparison.verdict += judgement.verdict
+        comparison.verdict += [sentence for sentence in judgement.verdict if sentence not in comparison.verdict]
         comparison.pairs += judgement.pairs

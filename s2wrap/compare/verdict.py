@@ -1,17 +1,20 @@
-"""State in sentences which models are better, by more than the noise, and at what cost."""
+"""Advise in sentences: which models are better by more than the noise, at what cost, and what is undecided."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from s2wrap.compare.comparison import Row, unit_of
 from s2wrap.compare.score import LEVEL
-from s2wrap.compare.ways import LARGER, PATCH, PLAIN, SCALES, short_names, way_of, weights_of
+from s2wrap.compare.ways import LARGER, PATCH, PLAIN, SCALES, short_names, split_name, way_of, weights_of
 
 FEWEST = 20
 """Fewest test pictures for a verdict; resamples of fewer are too much alike to show the noise."""
 CHEAPER = 0.95
 """Costs within five percent of each other count as equal."""
+MOST_TIMES = 100
+"""Beyond so many times the pictures, a difference counts as one that pictures will not decide."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,15 @@ def judge(rows: Sequence[Row], measure: str, pictures: str) -> Judgement:
     if len(rows) < 2:
         return Judgement([f"Only {row.spec} has such a score: there is nothing to judge it by." for row in rows], [])
     if (tested := rows[0].scores[measure].pictures) < FEWEST:
-        return Judgement([f"No verdict: {tested} pictures were tested, and fewer than {FEWEST} tell no noise."], [])
+        more = f"{FEWEST - tested} more pictures"
+        return Judgement(
+            [f"Undecided, {measure}: {tested} pictures were tested, too few to tell noise; add {more}."], []
+        )
     names = dict(zip((row.spec for row in rows), short_names([row.spec for row in rows]), strict=True))
     best = max(rows, key=lambda row: (row.scores[measure].value, -row.cost.multiply_adds))
     rivals = scaled_pairs(rows)
     count = len(rows) * (len(rows) - 1) // 2
-    level = 1 - (1 - LEVEL) / count
+    level = _level(len(rows))
     pairs = [_Pair(*rival, measure, level, names) for rival in rivals]
     verdict = [
         _describe_best(best, [row for row in rows if row is not best], measure, level, names),
@@ -100,9 +106,9 @@ class _Pair:
 
     @property
     def result(self) -> str:
-        """Whether several scales are "better" or "worse" by more than the noise, or there is "no difference"."""
+        """Whether several scales are "better" or "worse" by more than the noise, or that is "undecided"."""
         _, low, high = self.difference
-        return "better" if low > 0 else "worse" if high < 0 else "no difference"
+        return "better" if low > 0 else "worse" if high < 0 else "undecided"
 
     def sentence(self) -> str:
         """Return a sentence with the figures and the conclusion."""
@@ -110,7 +116,8 @@ class _Pair:
         difference, low, high = (_signed(self.measure, value) for value in self.difference)
         unit = " points" if unit_of(self.measure).sign == "%" else ""
         return (
-            f"{self.names[self.one.spec]} against {self.rival}, {self.names[self.other.spec]}: {difference}{unit} "
+            f"{self.names[self.one.spec]} against {self.rival}, {self.names[self.other.spec]}: "
+            f"{self.measure} {difference}{unit} "
             f"({low} to {high}) at {_times(share)} the multiply-adds{_time_ratio(self.one, self.other)}. "
             f"{self._conclusion(share)}."
         )
@@ -122,10 +129,75 @@ class _Pair:
         if self.result == "worse":
             costs = "and costs more" if cheaper else "and simply wins: it costs less" if dearer else "at the same cost"
             return f"{self.rival[0].upper()}{self.rival[1:]} is better, {costs}"
-        if dearer:
-            no_gain = f"several scales buy nothing that {self.rival} does not have for less"
-            return f"No difference beyond the noise: {no_gain}"
-        return "No difference beyond the noise, " + ("and several scales cost less" if cheaper else "at the same cost")
+        costs = "several scales cost less" if cheaper else f"{self.rival} costs less" if dearer else "at the same cost"
+        more = more_pictures(self.difference, self.one.scores[self.measure].pictures)
+        return f"Undecided, {costs}; {more}"
+
+
+def more_pictures(difference: tuple[float, float, float], pictures: int) -> str:
+    """Return how many more pictures would decide a difference, if it stays as it is.
+
+    An interval shrinks with the root of the number of pictures.
+
+    Args:
+        difference: its value, and the ends of its interval.
+        pictures: how many were tested.
+
+    >>> more_pictures((0.02, -0.02, 0.06), 100)
+    'about 300 more pictures would decide, if the difference stays so'
+    """
+    value, low, high = difference
+    margin = (high - low) / 2
+    if abs(value) * MOST_TIMES**0.5 <= margin:
+        return f"not even {MOST_TIMES} times as many pictures would decide"
+    more = pictures * ((margin / abs(value)) ** 2 - 1)
+    return f"about {float(f'{max(more, 1):.1g}'):,.0f} more pictures would decide, if the difference stays so"
+
+
+def recommend(rows: Sequence[Row], measures: Sequence[str], options: Mapping[str, Any]) -> list[str]:
+    """Return a sentence with the one command to go on with: [] without scores.
+
+    That is the cheapest model of those that no other is shown to beat in any of the measures; where there is none, in
+    the first of them.
+
+    Args:
+        rows: all models.
+        measures: the measures that decide.
+        options: of all models, as for `s2wrap.load`.
+    """
+    scored = [row for row in rows if all(measure in row.scores for measure in measures)]
+    if len(scored) < 2 or not measures:
+        return []
+    if any(scored[0].scores[measure].pictures < FEWEST for measure in measures):
+        return [f"Next: the same comparison with at least {FEWEST} pictures that are tested."]
+    level = _level(len(scored))
+    unbeaten = [[row for row in scored if not _beaten(row, scored, measure, level)] for measure in measures]
+    chosen = [row for row in unbeaten[0] if all(row in others for others in unbeaten)]
+    where = " or ".join(measures) if chosen else measures[0]
+    best = min(chosen or unbeaten[0], key=lambda row: row.cost.multiply_adds)
+    spec, own = split_name(best.spec)
+    flags = "".join(f" {_flag(name, value)}" for name, value in {**options, **own}.items())
+    return [
+        f"Next: s2wrap features PICTURES --model {spec}{flags} --output features.parquet: "
+        f"the cheapest of the models that no other is shown to beat in {where}."
+    ]
+
+
+def _beaten(row: Row, rows: Sequence[Row], measure: str, level: float) -> bool:
+    return any(other.scores[measure].difference(row.scores[measure], level)[1] > 0 for other in rows)
+
+
+def _flag(name: str, value: Any) -> str:
+    """Return an option as a flag of the command line."""
+    if isinstance(value, bool):
+        return {"whole": ("--tiled", "--whole")}.get(name, (f"--no-{name}", f"--{name}"))[value].replace("_", "-")
+    text = ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+    return f"--{name.replace('_', '-')} {text}"
+
+
+def _level(count: int) -> float:
+    """Return the level of each interval at which those of all pairs of models hold together (Bonferroni)."""
+    return 1 - (1 - LEVEL) / (count * (count - 1) // 2)
 
 
 def _summarise_pairs(pairs: Sequence[_Pair]) -> list[str]:
@@ -133,9 +205,9 @@ def _summarise_pairs(pairs: Sequence[_Pair]) -> list[str]:
     texts = []
     for rival in dict.fromkeys(pair.rival for pair in pairs):
         counts = Counter(pair.result for pair in pairs if pair.rival == rival)
-        better, worse, equal = (counts[result] for result in ("better", "worse", "no difference"))
-        texts.append(f"against {rival} better in {better}, worse in {worse}, no difference in {equal}")
-    return [f"Several scales, beyond the noise: {'; '.join(texts)}."] if texts else []
+        better, worse, equal = (counts[result] for result in ("better", "worse", "undecided"))
+        texts.append(f"against {rival} better in {better}, worse in {worse}, undecided in {equal}")
+    return [f"Several scales, {pairs[0].measure} beyond the noise: {'; '.join(texts)}."] if texts else []
 
 
 def _describe_best(best: Row, others: list[Row], measure: str, level: float, names: Mapping[str, str]) -> str:
@@ -143,7 +215,7 @@ def _describe_best(best: Row, others: list[Row], measure: str, level: float, nam
     tied = [row for row in others if best.scores[measure].difference(row.scores[measure], level)[1] <= 0]
     if not tied:
         return f"{text} Its lead over every other is larger than the noise."
-    text += f" Its lead is not larger than the noise over {', '.join(names[row.spec] for row in tied)}."
+    text += f" Undecided against {', '.join(names[row.spec] for row in tied)}."
     cheapest = min([best, *tied], key=lambda row: row.cost.multiply_adds)
     if cheapest is best:
         return f"{text} It is the cheapest of these."

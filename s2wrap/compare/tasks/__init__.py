@@ -9,12 +9,14 @@ from s2wrap.compare.tasks.correspondence import Correspondence
 from s2wrap.compare.tasks.neighbours import Neighbours
 from s2wrap.compare.tasks.reconstruction import Reconstruction
 from s2wrap.compare.tasks.regression import Regression
+from s2wrap.compare.tasks.retrieval import Retrieval
 from s2wrap.compare.tasks.segmentation import Segmentation
 from s2wrap.compare.tasks.stability import Stability
 from s2wrap.errors import S2WrapError
 
 TASKS: dict[str, type[Task]] = {
     "classification": Classification,
+    "retrieval": Retrieval,
     "segmentation": Segmentation,
     "neighbours": Neighbours,
     "anomaly": Anomaly,
@@ -32,7 +34,8 @@ def choose_tasks(names: Sequence[str] | None, form: str, reconstructs: bool) -> 
     """Return the names of the tasks that are run on a folder.
 
     Args:
-        names: those asked for; None for the default ones of the folder's form.
+        names: those asked for; None for the default ones of the folder's form (on plain pictures, a reconstruction
+            takes their place where one is asked for).
         form: of the folder.
         reconstructs: whether the features of a target are to be reconstructed.
 
@@ -43,8 +46,8 @@ def choose_tasks(names: Sequence[str] | None, form: str, reconstructs: bool) -> 
     ['correspondence', 'stability']
     """
     if names is None:
-        chosen = [name for name, task in TASKS.items() if task.default and form in task.forms]
-        return chosen + ["reconstruction"] * reconstructs
+        default = [name for name, task in TASKS.items() if task.default and form in task.forms]
+        return ["reconstruction"] if reconstructs and form == "plain" else default + ["reconstruction"] * reconstructs
     if unknown := [name for name in names if name not in TASKS]:
         raise S2WrapError(f"task {unknown[0]!r} is unknown; use some of {', '.join(TASKS)}, with commas")
     for name in names:

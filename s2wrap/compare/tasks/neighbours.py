@@ -15,7 +15,7 @@ from torch import Tensor
 
 from s2wrap.compare.folds import Fold
 from s2wrap.compare.tasks.base import Result
-from s2wrap.compare.tasks.segmentation import (
+from s2wrap.compare.tasks.masks import (
     Masks,
     border_score,
     check_maps,

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from s2wrap.compare.data import load_target
 from s2wrap.compare.folds import Fold, check_folds
+from s2wrap.compare.ridge import fit
 from s2wrap.compare.score import Score, score
 from s2wrap.compare.tasks.base import Bench, Result, Task
-from s2wrap.compare.tasks.reconstruction import fit
-from s2wrap.compare.tasks.segmentation import averaging_matrix
+from s2wrap.compare.tasks.masks import averaging_matrix
 from s2wrap.errors import S2WrapError
 
 TOKENS = 20_000
