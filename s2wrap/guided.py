@@ -1,7 +1,7 @@
 """Maps at the resolution of the image, guided by the image itself: without training, or by a learned up-sampler."""
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the field's name for it)
@@ -17,12 +17,14 @@ from s2wrap.upsample import checked_height, checked_size, result_bytes
 REACH = 2
 """Cells on each side of a pixel's own that count: 5 × 5 of them."""
 CELLS = (2 * REACH + 1) ** 2
-DISTANCE, COLOUR = 1.0, 0.5
-"""The default widths of the two Gaussians, as in the best row of `benchmarks/upsample.py`."""
+DISTANCE, COLOUR = 0.7, 0.5
+"""The default widths of the two Gaussians; chosen on other pictures than those of `benchmarks/upsample.py`."""
 READ_ROWS = 64
 """Rows of an image that are floats at a time."""
+Pairs = tuple[Tensor, Tensor]
 
 
+@runtime_checkable
 class Upsampler(Protocol):
     """What AnyUp, JAFAR and NAF are: an image and a map (b, c, rows, columns) in, the map at `output_size` out."""
 
@@ -39,11 +41,12 @@ def guided_upsample(
     distance: float = DISTANCE,
     colour: float = COLOUR,
 ) -> Float[Tensor, "b c height width"]:
-    """Maps at the resolution of an image whose edges they follow (joint bilateral up-sampling, Kopf et al. 2007).
+    """Maps at the resolution of an image whose edges they follow: joint bilateral up-sampling (Kopf et al. 2007).
 
-    A pixel is the weighted mean of the 5 × 5 cells around it. A cell's weight is a Gaussian in the distance of the
-    pixel to the cell's centre, times a Gaussian in the difference of the pixel's colour to the cell's mean colour. So
-    no value lies outside those of the cells around, and a map that is constant stays so.
+    A pixel is the weighted mean of the 5 × 5 cells around it. The weight of a cell is a Gaussian in the distance of the
+    pixel to the cell's centre, times the density of the pixel's colour in a Gaussian with the mean and the variance of
+    the colours in the cell. So a cell of one colour counts more than a motley one that straddles an edge, no value lies
+    outside those of the cells around, and a map that is constant stays so.
 
     Args:
         image: what the maps were made of, all of it, at any size: a tensor (b, k, height, width) of any values, a
@@ -51,7 +54,8 @@ def guided_upsample(
         features: of any floating type; half precision is computed in float32 and rounded once.
         output_size: height and width of the result.
         distance: the standard deviation in cells.
-        colour: the standard deviation in those of the image's own values, whatever their range; `math.inf` for none.
+        colour: the standard deviation of colours in a cell of one colour, as a share of that of the image's values,
+            whose range does not matter; a cell's own variance is added to it. `math.inf` leaves colours out.
 
     Raises:
         S2WrapError: another number of images, values that are not finite, a size or a width that cannot be.
@@ -96,11 +100,12 @@ def _strips(images: Tensor, features: Tensor, size: Pair, step: int, widths: tup
     table = rearrange(values, "b c h w -> (b h w) c").contiguous()  # of a strided one, bags take twenty times as long
     firsts = torch.arange(len(features), device=values.device)[:, None, None, None] * (grid[0] * grid[1])
     spread = widths[1] * _spread(images)
-    cells = _cell_colours(images, grid) / spread
+    means, variances = _cell_colours(images, grid)
+    cells = (means / spread, variances / spread.square())
     guide = images if images.shape[2:] == size else resize(images, size, interpolation="bilinear")
     across, far_across = _neighbours(grid[1], size[1], widths[0], values)
     for top in range(0, size[0], step):
-        pixels = guide[:, :, top : top + step].to(cells.dtype) / spread
+        pixels = _floats(guide[:, :, top : top + step]) / spread
         down, far_down = (each[top : top + step] for each in _neighbours(grid[0], size[0], widths[0], values))
         places = rearrange(down[:, None, :, None] * grid[1] + across[None, :, None], "h w r q -> h w (r q)")
         weights = _weights(pixels, cells, (down, across), (far_down, far_across)).to(values.dtype).flatten(0, 2)
@@ -113,15 +118,24 @@ def _strips(images: Tensor, features: Tensor, size: Pair, step: int, widths: tup
         del strip  # so that the next is made after this one's memory is free
 
 
-def _weights(pixels: Tensor, cells: Tensor, places: tuple[Tensor, Tensor], far: tuple[Tensor, Tensor]) -> Tensor:
-    """The weights (b, h, w, n) of the n cells around each pixel, which sum to 1; 0 for cells that are not there."""
-    logits = []
+def _weights(pixels: Tensor, cells: Pairs, places: Pairs, far: Pairs) -> Tensor:
+    """The weights (b, h, w, n) of the n cells around each pixel, which sum to 1; 0 for cells that are not there.
+
+    Args:
+        pixels: the colours (b, k, h, w) of a strip, in units in which `colour` is 1, as are those of cells.
+        cells: mean (b, k, rows, columns) and variance (b, 1, rows, columns) of each cell's colours.
+        places: indices of the rows around each pixel (h, 5), and of the columns (w, 5).
+        far: their squared distances, in units in which `distance` is 1.
+    """
+    means, variances = cells
+    heights = pixels.shape[1] * torch.log1p(variances)
+    unlikely = []
     for down, far_down in zip(places[0].T, far[0].T, strict=True):
-        row = cells[:, :, down]
         for across, far_across in zip(places[1].T, far[1].T, strict=True):
-            difference = (pixels - row[:, :, :, across]).square().sum(dim=1)
-            logits.append(difference + far_down[:, None] + far_across)
-    return torch.softmax(torch.stack(logits, dim=-1).mul_(-0.5), dim=-1)
+            mean, variance, height = (each[:, :, down][..., across] for each in (means, variances, heights))
+            difference = (pixels - mean).square().sum(dim=1) / (1 + variance[:, 0])
+            unlikely.append(difference + height[:, 0] + far_down[:, None] + far_across)
+    return torch.softmax(torch.stack(unlikely, dim=-1).mul_(-0.5), dim=-1)
 
 
 def _neighbours(cells: int, pixels: int, width: float, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,11 +150,17 @@ def _neighbours(cells: int, pixels: int, width: float, like: Tensor) -> tuple[Te
     return near.clamp(0, cells - 1).long(), far.to(like.dtype)
 
 
-def _cell_colours(images: Tensor, grid: Pair) -> Tensor:
-    """The mean colours (b, k, rows, columns) of the pixels that each cell touches."""
+def _cell_colours(images: Tensor, grid: Pair) -> Pairs:
+    """Mean (b, k, rows, columns) of the pixels that each cell touches, and variance, averaged over the channels."""
     rows, pixels = grid[0], images.shape[2]
-    strips = (images[:, :, k * pixels // rows : -(-(k + 1) * pixels // rows)] for k in range(rows))
-    return torch.cat([F.adaptive_avg_pool2d(_floats(strip), (1, grid[1])) for strip in strips], dim=2)
+    means, variances = [], []
+    for k in range(rows):
+        strip = _floats(images[:, :, k * pixels // rows : -(-(k + 1) * pixels // rows)])
+        means.append(F.adaptive_avg_pool2d(strip, (1, grid[1])))
+        centre = strip.mean(dim=(2, 3), keepdim=True)  # of large values with small differences squares lose all digits
+        squares = F.adaptive_avg_pool2d((strip - centre).square(), (1, grid[1])) - (means[-1] - centre).square()
+        variances.append(squares.mean(dim=1, keepdim=True).clamp(min=0))
+    return torch.cat(means, dim=2), torch.cat(variances, dim=2)
 
 
 def _spread(images: Tensor) -> Tensor:
