@@ -31,8 +31,7 @@ from s2wrap.files import whole_file
 
 WAYS = {"1×": {"scales": (1,)}, "1× and 2×": {"scales": (1, 2), "fuse": "detail"}}
 SIDE, WIDTH, BATCH, SHOWN = 224, 48, 4, 4
-TESTS = range(1000, 1016)
-"""Seeds of the scenes that no head was trained on; the first are shown."""
+TESTS = range(1000, 1016)  # seeds of scenes that no head was trained on; the first are shown
 
 
 class DenseHead(nn.Module):
@@ -40,12 +39,8 @@ class DenseHead(nn.Module):
 
     def __init__(self, channels: int, width: int, classes: int):
         super().__init__()
-        strides = [
-            nn.ConvTranspose2d(width, width, 4, stride=4),
-            nn.ConvTranspose2d(width, width, 2, stride=2),
-            nn.Identity(),
-            nn.Conv2d(width, width, 3, stride=2, padding=1),
-        ]
+        finer = [nn.ConvTranspose2d(width, width, times, stride=times) for times in (4, 2)]
+        strides = [*finer, nn.Identity(), nn.Conv2d(width, width, 3, stride=2, padding=1)]
         self.reassemble = nn.ModuleList(nn.Sequential(nn.Conv2d(channels, width, 1), each) for each in strides)
         self.before = nn.ModuleList(two_convolutions(width) for _ in strides)
         self.after = nn.ModuleList(two_convolutions(width) for _ in strides)
@@ -82,21 +77,19 @@ def main(
     random_weights: Annotated[bool, typer.Option("--random-weights", help="Of a backbone of timm.")] = False,
 ) -> None:
     """Train a head for each way to look, print what it gets right, and write the picture."""
-    options: dict[str, Any] = {"layers": [int(layer) for layer in layers.split(",")], "join_layers": False}
-    options |= {"pretrained": False} if random_weights else {}
+    options: dict[str, Any] = {"pretrained": False} if random_weights else {}
+    options |= {"layers": [int(layer) for layer in layers.split(",")], "join_layers": False, "norm_layers": True}
     (images, masks), (other_images, other_masks) = make_scenes(range(scenes)), make_scenes(TESTS)
     found = {}
     for name, way in WAYS.items():
-        wrapped = s2wrap.load(model, norm_layers=True, **options, **way)
+        wrapped = s2wrap.load(model, **options, **way)
         maps, other_maps = (encode(wrapped, each, name) for each in (images, other_images))
         head = train(maps, masks, steps, name)
         with torch.inference_mode():
-            parts = zip(*(each.split(1) for each in other_maps), strict=True)
-            found[name] = torch.cat([head(part, (SIDE, SIDE)).argmax(dim=1) for part in parts])
+            found[name] = head(other_maps, (SIDE, SIDE)).argmax(dim=1)
         right, iou = score(found[name], other_masks)
-        cells, weights = tuple(maps[0].shape[2:]), sum(weight.numel() for weight in head.parameters())
         print(
-            f"{name}: {cells[0]}×{cells[1]} cells, {weights:,} weights trained for {steps} steps on {scenes} scenes. "
+            f"{name}: {maps[0].shape[2]}×{maps[0].shape[3]} cells, a head trained for {steps} steps on {scenes} scenes. "
             f"On {len(TESTS)} others {right:.1%} of the pixels are right, mean IoU {iou:.1%}"
         )
     draw({"scene": rearrange(other_images, "b c h w -> b h w c"), "target": other_masks, **found}, output)
@@ -145,11 +138,10 @@ def draw(panels: dict[str, Tensor], output: Path) -> None:
     for column, (title, pictures) in zip(axes.T, panels.items(), strict=True):
         column[0].set_title(title if title in ("scene", "target") else f"head on {title}", fontsize=11)
         for axis, picture in zip(column, pictures, strict=False):
-            shown = axis.imshow(picture, cmap="Set2", vmin=-0.5, vmax=7.5, interpolation="nearest")
+            shown = axis.imshow(picture.numpy(), cmap="Set2", vmin=-0.5, vmax=7.5, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
-    edges = np.arange(len(TEXTURES) + 1) - 0.5
-    bar = figure.colorbar(shown, ax=axes, location="bottom", aspect=60, ticks=range(len(TEXTURES)), boundaries=edges)
-    bar.set_ticklabels(TEXTURES)
+    bar = figure.colorbar(shown, ax=axes, location="bottom", aspect=60, boundaries=np.arange(-0.5, len(TEXTURES)))
+    bar.set_ticks(range(len(TEXTURES)), labels=TEXTURES)
     with whole_file(output) as draft:
         figure.savefig(draft, dpi=80)
     plt.close(figure)

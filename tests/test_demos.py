@@ -4,6 +4,7 @@ import inspect
 import runpy
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -238,3 +239,50 @@ def test_scene_draws_the_scene_and_its_two_maps_and_overlap_softens_the_borders(
         step = np.linalg.norm(np.diff(spatial, axis=2), axis=0).mean(axis=0)  # from each column to the next
         steps.append(step[[15, 31]].mean() / step.mean())
     assert steps[1] < 0.8 * steps[0]
+
+
+def test_dense_head_says_how_many_pixels_are_right_and_draws_targets_and_predictions(tmp_path, run):
+    output = tmp_path / "head.png"
+    words = ["--model", "timm:test_vit", "--random-weights", "--layers", "0,1,2,3", "--scenes", 4, "--steps", 2]
+    code, said = run("dense_head.py", *words, "--output", output)
+    assert code == 0
+    assert "1×: 10×10 cells, " in said
+    assert "1× and 2×: 20×20 cells, " in said
+    assert said.count("a head trained for 2 steps on 4 scenes. On 16 others") == 2
+    picture = np.asarray(Image.open(output).convert("RGB")).astype(float)
+    height, width = picture.shape[:2]
+    for row, col in product(range(4), range(2)):
+        top, left = int((0.06 + 0.22 * row) * height), int((0.02 + 0.25 * col) * width)
+        assert picture[top : top + height // 6, left : left + width // 5].std() > 5
+
+
+def test_a_dense_head_learns_the_scenes_that_it_is_shown(monkeypatch):
+    monkeypatch.syspath_prepend(DEMOS)
+    demo = importlib.import_module("dense_head")
+    _, masks = demo.make_scenes(range(4))
+    coarse = torch.nn.functional.one_hot(masks, 6).permute(0, 3, 1, 2).float()
+    maps = [torch.nn.functional.interpolate(coarse, (10, 10)) for _ in range(4)]  # features that say it all
+    head = demo.train(maps, masks, 30, "test")
+    with torch.inference_mode():
+        found = head(maps, (demo.SIDE, demo.SIDE)).argmax(dim=1)
+    right, iou = demo.score(found, masks)
+    assert right == float((found == masks).float().mean())
+    assert right > 0.8
+    assert 0.5 < iou < right
+
+
+def test_scenes_are_the_same_for_a_seed_and_masks_name_the_texture_of_each_region(monkeypatch):
+    monkeypatch.syspath_prepend(DEMOS)
+    scenes = importlib.import_module("scenes")
+    (pixels, mask), again, other = (scenes.make_scene(seed, 96) for seed in (0, 0, 1))
+    assert (pixels.shape, mask.shape, pixels.dtype, mask.dtype) == ((96, 96, 3), (96, 96), np.uint8, np.uint8)
+    assert np.array_equal(pixels, again[0])
+    assert not np.array_equal(pixels, other[0])
+    assert set(np.unique(mask)) <= set(range(len(scenes.TEXTURES)))
+    grey, same_mask = scenes.make_scene(0, 96, coloured=False)
+    assert np.array_equal(mask, same_mask)
+    assert np.ptp(grey.mean(axis=2)) > 50
+    assert np.abs(np.diff(grey.astype(float), axis=2)).mean() < 10  # noise alone
+    inside = np.zeros((9, 9), np.uint8)
+    inside[:, 4:] = 1
+    assert scenes.boundary_band(inside, 2)[0].tolist() == [False, False, True, True, True, True, False, False, False]
