@@ -31,7 +31,7 @@ from s2wrap.guided import guided_upsample
 from s2wrap.upsample import upsample
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "demos"))
-from scenes import TEXTURES, boundary_band, make_scene
+from scenes import TEXTURES, boundary_band, make_scene  # pyright: ignore[reportMissingImports] (found in demos/)
 
 SIDE, BAND, FIRST = 448, 0.02, 200
 """Pixels of a side, the band as a share of it, and the first seed: the widths of `guided` were chosen on lower ones."""
@@ -55,7 +55,7 @@ def main(
         scenes = [make_scene(seed, SIDE, coloured=coloured) for seed in range(FIRST, FIRST + pictures)]
         for name, options in MODELS.items():
             model = s2wrap.load(spec, **options)
-            scores = np.array([evaluate(model, *scene) for scene in track(scenes, name, Console(stderr=True))])
+            scores = np.array([evaluate(model, *scene) for scene in track(scenes, name, console=Console(stderr=True))])
             gains = scores - scores[:, [list(WAYS).index("linear")]]
             for k, way in enumerate(WAYS):
                 cells = [_mean(values[:, k, where]) for where in (0, 1) for values in (scores, gains)]

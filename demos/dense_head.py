@@ -4,8 +4,7 @@
 
 The head takes the maps of four layers, brings them to strides of a quarter, a half, one and two cells, and fuses them
 from coarse to fine by residual convolutions. It learns which texture each pixel of made-up scenes has (`scenes.py`);
-colours, sizes and directions do not tell. The backbone is frozen, so its maps of the training scenes are made once.
-The picture shows scenes that were not trained on.
+colours, sizes and directions do not tell. The backbone is frozen, so its maps of the scenes are made once.
 """
 
 from collections.abc import Sequence
@@ -59,12 +58,11 @@ class DenseHead(nn.Module):
 
 def two_convolutions(width: int) -> nn.Sequential:
     """Return what is added to a map in a residual block."""
-    first, second = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
-    return nn.Sequential(nn.ReLU(), first, nn.ReLU(), second)
+    return nn.Sequential(*(part for _ in range(2) for part in (nn.ReLU(), nn.Conv2d(width, width, 3, padding=1))))
 
 
 def enlarge(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Return maps interpolated linearly to a size."""
+    """Return maps interpolated linearly."""
     return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=False)
 
 
@@ -76,7 +74,7 @@ def main(
     steps: Annotated[int, typer.Option(min=1, help=f"Batches of {BATCH} scenes to train on.")] = 200,
     random_weights: Annotated[bool, typer.Option("--random-weights", help="Of a backbone of timm.")] = False,
 ) -> None:
-    """Train a head for each way to look, print what it gets right, and write the picture."""
+    """Train a head for each of `WAYS`, print what it gets right, and write the picture."""
     options: dict[str, Any] = {"pretrained": False} if random_weights else {}
     options |= {"layers": [int(layer) for layer in layers.split(",")], "join_layers": False, "norm_layers": True}
     (images, masks), (other_images, other_masks) = make_scenes(range(scenes)), make_scenes(TESTS)
@@ -89,8 +87,8 @@ def main(
             found[name] = head(other_maps, (SIDE, SIDE)).argmax(dim=1)
         right, iou = score(found[name], other_masks)
         print(
-            f"{name}: {maps[0].shape[2]}×{maps[0].shape[3]} cells, a head trained for {steps} steps on {scenes} scenes. "
-            f"On {len(TESTS)} others {right:.1%} of the pixels are right, mean IoU {iou:.1%}"
+            f"{name}: {maps[0].shape[2]}×{maps[0].shape[3]} cells, trained for {steps} steps on {scenes} scenes: "
+            f"{right:.1%} of the pixels of {len(TESTS)} others are right, mean IoU {iou:.1%}"
         )
     draw({"scene": rearrange(other_images, "b c h w -> b h w c"), "target": other_masks, **found}, output)
     print(f"wrote {output}")
@@ -128,8 +126,8 @@ def train(maps: Sequence[Tensor], masks: Tensor, steps: int, name: str) -> Dense
 def score(found: Tensor, masks: Tensor) -> tuple[float, float]:
     """Return the share of pixels that are right, and the mean IoU of the classes."""
     pairs = [(found == kind, masks == kind) for kind in range(len(TEXTURES))]
-    ious = [float((ours & theirs).sum() / (ours | theirs).sum()) for ours, theirs in pairs]
-    return float((found == masks).float().mean()), sum(ious) / len(ious)
+    iou = sum(float((ours & theirs).sum() / (ours | theirs).sum()) for ours, theirs in pairs) / len(pairs)
+    return float((found == masks).float().mean()), iou
 
 
 def draw(panels: dict[str, Tensor], output: Path) -> None:
@@ -138,9 +136,10 @@ def draw(panels: dict[str, Tensor], output: Path) -> None:
     for column, (title, pictures) in zip(axes.T, panels.items(), strict=True):
         column[0].set_title(title if title in ("scene", "target") else f"head on {title}", fontsize=11)
         for axis, picture in zip(column, pictures, strict=False):
-            shown = axis.imshow(picture.numpy(), cmap="Set2", vmin=-0.5, vmax=7.5, interpolation="nearest")
+            axis.imshow(picture.numpy(), cmap="Set2", vmin=-0.5, vmax=7.5, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
-    bar = figure.colorbar(shown, ax=axes, location="bottom", aspect=60, boundaries=np.arange(-0.5, len(TEXTURES)))
+    edges = np.arange(-0.5, len(TEXTURES))
+    bar = figure.colorbar(axes[0, -1].images[0], ax=axes, location="bottom", aspect=60, boundaries=edges)
     bar.set_ticks(range(len(TEXTURES)), labels=TEXTURES)
     with whole_file(output) as draft:
         figure.savefig(draft, dpi=80)

@@ -60,11 +60,11 @@ def _texture(name: str, rng: np.random.Generator, down: np.ndarray, across: np.n
         return (np.sin(2 * np.pi * np.hypot(down - middle[0], across - middle[1]) / period) > 0).astype(float)
     if name == "grain":
         return rng.uniform(0, 1, down.shape)
-    return (0.5 + 0.5 * _smooth(rng, side, 24)).clip(0, 1)
+    return np.clip(0.5 + 0.5 * _smooth(rng, side, 24), 0, 1)
 
 
 def _smooth(rng: np.random.Generator, side: int, knots: int) -> np.ndarray:
     """Return smooth noise (side, side) of about -1…1, which goes up and down `knots` times at most."""
     from scipy.ndimage import zoom
 
-    return zoom(rng.uniform(-1, 1, (knots, knots)), side / knots, order=3)[:side, :side]
+    return np.asarray(zoom(rng.uniform(-1, 1, (knots, knots)), side / knots, order=3))

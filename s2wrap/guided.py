@@ -165,10 +165,14 @@ def _cell_colours(images: Tensor, grid: Pair) -> Pairs:
 
 def _spread(images: Tensor) -> Tensor:
     """The standard deviation (b, 1, 1, 1) of the values of each image, within its channels."""
-    count = images.shape[2] * images.shape[3]
     strips = images.split(READ_ROWS, dim=2)
-    means = sum(_floats(strip).double().sum(dim=(2, 3), keepdim=True) for strip in strips) / count
-    squares = sum((_floats(strip) - means).square().sum(dim=(2, 3), keepdim=True) for strip in strips) / count
+
+    def mean_of(values: Iterator[Tensor]) -> Tensor:
+        sums = [each.double().sum(dim=(2, 3), keepdim=True) for each in values]
+        return torch.stack(sums).sum(dim=0) / (images.shape[2] * images.shape[3])
+
+    means = mean_of(_floats(strip) for strip in strips)
+    squares = mean_of((_floats(strip) - means).square() for strip in strips)
     spread = (squares.mean(dim=1, keepdim=True).sqrt() + 1e-4 * means.abs().amax(dim=1, keepdim=True)).float()
     if not bool(spread.isfinite().all()):
         raise S2WrapError("the image that guides has values that are not finite; give the one that the model saw")
