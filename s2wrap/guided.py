@@ -89,7 +89,7 @@ def guided_strips(
     row = result_bytes(features, (1, size[1])) * max(1.0, 4 * CELLS / max(1, features.shape[1]))
     step = checked_height(height, round(row))
     for name, value in (("distance", distance), ("colour", colour)):
-        if not value > 0:
+        if not isinstance(value, int | float) or not value > 0:
             raise S2WrapError(f"{name}={value!r} is no width of a Gaussian; use a number above 0")
     return _strips(guide_batch(image, features), features, size, step, (distance, colour))
 
