@@ -13,6 +13,7 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 
 from s2wrap.errors import S2WrapError
 from s2wrap.geometry import Geometry, Number
+from s2wrap.guided import Upsampler, guided_strips, guided_upsample, upsample_by
 from s2wrap.indexing import Images, choose_images
 from s2wrap.notebook import html_table
 from s2wrap.plan import Axis, Plan, ScalePlan
@@ -172,29 +173,48 @@ class Features:
                 arrays[name if len(tensors) == 1 else f"{name}_{k}"] = array
         return arrays
 
-    def upsample(self, size: Pair | None = None, *, index: int | None = None) -> Float[Tensor, "b c height width"]:
-        """A map at the resolution of the original image, interpolated linearly; see `s2wrap.upsample`.
+    def upsample(
+        self,
+        size: Pair | None = None,
+        *,
+        index: int | None = None,
+        image: Any = None,
+        by: Upsampler = guided_upsample,
+    ) -> Float[Tensor, "b c height width"]:
+        """A map at the resolution of the original image: interpolated linearly, or following the edges of an image.
 
         Args:
             size: height and width instead of the image's own; any size.
             index: which of `maps`, where there are several.
+            image: what the features were made of, all of it, at any size: then the map follows its edges, see
+                `s2wrap.guided.guided_upsample`. A batch, a picture as for `model.encode`, or a list of them.
+            by: another up-sampler that takes an image: AnyUp, JAFAR, NAF or any callable, which is called as
+                `by(image, features, output_size=(height, width))`. The image is given to it as it is, so it must be a
+                tensor of floats, normalised as the up-sampler expects it.
 
         Raises:
-            S2WrapError: no size was given, and the result would take more than 512 MiB, or there is no `view`.
+            S2WrapError: no size was given, and the result would take more than 512 MiB, or there is no `view`; `by`
+                without `image`; an image that does not fit; an answer of `by` that does not fit, or is not finite.
         """
         spatial = self._map(index)
         if size is None:
             size = self._viewed("image size (give size=)").plan.image_hw
             check_result(spatial, size)
-        return upsample(spatial, size)
+        if image is None:
+            if by is not guided_upsample:
+                raise S2WrapError("by= takes an image beside the features; use upsample(image=…, by=…)")
+            return upsample(spatial, size)
+        return guided_upsample(image, spatial, size) if by is guided_upsample else upsample_by(by, image, spatial, size)
 
     def upsample_strips(
-        self, size: Pair | None = None, *, height: int | None = None, index: int | None = None
+        self, size: Pair | None = None, *, height: int | None = None, index: int | None = None, image: Any = None
     ) -> Iterator[tuple[int, Tensor]]:
         """The result of `upsample` as (top, strip of `height` rows), where memory cannot hold it whole."""
         spatial = self._map(index)
         image_hw = self._viewed("image size (give size=)").plan.image_hw if size is None else size
-        return upsample_strips(spatial, image_hw, height)
+        if image is None:
+            return upsample_strips(spatial, image_hw, height)
+        return guided_strips(image, spatial, image_hw, height)
 
     def show(self, image: Any = None, point: Number | None = None) -> "Image":
         """The maps as a PIL image, which notebooks display: principal components as colours, a row for each image.

@@ -33,7 +33,7 @@ def upsample(spatial: Float[Tensor, "b c rows columns"], size: Pair) -> Float[Te
     >>> upsample(torch.rand(2, 8, 16, 16), (48, 100)).shape
     torch.Size([2, 8, 48, 100])
     """
-    height, width = _size(size)
+    height, width = checked_size(size)
     result = spatial.new_empty(*spatial.shape[:2], height, width)
     for top, strip in upsample_strips(spatial, size):
         result[:, :, top : top + strip.shape[2]] = strip
@@ -58,11 +58,8 @@ def upsample_strips(
     Raises:
         S2WrapError: the size or the height is no whole number from 1.
     """
-    total, width = _size(size)
-    rows_of_strip = max(1, STRIP // max(1, result_bytes(spatial, (1, width)))) if height is None else height
-    if (step := whole_number(rows_of_strip)) is None or step < 1:
-        raise S2WrapError(f"height={height!r} is no height of a strip; use a whole number of pixels from 1, or None")
-    return _strips(spatial, total, width, step)
+    total, width = checked_size(size)
+    return _strips(spatial, total, width, checked_height(height, result_bytes(spatial, (1, width))))
 
 
 def _strips(spatial: Tensor, total: int, width: int, step: int) -> Iterator[tuple[int, Tensor]]:
@@ -96,9 +93,17 @@ def _matrix(cells: int, pixels: int, like: Tensor) -> Tensor:
     return torch.from_numpy(resize_matrix(cells, pixels, interpolation="bilinear", antialias=False)).to(like)
 
 
-def _size(size: Pair) -> Pair:
+def checked_size(size: Pair) -> Pair:
     """Height and width of a result, checked."""
     pair = whole_pair(tuple(size) if isinstance(size, torch.Size) else size)
     if pair is None or min(pair) < 1:
         raise S2WrapError(f"size={size!r} is no size of a result; use (height, width) in whole pixels from 1")
     return pair
+
+
+def checked_height(height: int | None, row_bytes: int) -> int:
+    """Rows of pixels of a strip, checked; as many as make 32 MiB where None are asked for."""
+    step = max(1, STRIP // max(1, row_bytes)) if height is None else whole_number(height)
+    if step is None or step < 1:
+        raise S2WrapError(f"height={height!r} is no height of a strip; use a whole number of pixels from 1, or None")
+    return step

@@ -5,6 +5,7 @@ import re
 import runpy
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -261,33 +262,6 @@ def test_probe_trains_both_ways_and_draws_their_curves(tmp_path, run):
         assert picture[height // 8 : height * 3 // 4, int(left * width) : int((left + 0.3) * width)].std() > 5
 
 
-@pytest.mark.usefixtures("has_samples")
-def test_dense_head_has_a_line_a_head_and_draws_truth_and_what_was_found(tmp_path, run):
-    output = tmp_path / "dense_head.png"
-    code, printed = run("dense_head.py", "--pictures", 16, "--steps", 2, "--output", output)
-    assert code == 0
-    lines = [line for line in printed.splitlines() if line.startswith("│")]
-    assert [line.split("│")[1].strip() for line in lines] == ["linear", "DPT-like"] * 2
-    scores = [float(value) for line in lines for value in line.split("│")[4:9]]
-    assert all(0 <= value <= 1 for value in scores)
-    assert np.asarray(Image.open(output).convert("RGB")).astype(float).std() > 5
-
-
-def test_the_masks_of_dense_head_are_where_its_textures_change(monkeypatch):
-    monkeypatch.syspath_prepend(DEMOS)
-    from dense_head import made_up
-
-    image, mask = made_up(np.random.default_rng(1))
-    again, same = made_up(np.random.default_rng(1))
-    assert np.array_equal(mask, same)
-    assert image.tobytes() == again.tobytes()
-    pixels = np.asarray(image).astype(float)
-    assert set(np.unique(mask)) <= {0, 1, 2, 3}
-    steps = np.abs(np.diff(pixels, axis=1)).sum(axis=2)
-    edges = (mask[:, 1:] > 0) != (mask[:, :-1] > 0)
-    assert steps[edges].mean() > 2 * steps[~edges].mean()
-
-
 def test_inspect_parts_rejects_what_is_odder_than_flawless_parts_and_writes_the_same_model(tmp_path, run):
     from tasks_data import write_defects
 
@@ -322,3 +296,50 @@ def test_inspect_parts_says_which_folder_it_takes(tmp_path, run):
     for number in range(4):
         Image.new("RGB", (40, 40), (number, 0, 0)).save(tmp_path / f"{number}.png")
     assert run("inspect_parts.py", tmp_path, "--random-weights")[0] == 2
+
+
+def test_dense_head_says_how_many_pixels_are_right_and_draws_targets_and_predictions(tmp_path, run):
+    output = tmp_path / "head.png"
+    words = ["--model", "timm:test_vit", "--random-weights", "--layers", "0,1,2,3", "--scenes", 4, "--steps", 2]
+    code, said = run("dense_head.py", *words, "--output", output)
+    assert code == 0
+    assert "1×: 10×10 cells, " in said
+    assert "1× and 2×: 20×20 cells, " in said
+    assert said.count("trained for 2 steps on 4 scenes: ") == 2
+    picture = np.asarray(Image.open(output).convert("RGB")).astype(float)
+    height, width = picture.shape[:2]
+    for row, col in product(range(4), range(2)):
+        top, left = int((0.06 + 0.22 * row) * height), int((0.02 + 0.25 * col) * width)
+        assert picture[top : top + height // 6, left : left + width // 5].std() > 5
+
+
+def test_a_dense_head_learns_the_scenes_that_it_is_shown(monkeypatch):
+    monkeypatch.syspath_prepend(DEMOS)
+    demo = importlib.import_module("dense_head")
+    _, masks = demo.make_scenes(range(4))
+    coarse = torch.nn.functional.one_hot(masks, 6).permute(0, 3, 1, 2).float()
+    maps = [torch.nn.functional.interpolate(coarse, (10, 10)) for _ in range(4)]  # features that say it all
+    head = demo.train(maps, masks, 30, "test")
+    with torch.inference_mode():
+        found = head(maps, (demo.SIDE, demo.SIDE)).argmax(dim=1)
+    right, iou = demo.score(found, masks)
+    assert right == float((found == masks).float().mean())
+    assert right > 0.8
+    assert 0.5 < iou < right
+
+
+def test_scenes_are_the_same_for_a_seed_and_masks_name_the_texture_of_each_region(monkeypatch):
+    monkeypatch.syspath_prepend(DEMOS)
+    scenes = importlib.import_module("scenes")
+    (pixels, mask), again, other = (scenes.make_scene(seed, 96) for seed in (0, 0, 1))
+    assert (pixels.shape, mask.shape, pixels.dtype, mask.dtype) == ((96, 96, 3), (96, 96), np.uint8, np.uint8)
+    assert np.array_equal(pixels, again[0])
+    assert not np.array_equal(pixels, other[0])
+    assert set(np.unique(mask)) <= set(range(len(scenes.TEXTURES)))
+    grey, same_mask = scenes.make_scene(0, 96, coloured=False)
+    assert np.array_equal(mask, same_mask)
+    assert np.ptp(grey.mean(axis=2)) > 50
+    assert np.abs(np.diff(grey.astype(float), axis=2)).mean() < 10  # noise alone
+    inside = np.zeros((9, 9), np.uint8)
+    inside[:, 4:] = 1
+    assert scenes.boundary_band(inside, 2)[0].tolist() == [False, False, True, True, True, True, False, False, False]

@@ -7,6 +7,7 @@ from torch import nn
 import s2wrap
 from s2wrap import Features, S2WrapError
 from s2wrap.geometry import Geometry
+from s2wrap.guided import guided_upsample
 from s2wrap.upsample import upsample, upsample_strips
 
 MAP = torch.zeros(1, 1, 2, 2)
@@ -51,3 +52,9 @@ def test_a_point_that_is_none_is_refused(point):
 def test_an_index_that_is_none_is_refused(index):
     with pytest.raises(S2WrapError, match="a batch of 1 images has no images"):
         Features((MAP,), (MAP[0],))[index]
+
+
+@pytest.mark.parametrize("width", ["wide", None, torch.zeros(2)])
+def test_a_width_of_a_gaussian_that_is_no_number_is_refused(width):
+    with pytest.raises(S2WrapError, match="is no width of a Gaussian"):
+        guided_upsample(torch.zeros(1, 3, 4, 4), MAP, (4, 4), colour=width)
