@@ -45,6 +45,9 @@ def main(
     folder: Annotated[Path, typer.Argument(help="A set of parts, as MVTec AD has it.")],
     model: Annotated[str, typer.Option(help="As for s2wrap.load.")] = "sample:dinov2_s14@1:phases=2,2",
     fuse: Annotated[str, typer.Option(help="How scales are fused.")] = "detail",
+    layer: Annotated[
+        int, typer.Option(help="The block whose features are taken; middle ones tell textures best.")
+    ] = -6,
     random_weights: Annotated[bool, typer.Option("--random-weights", help="For a quick try.")] = False,
     false_alarms: Annotated[
         float, typer.Option(min=0, max=1, help="Share of flawless parts that may be rejected.")
@@ -57,7 +60,7 @@ def main(
     pictures = read_folder(folder)
     if pictures.kind != "defective":
         raise typer.BadParameter(f"{folder} has no train/good and test/KIND, as MVTec AD has them")
-    options: dict[str, Any] = {"fuse": fuse, "pretrained": not random_weights}
+    options: dict[str, Any] = {"fuse": fuse, "layers": (layer,), "pretrained": not random_weights}
     wrapped = s2wrap.load(model, **options)
     (fold,), paths = pictures.folds, pictures.paths
     with torch.inference_mode():
