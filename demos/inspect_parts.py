@@ -142,7 +142,7 @@ def draw(shown: dict[int, tuple[Image.Image, Tensor, np.ndarray]], test, thresho
         "bright: unlike any flawless part · blue line: the true defect · red title: a wrong verdict", fontsize=11
     )
     with whole_file(output) as draft:
-        figure.savefig(draft, dpi=90)
+        figure.savefig(draft, dpi=75)
     plt.close(figure)
 
 
