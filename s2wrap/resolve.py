@@ -110,12 +110,13 @@ def _without_effect(
         if all(getattr(scale, name) is not None for scale in scales)
     }
     tiled = [scale for scale in resolved if not _in_one_call(scale, backbone)]
+    looks = any(scale.phases > 1 for scale in resolved)  # which overlap, and are blended
     if not tiled:
-        passes = (
-            f"{backbone.name} sees every image at scale {', '.join(str(scale.scale) for scale in resolved)} in one pass"
-        )
-        without |= dict.fromkeys(("overlap", "blend"), f"{passes} each, without tiles")
-    elif not options.overlap and not any(_overlaps(scale, backbone) for scale in tiled):
+        passes = "in one pass each, " * (not looks)
+        names = ("overlap",) if looks else ("overlap", "blend")
+        seen = f"{backbone.name} sees every image at scale {', '.join(str(scale.scale) for scale in resolved)}"
+        without |= dict.fromkeys(names, f"{seen} {passes}without tiles")
+    elif not looks and not options.overlap and not any(_overlaps(scale, backbone) for scale in tiled):
         without["blend"] = "no tiles overlap (overlap=0)"
     if not any(layout.num_prefix_tokens for layout in backbone.layouts) and options.prefix == "base":
         without["prefix"] = f"{backbone.name} has no prefix tokens"
