@@ -57,6 +57,12 @@ def test_the_last_normed_layer_is_the_last_hidden_state(tower):
     torch.testing.assert_close(found.tokens, s2wrap.wrap(model, (1,))(images).tokens)
 
 
+def test_looking_for_the_norm_leaves_the_caller_s_random_numbers_as_they_were(tower):
+    before = torch.get_rng_state()
+    s2wrap.wrap(tower[0], (1,), layers=(0,), norm_layers=True)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_model_that_shows_its_last_layer_normed_alone_is_asked_for_no_other():
     torch.manual_seed(0)
     model = transformers.ViTModel(transformers.ViTConfig(**TINY, tie_last_hidden_states=True)).eval()
