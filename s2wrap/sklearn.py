@@ -130,7 +130,7 @@ def _loaded(spec: str, scales: Any, options: dict[str, Any], device: str | None)
 
 
 def _written(path: Any) -> tuple[int, int] | None:
-    """Which file or folder lies at a path, and since when: another once a model is saved anew; None if there is none."""
+    """Which file or folder lies at a path, and since when: others once a model is saved anew; None without one."""
     try:
         found = Path(path).stat()
     except (OSError, TypeError, ValueError):
