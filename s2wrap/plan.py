@@ -162,7 +162,7 @@ def plan_image(
     >>> from s2wrap.scales import Scale
     >>> scale = ResolvedScale(Scale(1.5), (336, 336), "stretch", whole=False, policy=None)
     >>> plan_image((480, 640), [scale], tile_hw=(224, 224), patch_hw=(16, 16)).scales[0].rows
-    Axis(size=336, tile=224, starts=(0, 112), content=336)
+    Axis(size=336, tile=224, starts=(0, 112), content=336, phases=1)
     """
     image_hw = parse_image_hw(image_hw)
     plans = []
