@@ -76,6 +76,7 @@ def wrap_tower(model: Any, scales: Any = None, **options: Any) -> Any:
     if isinstance(tower, VisionTower):  # wrapped before
         tower = _inner(tower)
     chosen = _options(model, scales, options)
+    kept = chosen.to_json()
     try:
         backbone = TowerBackbone(tower, _places_read(model.config), chosen.image_size)
     except S2WrapError as error:
@@ -83,7 +84,7 @@ def wrap_tower(model: Any, scales: Any = None, **options: Any) -> Any:
     wrapped = MultiScale(backbone, _kept_tokens(part_of(Options, chosen), backbone))
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, VisionTower(wrapped))
-    setattr(model.config, KEPT, chosen.to_json())
+    setattr(model.config, KEPT, kept)
     return model
 
 

@@ -162,7 +162,7 @@ def plan_image(
     >>> from s2wrap.scales import Scale
     >>> scale = ResolvedScale(Scale(1.5), (336, 336), "stretch", whole=False, policy=None)
     >>> plan_image((480, 640), [scale], tile_hw=(224, 224), patch_hw=(16, 16)).scales[0].rows
-    Axis(size=336, tile=224, starts=(0, 112), content=336)
+    Axis(size=336, tile=224, starts=(0, 112), content=336, phases=1)
     """
     image_hw = parse_image_hw(image_hw)
     plans = []
@@ -229,9 +229,18 @@ def with_phases(axis: Axis, phases: int, patch: float) -> Axis:
     >>> with_phases(tile_axis(448, 224), 2, 14)
     Axis(size=455, tile=224, starts=(0, 7, 224, 231), content=455, phases=2)
     """
-    offsets = [math.floor(phase * patch / phases + 0.5) for phase in range(phases)]
+    offsets = phase_offsets(phases, patch)
     starts = tuple(start + offset for start in axis.starts for offset in offsets)
     return Axis(axis.size + offsets[-1], axis.tile, starts, axis.content + offsets[-1], phases)
+
+
+def phase_offsets(phases: int, patch: float) -> list[int]:
+    """The pixels at which the coverings of an axis begin.
+
+    >>> phase_offsets(3, 16)
+    [0, 5, 11]
+    """
+    return [math.floor(phase * patch / phases + 0.5) for phase in range(phases)]
 
 
 def _whole_axis(content: int, patch: float) -> Axis:
@@ -251,10 +260,21 @@ def _content(scale: ResolvedScale, image_hw: Pair, tile_hw: Pair, patch_hw: tupl
         if scale.fit == "aspect":
             return box_hw
     if scale.fit == "pad":
-        ratio = min(box / side for box, side in zip(box_hw, image_hw, strict=True))
-        return round(image_hw[0] * ratio), round(image_hw[1] * ratio)
+        return _padded(image_hw, box_hw, patch_hw, scale.phases)
     ratio = math.sqrt(box_hw[0] * box_hw[1] / (image_hw[0] * image_hw[1]))  # whole: as many pixels as the square
     return round_to((round(image_hw[0] * ratio), round(image_hw[1] * ratio)), patch_hw)
+
+
+def _padded(image_hw: Pair, box_hw: Pair, patch_hw: tuple[float, float], phases: int) -> Pair:
+    """Height and width of an image in a box, before `with_phases` adds its pixels: with these, the aspect is kept."""
+    added = [phase_offsets(phases, patch)[-1] for patch in patch_hw]
+    ratio = min(box / side for box, side in zip(box_hw, image_hw, strict=True))
+    wider = min((box + more) / side for box, more, side in zip(box_hw, added, image_hw, strict=True))
+    height, width = (  # a narrow image keeps a patch, if it has one
+        max(round(side * wider) - more, min(round(side * ratio), math.ceil(patch)))
+        for side, more, patch in zip(image_hw, added, patch_hw, strict=True)
+    )
+    return height, width
 
 
 def _choose_tiles(scale: ResolvedScale, policy: Policy, image_hw: Pair, tile_hw: Pair) -> Pair:

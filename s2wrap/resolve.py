@@ -14,7 +14,7 @@ def resolve_scales(options: Options, backbone: Backbone) -> tuple[ResolvedScale,
     """The scales of a model with every option decided.
 
     A scale runs whole where it is asked to; by default where the backbone is a convolutional network or the scale is
-    below 1, unless its policy chooses tiles, and the backbone takes other sizes.
+    below 1, unless its policy chooses tiles, and the backbone takes such sizes.
 
     Raises:
         S2WrapError: a whole scale on a backbone of one size; an option that has no effect with this backbone.
@@ -59,15 +59,15 @@ def _resolve(scale: Scale, options: Options, backbone: Backbone) -> ResolvedScal
         whole = False  # a tile is the whole
     elif whole is None:
         wanted = scale.policy is None and options.policy is None and (backbone.convolutional or smaller)
-        whole = wanted and not backbone.refuses_other_sizes
+        whole = wanted and not backbone.refuses_other_sizes and not _why_no_multiple(box_hw, fit, backbone)
     if whole and backbone.refuses_other_sizes:
         remedy = f"{backbone.remedy_for_sizes}, or " * bool(backbone.remedy_for_sizes)
         raise S2WrapError(
             f"scale {scale} cannot run whole: {backbone.name} takes images of {backbone.image_hw[0]}×"
             f"{backbone.image_hw[1]} pixels only ({backbone.refuses_other_sizes}); {remedy}use whole=False: tiles"
         )
-    if whole:
-        _check_multiple(scale, box_hw, fit, backbone)
+    if whole and (why := _why_no_multiple(box_hw, fit, backbone)):
+        raise S2WrapError(f"scale {scale} cannot run whole: {why}")
     phases = scale.phases or options.phases
     if phases > (most := min(backbone.stride_hw)):
         raise S2WrapError(
@@ -81,23 +81,22 @@ def _resolve(scale: Scale, options: Options, backbone: Backbone) -> ResolvedScal
     return resolved
 
 
-def _check_multiple(scale: Scale, box_hw: Pair, fit: Fit, backbone: Backbone) -> None:
-    """Raise S2WrapError for a whole scale of sizes that a backbone does not take, such as one with windows."""
+def _why_no_multiple(box_hw: Pair, fit: Fit, backbone: Backbone) -> str:
+    """Why a backbone, such as one with windows, does not take the sizes of a whole scale; empty if it takes them."""
     multiple_hw = backbone.whole_multiple_hw
     if multiple_hw == backbone.stride_hw:
-        return  # every image is resized to whole strides
+        return ""  # every image is resized to whole strides
     remedy = f"{backbone.remedy_for_sizes}, or " * bool(backbone.remedy_for_sizes)
     needs = f"{backbone.name} takes whole images in multiples of {multiple_hw[0]}×{multiple_hw[1]} pixels only"
     if fit != "stretch":
-        raise S2WrapError(
-            f"scale {scale} cannot run whole: {needs}, and fit={fit!r} makes others; {remedy}use whole=False"
-        )
+        return f"{needs}, and fit={fit!r} makes others; {remedy}use whole=False"
     size_hw = round_to(box_hw, backbone.stride_hw)
-    if any(side % multiple for side, multiple in zip(size_hw, multiple_hw, strict=True)):
-        raise S2WrapError(
-            f"scale {scale} cannot run whole: {needs}, and this is {size_hw[0]}×{size_hw[1]}; {remedy}use a scale such "
-            f'as "{math.ceil(size_hw[0] / multiple_hw[0]) * multiple_hw[0]}px", or whole=False: tiles'
-        )
+    if all(side % multiple == 0 for side, multiple in zip(size_hw, multiple_hw, strict=True)):
+        return ""
+    side = math.ceil(size_hw[0] / multiple_hw[0]) * multiple_hw[0]
+    return (
+        f'{needs}, and this is {size_hw[0]}×{size_hw[1]}; {remedy}use a scale such as "{side}px", or whole=False: tiles'
+    )
 
 
 def _without_effect(
@@ -110,12 +109,13 @@ def _without_effect(
         if all(getattr(scale, name) is not None for scale in scales)
     }
     tiled = [scale for scale in resolved if not _in_one_call(scale, backbone)]
+    looks = any(scale.phases > 1 for scale in resolved)  # which overlap, and are blended
     if not tiled:
-        passes = (
-            f"{backbone.name} sees every image at scale {', '.join(str(scale.scale) for scale in resolved)} in one pass"
-        )
-        without |= dict.fromkeys(("overlap", "blend"), f"{passes} each, without tiles")
-    elif not options.overlap and not any(_overlaps(scale, backbone) for scale in tiled):
+        passes = "in one pass each, " * (not looks)
+        names = ("overlap",) if looks else ("overlap", "blend")
+        seen = f"{backbone.name} sees every image at scale {', '.join(str(scale.scale) for scale in resolved)}"
+        without |= dict.fromkeys(names, f"{seen} {passes}without tiles")
+    elif not looks and not options.overlap and not any(_overlaps(scale, backbone) for scale in tiled):
         without["blend"] = "no tiles overlap (overlap=0)"
     if not any(layout.num_prefix_tokens for layout in backbone.layouts) and options.prefix == "base":
         without["prefix"] = f"{backbone.name} has no prefix tokens"

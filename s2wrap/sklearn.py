@@ -1,5 +1,6 @@
 """`FeatureTransformer`: a wrapped model as a transformer of scikit-learn, from pictures to vectors."""
 
+import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ except ImportError as error:
 KEPT_MODELS = 4
 """Models made by name that a process keeps, for clones and for the folds of a search."""
 _MODELS: "OrderedDict[str, MultiScale]" = OrderedDict()
+_LOCK = threading.Lock()
 
 
 class FeatureTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -117,13 +119,23 @@ class FeatureTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
 
 def _loaded(spec: str, scales: Any, options: dict[str, Any], device: str | None) -> MultiScale:
     """The model of a name; kept until it is the oldest of several."""
-    key = repr((spec, scales, sorted(options.items()), device))
-    if key not in _MODELS:
-        model = load(spec, scales=scales, **options)
-        while len(_MODELS) >= KEPT_MODELS:
-            _MODELS.popitem(last=False)
-        _MODELS[key] = model
-    return _MODELS[key]
+    key = repr((spec, scales, sorted(options.items()), device, _written(spec), _written(options.get("checkpoint"))))
+    with _LOCK:
+        if key not in _MODELS:
+            model = load(spec, scales=scales, **options)
+            while len(_MODELS) >= KEPT_MODELS:
+                _MODELS.popitem(last=False)
+            _MODELS[key] = model
+        return _MODELS[key]
+
+
+def _written(path: Any) -> tuple[int, int] | None:
+    """Which file or folder lies at a path, and since when: others once a model is saved anew; None without one."""
+    try:
+        found = Path(path).stat()
+    except (OSError, TypeError, ValueError):
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _vector(kind: str, features: Features) -> np.ndarray:

@@ -202,5 +202,8 @@ def _own_keys(tower: VisionTower, state: dict[str, Any], prefix: str, _metadata:
 
 def _inner_keys(tower: VisionTower, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Find weights under the keys that they have in the tower that is wrapped."""
-    for key in [key for key in state if key.startswith(prefix) and not key.startswith(prefix + INSIDE)]:
-        state[prefix + INSIDE + key.removeprefix(prefix)] = state.pop(key)
+    outside = {name for name, _ in (*tower.named_parameters(), *tower.named_buffers()) if not name.startswith(INSIDE)}
+    for key in [key for key in state if key.startswith(prefix)]:
+        name = key.removeprefix(prefix)
+        if not name.startswith(INSIDE) and name not in outside:
+            state[prefix + INSIDE + name] = state.pop(key)

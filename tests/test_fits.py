@@ -124,6 +124,28 @@ def test_padding_keeps_the_aspect_and_never_leaks(image_hw, options):
         assert level.shape[-2:] == (round(height / 8), round(width / 8))
 
 
+@pytest.mark.parametrize("image_hw", [(40, 100), (64, 33), (30, 120), (200, 64), (90, 90)])
+@pytest.mark.parametrize("options", [{"phases": 2}, {"phases": 4}, {"phases": 2, "whole": True}])
+def test_padding_keeps_the_aspect_and_never_leaks_whatever_the_phases(image_hw, options):
+    model = s2wrap.wrap(Local(), (1, 2), image_size=64, fit="pad", fuse="pyramid", **options)
+    features = model(5 + torch.rand(1, 3, *image_hw))
+    phases = options["phases"]
+    shift = 8 - 8 // phases
+    for level, scale, side in zip(features.maps, features.plan.scales, (64, 128), strict=True):
+        height, width = scale.image_hw
+        assert max(height, width) == side + shift
+        assert abs(height / width * image_hw[1] / image_hw[0] - 1) < 1 / min(height, width)
+        assert level.shape[-2:] == tuple(max(1, round((full - shift) / 8)) * phases for full in (height, width))
+        assert level.min() > 4.5
+
+
+@pytest.mark.parametrize("phases", [1, 2, 4])
+def test_phases_refuse_no_image_that_padding_leaves_a_patch(phases):
+    plan = s2wrap.wrap(Local(), (1,), image_size=64, fit="pad", phases=phases).plan((80, 10))
+    assert plan.scales[0].image_hw[0] == 72 - 8 // phases
+    assert plan.scales[0].image_hw[1] >= 8
+
+
 @pytest.mark.parametrize(("patch", "tile_hw"), [(7, (50, 66)), (12, (40, 40)), (30, (240, 240)), (8, (64, 64))])
 @pytest.mark.parametrize("fuse", ["pyramid", "detail"])
 def test_padding_never_leaks_whatever_the_patch(patch, tile_hw, fuse):

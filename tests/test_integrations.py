@@ -86,6 +86,15 @@ def test_a_transformer_keeps_the_laws_of_scikit_learn(pictures):
     assert each.set_output(transform="pandas").transform(pictures).shape == (6, 128)
 
 
+def test_a_transformer_reads_a_folder_anew_once_a_model_is_saved_there_again(pictures, tmp_path):
+    each = transformer(model=tmp_path / "saved", scales=None, options=None)
+    for _ in range(2):
+        other = s2wrap.load(SPEC, scales=(1, 2), pretrained=False)
+        other.save(tmp_path / "saved", overwrite=True)
+        expected = np.stack([features.pooled[0].numpy() for features in other.encode(pictures)])
+        np.testing.assert_allclose(each.transform(pictures), expected, atol=1e-6)
+
+
 def test_a_transformer_takes_models_and_says_what_is_wrong(pictures, model, expected):
     np.testing.assert_allclose(transformer(model=model, scales=None, options=None).transform(pictures), expected)
     vit = model.backbone.model

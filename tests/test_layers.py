@@ -57,6 +57,12 @@ def test_the_last_normed_layer_is_the_last_hidden_state(tower):
     torch.testing.assert_close(found.tokens, s2wrap.wrap(model, (1,))(images).tokens)
 
 
+def test_looking_for_the_norm_leaves_the_caller_s_random_numbers_as_they_were(tower):
+    before = torch.get_rng_state()
+    s2wrap.wrap(tower[0], (1,), layers=(0,), norm_layers=True)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_model_that_shows_its_last_layer_normed_alone_is_asked_for_no_other():
     torch.manual_seed(0)
     model = transformers.ViTModel(transformers.ViTConfig(**TINY, tie_last_hidden_states=True)).eval()
@@ -241,3 +247,28 @@ def test_a_refusal_of_other_sizes_names_the_argument_of_timm_that_allows_them(na
     own = network.forward_features(images)
     own = own.flatten(1, 2) if own.ndim == 4 else own[:, 1:]
     torch.testing.assert_close(found.tokens, own)
+
+
+class Hourglass(nn.Module):
+    """Convolutions that meet again on a finer grid: images must be multiples of 32 pixels, tokens are of 8."""
+
+    def __init__(self):
+        super().__init__()
+        self.fine, self.coarse = nn.Conv2d(3, 8, 8, 8), nn.Conv2d(8, 8, 4, 4)
+
+    def forward(self, images):
+        fine = self.fine(images)
+        return fine + nn.functional.interpolate(self.coarse(fine), scale_factor=4)
+
+
+@pytest.mark.parametrize("options", [{"scales": (0.6, 1, 1.3)}, {"scales": (1, 2), "fit": "pad"}])
+def test_scales_whose_whole_size_a_model_does_not_take_are_tiles_unless_asked_for(options):
+    images = torch.randn(1, 3, 100, 150)
+    network = Hourglass()
+    found = s2wrap.wrap(network, image_size=128, **options)
+    assert [scale.whole for scale in found.scales] == [False] * len(options["scales"])
+    tiled = s2wrap.wrap(network, image_size=128, whole=False, **options)
+    torch.testing.assert_close(found(images).spatial, tiled(images).spatial)
+    assert s2wrap.wrap(network, (2,), image_size=128).scales[0].whole
+    with pytest.raises(S2WrapError, match="cannot run whole"):
+        s2wrap.wrap(network, image_size=128, whole=True, **options)

@@ -133,6 +133,26 @@ def test_a_scale_s_own_phases_go_before_the_model_s(network):
     assert str(model.options.scales[0]) == "1:phases=1"
 
 
+@pytest.mark.parametrize(("scale", "starts"), [(1, (0, 8)), (2, (0, 8, 160, 168))])
+def test_blend_says_how_the_looks_share_a_pixel(scale, starts):
+    side = 160 * scale + 8
+    line = torch.randn(side)
+    model = s2wrap.wrap(Coordinates(), (scale,), image_size=160, phases=2, blend="triangular")
+    found = model(line.expand(1, 3, side, side)).spatial[0, 0, 5].double().numpy()
+    total, count = np.zeros(side), np.zeros(side)
+    window = 5 - np.abs(np.arange(10) - 4.5)
+    for start in starts:
+        tokens = line[start : start + 160].unflatten(0, (10, 16)).mean(1).numpy()
+        total[start : start + 160] += (tokens * window).repeat(16)
+        count[start : start + 160] += window.repeat(16)
+    np.testing.assert_allclose(found, cell_averages(total / count, 20 * scale), atol=1e-5)
+
+
+def test_overlap_of_looks_without_tiles_is_refused_without_talk_of_one_pass(network):
+    with pytest.raises(S2WrapError, match=r"overlap=2 has no effect: test_vit sees .* at scale 1 without tiles; leave"):
+        s2wrap.wrap(network, (1,), phases=2, overlap=2)
+
+
 @pytest.mark.parametrize(
     ("scales", "options", "words"),
     [

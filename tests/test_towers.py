@@ -205,6 +205,26 @@ def test_options_under_which_projector_or_text_would_not_fit_are_refused(options
         s2wrap.wrap_tower(LLAVA.model(), **options)
 
 
+def test_options_that_no_config_can_keep_are_refused_before_the_model_is_changed():
+    model = LLAVA.model()
+    tower = model.model.vision_tower
+    with pytest.raises(S2WrapError, match="a function of your own, which a file cannot hold"):
+        s2wrap.wrap_tower(model, scales=(1, 2), fit="pad", policy=lambda *_: (1, 1))
+    assert model.model.vision_tower is tower
+
+
+@torch.no_grad()
+def test_a_tower_of_a_method_is_loaded_again_from_its_state():
+    vit = timm.create_model("test_vit", num_classes=0)
+    tower = s2wrap.VisionTower(s2wrap.wrap(vit.forward_features, (1,), image_size=160, num_prefix_tokens=1))
+    holder = nn.ModuleDict({"tower": tower})
+    other = deepcopy(holder)
+    vit.patch_embed.proj.weight.mul_(2)
+    other.load_state_dict(holder.state_dict())
+    images = torch.randn(1, 3, 160, 160)
+    torch.testing.assert_close(other["tower"](images).last_hidden_state, tower(images).last_hidden_state)
+
+
 @torch.no_grad()
 def test_a_wrapped_tower_can_be_wrapped_otherwise_and_copied():
     model = s2wrap.wrap_tower(LLAVA.model(), scales=(1, 2), fuse="detail")

@@ -130,7 +130,9 @@ class TransformersBackbone(ProbedBackbone):
         if self.norm_layers is None:
             return None
         if not self._norm_sought:
-            tile = torch.randn(1, self.input.channels, *self.image_hw, device=self.device, dtype=self.dtype)
+            generator = torch.Generator().manual_seed(0)  # the caller's own random numbers stay as they were
+            tile = torch.randn(1, self.input.channels, *self.image_hw, generator=generator, device="cpu")
+            tile = tile.to(self.device, self.dtype)
             if not has_values(tile):
                 raise S2WrapError(
                     f"norm_layers={self.norm_layers} of {self.name}, which has no values: on meta or fake"
