@@ -1,3 +1,4 @@
+import itertools
 import warnings
 
 import matplotlib
@@ -7,6 +8,7 @@ from made_up import comparison
 
 from s2wrap import S2WrapError
 from s2wrap.compare.plots import plot
+from s2wrap.compare.ways import short_names
 
 
 @pytest.mark.parametrize(
@@ -56,7 +58,27 @@ def test_a_model_without_a_time_or_a_score_is_left_out_of_its_panel():
     found.rows[1].scores = {}
     cost, time = plot(found).axes
     drawn = [[text.get_text() for text in axes.texts] for axes in (cost, time)]
-    assert drawn == [["dinov2_s14@1", "dinov2_s14@1,2,3"], ["dinov2_s14@1,2,3"]]
+    assert drawn == [["1", "3"], ["3"]]
+
+
+@pytest.mark.parametrize(("count", "panels"), [(1, ("cost", "time")), (3, ("cost",)), (15, ("cost", "time"))])
+def test_numbers_cover_no_other_number_and_each_stands_in_the_key(count, panels):
+    found = comparison(count)
+    figure = plot(found, panels=panels)
+    figure.canvas.draw()
+    key = figure.legends[0].get_texts()
+    names = short_names([one.spec for one in found.rows])
+    numbered = [f"{number}  {name}" for number, name in enumerate(names, start=1)]
+    assert [text.get_text() for text in key] == [*numbered, "Pareto front"]
+    for axes in figure.axes:
+        assert [text.get_text() for text in axes.texts] == [str(number) for number in range(1, count + 1)]
+    texts = [text for axes in figure.axes for text in axes.texts] + key
+    boxes = [text.get_window_extent() for text in texts]
+    for one, other in itertools.combinations(boxes, 2):
+        assert not one.overlaps(other)
+    drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    assert 0 <= drawn.x0 < drawn.x1 <= width
+    assert 0 <= drawn.y0 < drawn.y1 <= height
 
 
 def test_a_measure_that_was_not_taken_is_named_with_those_that_were():

@@ -1,15 +1,13 @@
 """Write a comparison as one self-contained HTML page."""
 
-import xml.etree.ElementTree as ElementTree
+import re
+from html import escape
 from importlib.resources import files
 
 from s2wrap.compare.comparison import Comparison
-from s2wrap.compare.labels import INK, PAPER
-from s2wrap.compare.plots import image, plot, printable
+from s2wrap.compare.plots import INK, PAPER, image, plot, printable
 from s2wrap.compare.score import LEVEL, RESAMPLES
 from s2wrap.compare.table import cell, column_groups, facts_line, keys, not_measured
-
-SVG = "{http://www.w3.org/2000/svg}"
 
 
 def to_html(comparison: Comparison) -> str:
@@ -48,24 +46,13 @@ def _inline_svg(comparison: Comparison, measure: str | None, panel: str) -> str:
     figure = plot(comparison, measure, (panel,))
     if not figure.axes:
         return ""
-    root = ElementTree.fromstring(image(figure, format="svg", facecolor="none", metadata={"Date": None}))
+    text = image(figure, format="svg", facecolor="none", metadata={"Date": None}).decode()
+    text = re.sub(
+        r"<metadata>.*?</metadata>| xmlns(:xlink)?=\"[^\"]*\"", "", text[text.index("<svg") :], flags=re.DOTALL
+    )
     prefix = f"plot-{panel}-{comparison.measures.index(measure) if measure else 0}-"
-    for metadata in root.findall(f"{SVG}metadata"):
-        root.remove(metadata)
-    for element in root.iter():
-        element.tag = element.tag.removeprefix(SVG)
-        attributes = {name.rpartition("}")[2]: text for name, text in element.attrib.items()}
-        for name, text in attributes.items():
-            if name == "id":
-                attributes[name] = prefix + text
-            elif name == "href":
-                attributes[name] = f"#{prefix}{text[1:]}"
-            elif name in ("style", "clip-path"):
-                text = text.replace("url(#", f"url(#{prefix}")
-                attributes[name] = text.replace(INK, "currentColor").replace(PAPER, "var(--paper)")
-        element.attrib.clear()
-        element.attrib.update(attributes)
-    title = f"{measure or 'costs'}: {figure.axes[0].get_xlabel()}"
-    size = {name: root.attrib.pop(name) for name in ("width", "height")}
-    root.attrib |= {"role": "img", "aria-label": title, "style": f"max-width: {size['width']}"}
-    return ElementTree.tostring(root, encoding="unicode")
+    text = re.sub(r"( id=\"| xlink:href=\"#|url\(#)", rf"\1{prefix}", text)
+    text = text.replace(INK, "currentColor").replace(PAPER, "var(--paper)")
+    title = escape(f"{measure or 'costs'}: {figure.axes[0].get_xlabel()}")
+    size = rf'role="img" aria-label="{title}" style="max-width: \1"'
+    return re.sub(r'width="([^"]*)" height="[^"]*"', lambda match: match.expand(size), text, count=1)

@@ -14,11 +14,11 @@ from s2wrap.files import disk_errors, whole_file
 from s2wrap.standard_json import dump_json
 
 NEEDED = {
-    ".html": ("jinja2", "matplotlib"),
+    ".html": ("jinja2", "matplotlib", "textalloc"),
     ".csv": ("pandas",),
     ".json": (),
-    ".png": ("matplotlib",),
-    ".svg": ("matplotlib",),
+    ".png": ("matplotlib", "textalloc"),
+    ".svg": ("matplotlib", "textalloc"),
 }
 """The suffixes that can be written, and the libraries that each needs."""
 TIMES = {"p50_ms": "median_ms", "p90_ms": "p90_ms", "p99_ms": "p99_ms", "images_per_second": "images_per_second"}
