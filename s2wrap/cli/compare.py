@@ -52,9 +52,6 @@ def compare_models(
     target: Annotated[
         str | None, typer.Option(help="The larger model whose features the others are to reconstruct (paper, §4).")
     ] = None,
-    reference: Annotated[
-        str | None, typer.Option(help="A model larger than the target: its information is I*, that of the others I.")
-    ] = None,
     pool: Annotated[str, typer.Option(help="What a picture's vector is: some of mean, max, cls.")] = "mean",
     backend: Annotated[
         str,
@@ -120,7 +117,6 @@ def compare_models(
         data=data,
         tasks=None if tasks is None else [name.strip() for name in tasks.split(",")],
         target=target,
-        reference=reference,
         pool=pool,
         backends=backends,
         seconds=seconds,

@@ -18,6 +18,7 @@ class Unit(NamedTuple):
 SHARE = Unit(100, "%", 1)
 UNITS = {
     "information": Unit(1, "", 3),
+    "training information": Unit(1, "", 3),
     "match error": Unit(1, "px", 1),
     "shift cosine": Unit(1, "", 3),
     "RMSE": Unit(1, "", 3),
@@ -46,7 +47,6 @@ class Row:
             under "reason" why there are none.
         scores: by measure ("accuracy", "mIoU", "matches", …).
         unable: by task, why the model cannot do it.
-        details: further figures by name, such as the losses of a reconstruction.
         on_front: whether the model is on the Pareto front: no cheaper model scores as much in the first measure.
     """
 
@@ -56,7 +56,6 @@ class Row:
     timings: dict[str, dict[str, Any]] = field(default_factory=dict)
     scores: dict[str, Score] = field(default_factory=dict)
     unable: dict[str, str] = field(default_factory=dict)
-    details: dict[str, float] = field(default_factory=dict)
     on_front: bool = False
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from s2wrap.compare.folds import Fold, check_folds, deal
+from s2wrap.compare.folds import Fold, deal
 from s2wrap.errors import S2WrapError
 from s2wrap.images import Reading, find_images, load_image
 from s2wrap.images.folders import is_hidden, is_picture
@@ -120,7 +120,6 @@ def read_folder(
         _check_copies(pictures, is_test)
     else:
         pictures.folds = deal(pictures.labels, contents)
-    check_folds(pictures.folds, contents)
     return pictures
 
 

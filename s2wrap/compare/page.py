@@ -7,7 +7,7 @@ from importlib.resources import files
 from s2wrap.compare.comparison import Comparison
 from s2wrap.compare.plots import INK, PAPER, image, plot, printable
 from s2wrap.compare.score import LEVEL, RESAMPLES
-from s2wrap.compare.table import cell, column_groups, facts_line, keys, not_measured
+from s2wrap.compare.table import column_groups, facts_line, not_measured
 
 
 def to_html(comparison: Comparison) -> str:
@@ -25,14 +25,12 @@ def to_html(comparison: Comparison) -> str:
     template = environment.from_string((files("s2wrap") / "compare" / "report.html").read_text("utf-8"))
     rows, measures = comparison.rows, comparison.deciding or [None]
     svgs = {name or "costs": [_inline_svg(comparison, name, panel) for panel in ("cost", "time")] for name in measures}
-    details = {name: [cell(row.details.get(name)) for row in rows] for name in keys(row.details for row in rows)}
-    groups = [*column_groups(comparison), details]
     return template.render(
         comparison=comparison,
         title=f"{len(rows)} {'model' if len(rows) == 1 else 'models'} compared",
         under=facts_line(comparison),
         plots={name: [Markup(text) for text in texts if text] for name, texts in svgs.items()},
-        columns={heading: cells for group in groups for heading, cells in group.items()},
+        columns={heading: cells for group in column_groups(comparison) for heading, cells in group.items()},
         front=any(row.on_front for row in rows),
         timed=any("median_ms" in figures for row in rows for figures in row.timings.values()),
         missing=not_measured(rows),
