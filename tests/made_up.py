@@ -60,6 +60,7 @@ def comparison(count=3, *, measures=("accuracy",), timed=True, **changes):
         "verdict": ["The best is first."],
         "pairs": ["One against another: worse."],
         "skipped": ["broken.jpg: truncated"],
+        "pictures": [f"{number}.jpg" for number in range(150)],
         **changes,
     }
     return Comparison(rows, facts, {f"task of {name}": (name,) for name in measures}, **told)

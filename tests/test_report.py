@@ -44,7 +44,7 @@ def test_json_is_standard_and_holds_everything():
     found = comparison(2)
     found.rows[0].timings["eager"] |= {"p90_ms": math.nan, "p99_ms": np.float32(0.5)}
     told = json.loads(to_json(found), parse_constant=pytest.fail)
-    assert set(told) == {"facts", "tasks", "rows", "verdict", "pairs", "skipped"}
+    assert set(told) == {"facts", "tasks", "rows", "verdict", "pairs", "skipped", "disagreements"}
     assert [told["rows"][0]["timings"]["eager"][name] for name in ("p90_ms", "p99_ms")] == [None, 0.5]
     assert told["rows"][1]["scores"]["accuracy"]["value"] == 0.9
     assert told["rows"][1]["timings"]["eager"]["p99_ms"] == 55.0

@@ -14,6 +14,14 @@ class Unit(NamedTuple):
     sign: str
     digits: int
 
+    def text(self, value: float) -> str:
+        """Return a value with its unit.
+
+        >>> SHARE.text(0.8649)
+        '86.5 %'
+        """
+        return f"{self.factor * value:.{self.digits}f} {self.sign}".rstrip().replace("-", "−")
+
 
 SHARE = Unit(100, "%", 1)
 UNITS = {
@@ -70,6 +78,8 @@ class Comparison:
         verdict: sentences on which model is best, and how often several scales are better.
         pairs: sentences that compare every model at several scales with other ways to spend the same compute.
         skipped: pictures that were left out, with the reason.
+        pictures: the files of all pictures.
+        tested: those that were tested, in the order of `Score.each`.
     """
 
     rows: list[Row]
@@ -78,6 +88,8 @@ class Comparison:
     verdict: list[str] = field(default_factory=list)
     pairs: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    pictures: list[str] = field(default_factory=list)
+    tested: list[str] = field(default_factory=list)
 
     @property
     def measures(self) -> list[str]:

@@ -57,6 +57,10 @@ class Pictures:
     sizes: list[tuple[int, int]] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
 
+    def is_tested(self, index: int) -> bool:
+        """Whether a picture is tested in a fold."""
+        return any(index in fold.test for fold in self.folds)
+
 
 @dataclass(frozen=True)
 class _File:

@@ -3,8 +3,11 @@
 import re
 from html import escape
 from importlib.resources import files
+from pathlib import Path
+from typing import Any
 
-from s2wrap.compare.comparison import Comparison
+from s2wrap.compare.comparison import Comparison, unit_of
+from s2wrap.compare.disagree import disagreements, thumbnail, two_best
 from s2wrap.compare.plots import INK, PAPER, image, plot, printable
 from s2wrap.compare.score import LEVEL, RESAMPLES
 from s2wrap.compare.table import column_groups, facts_line, not_measured
@@ -31,12 +34,26 @@ def to_html(comparison: Comparison) -> str:
         under=facts_line(comparison),
         plots={name: [Markup(text) for text in texts if text] for name, texts in svgs.items()},
         columns={heading: cells for group in column_groups(comparison) for heading, cells in group.items()},
+        disagreements={name: _disagreements(comparison, name) for name in comparison.deciding},
         front=any(row.on_front for row in rows),
         timed=any("median_ms" in figures for row in rows for figures in row.timings.values()),
         missing=not_measured(rows),
         level=f"{100 * LEVEL:g} %",
         resamples=f"{RESAMPLES:,}",
     )
+
+
+def _disagreements(comparison: Comparison, measure: str) -> list[dict[str, Any]]:
+    """Return what the page says of each picture on which the two best models disagree most."""
+    models, unit = two_best(comparison, measure), unit_of(measure)
+    return [
+        {
+            "name": Path(each.picture).name,
+            "source": thumbnail(each.picture),
+            "figures": dict(zip(models, (unit.text(each.one), unit.text(each.other)), strict=True)),
+        }
+        for each in disagreements(comparison, measure, models)
+    ]
 
 
 def _inline_svg(comparison: Comparison, measure: str | None, panel: str) -> str:

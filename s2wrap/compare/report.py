@@ -1,11 +1,13 @@
 """Convert a comparison to a data frame, CSV or JSON, and write it to files."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from s2wrap.compare.comparison import Comparison
+from s2wrap.compare.disagree import disagreements, two_best
 from s2wrap.compare.page import to_html
 from s2wrap.compare.plots import image, plot
 from s2wrap.compare.table import COSTS, keys, score_figures
@@ -105,5 +107,10 @@ def to_json(comparison: Comparison) -> str:
         for row in comparison.rows
     ]
     data = {"facts": comparison.facts, "tasks": comparison.tasks, "rows": rows}
+    data["disagreements"] = [
+        {"measure": measure, "one": models[0], "other": models[1], "pictures": [asdict(each) for each in found]}
+        for measure in comparison.deciding
+        if (found := disagreements(comparison, measure, models := two_best(comparison, measure)))
+    ]
     data |= {"verdict": comparison.verdict, "pairs": comparison.pairs, "skipped": comparison.skipped}
     return dump_json(data)

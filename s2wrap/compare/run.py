@@ -104,7 +104,8 @@ def compare(
             comparison.facts["weights"] = "random"
         if pictures is None:
             return comparison
-        comparison.skipped = pictures.skipped
+        comparison.skipped, comparison.pictures = pictures.skipped, [*map(str, pictures.paths)]
+        comparison.tested = [path for index, path in enumerate(comparison.pictures) if pictures.is_tested(index)]
         folder = (default_folder() if cache else None) if isinstance(cache, bool) else Path(cache)
         target = target or max(rows, key=lambda row: row.cost.parameters).spec
         bench = Bench(models, specs, pictures, folder, progress, make, pools, target, comparison.facts)

@@ -80,5 +80,5 @@ def mean_score(parts: Any) -> Score:
     >>> mean_score([0, 1, 1, 1]).value
     0.75
     """
-    count = len(parts)
-    return score(parts, lambda totals: totals / count)
+    parts = np.asarray(parts, dtype=np.float64)
+    return score(np.stack([parts, np.ones(len(parts))], axis=1), lambda totals: totals[:, 0] / totals[:, 1])

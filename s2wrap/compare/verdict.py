@@ -236,8 +236,7 @@ def _time_ratio(one: Row, other: Row) -> str:
 
 
 def _value(row: Row, measure: str) -> str:
-    factor, sign, digits = unit_of(measure)
-    return f"{factor * row.scores[measure].value:.{digits}f} {sign}".rstrip()
+    return unit_of(measure).text(row.scores[measure].value)
 
 
 def _signed(measure: str, difference: float) -> str:
