@@ -75,5 +75,5 @@ def test_a_picture_of_16_bits_is_drawn_and_a_lost_one_is_not(tmp_path):
     values = np.linspace(0, 60_000, 64 * 64).reshape(64, 64)
     Image.fromarray(values.astype(np.uint16)).save(path)
     image = Image.open(io.BytesIO(base64.b64decode(thumbnail(str(path)).partition(",")[2])))
-    np.testing.assert_allclose(np.asarray(image.convert("L")), values / 60_000 * 255, atol=6)
+    np.testing.assert_allclose(np.asarray(image.convert("L")), values / 65_535 * 255, atol=6)
     assert thumbnail(str(tmp_path / "none.png")) == ""

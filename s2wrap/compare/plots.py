@@ -13,7 +13,9 @@ from s2wrap.compare.ways import LARGER, PATCH, PLAIN, SCALES, SMALLER, short_nam
 from s2wrap.errors import S2WrapError
 
 INK, GREY, PAPER = "#24292f", "#767676", "#ffffff"
-TEXT: Any = {"color": INK, "fontsize": 8, "parse_math": False}
+WIDTH = 4.8
+"""Of a panel in inches: small, so that its text can be read on a phone."""
+TEXT: Any = {"color": INK, "fontsize": 9, "parse_math": False}
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Colours that colour-blind people can distinguish (Okabe and Ito 2008) and that show on white and on black."""
 MARKERS = {PLAIN: "o", SCALES: "D", LARGER: "s", PATCH: "^", SMALLER: "v"}
@@ -59,9 +61,9 @@ def plot(comparison: Comparison, measure: str | None = None, panels: Sequence[st
     measure, rows = measure or next(iter(comparison.measures), None), comparison.rows
     drawn = [costs for name in panels if (costs := _costs(rows, name))]
     names = [printable(name) for name in short_names([row.spec for row in rows])]
-    columns = max(1, int(6 * len(drawn) / (0.4 + 0.065 * max(map(len, names), default=0))))
-    height = 4.6 + 0.2 * math.ceil((len(rows) + 1) / columns) * (measure is not None)
-    figure = Figure((6 * max(1, len(drawn)), height), facecolor=PAPER, layout="constrained")
+    columns = max(1, int(WIDTH * len(drawn) / (0.4 + 0.075 * max(map(len, names), default=0))))
+    height = 4 + 0.22 * math.ceil((len(rows) + 1) / columns) * (measure is not None)
+    figure = Figure((WIDTH * max(1, len(drawn)), height), facecolor=PAPER, layout="constrained")
     FigureCanvasAgg(figure)
     colours, panels_of_points = _colours(rows), []
     for number, (title, costs) in enumerate(drawn, start=1):
@@ -188,7 +190,7 @@ def _draw_points(axes: Any, points: Sequence[Point], measure: str) -> None:
     costs = [point.cost for point in points]
     axes.set_xlim(min(costs) / 1.7, 1.7 * max(costs))
     for point in points:
-        axes.vlines(point.cost, point.low, point.high, colors=point.colour, linewidth=1.2, alpha=0.6)
+        axes.vlines(point.cost, point.low, point.high, colors=point.colour, linewidth=1.4, alpha=0.75)
         axes.scatter(point.cost, point.value, 48, point.colour, marker=point.marker, zorder=3, edgecolors=PAPER)
     front = sorted((point.cost, point.value) for point in points if point.on_front)
     costs, values = ([place[axis] for place in front] for axis in (0, 1))
@@ -221,5 +223,5 @@ def _number(axes: Any, points: Sequence[Point]) -> None:
     texts = [str(point.number) for point in points]
     bars = {"x_lines": [[point.cost] * 2 for point in points], "y_lines": [[point.low, point.high] for point in points]}
     style = {"textsize": TEXT["fontsize"], "textcolor": INK, "linecolor": GREY, "linewidth": 0.6, "zorder": 5}
-    markers = {"x_scatter": xs, "y_scatter": ys, "scatter_sizes": [130] * len(xs)}
-    textalloc.allocate(axes, xs, ys, texts, min_distance=0.025, **markers, **bars, **style)
+    markers = {"x_scatter": xs, "y_scatter": ys}
+    textalloc.allocate(axes, xs, ys, texts, min_distance=0.025, max_distance=0.25, **markers, **bars, **style)
