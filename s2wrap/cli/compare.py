@@ -91,6 +91,8 @@ def compare_models(
         check_ending(path)
         if not path.absolute().parent.is_dir():
             raise S2WrapError(f"cannot write {path}: there is no such folder")
+        if data is None and path.suffix.lower() in (".png", ".svg"):
+            raise S2WrapError(f"cannot write {path}: costs only are no plot; give a folder of pictures (--data)")
     output.check_overwrite(report or [], overwrite)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise PyTorch's profiler writes to stderr for every model
     place = flags.device(device)

@@ -26,8 +26,8 @@ def to_html(comparison: Comparison) -> str:
         finalize=lambda value: printable(value) if type(value) is str else value,
     )
     template = environment.from_string((files("s2wrap") / "compare" / "report.html").read_text("utf-8"))
-    rows, measures = comparison.rows, comparison.deciding or [None]
-    svgs = {name or "costs": [_inline_svg(comparison, name, panel) for panel in ("cost", "time")] for name in measures}
+    rows, measures = comparison.rows, comparison.deciding
+    svgs = {name: [_inline_svg(comparison, name, panel) for panel in ("cost", "time")] for name in measures}
     return template.render(
         comparison=comparison,
         title=f"{len(rows)} {'model' if len(rows) == 1 else 'models'} compared",
@@ -56,7 +56,7 @@ def _disagreements(comparison: Comparison, measure: str) -> list[dict[str, Any]]
     ]
 
 
-def _inline_svg(comparison: Comparison, measure: str | None, panel: str) -> str:
+def _inline_svg(comparison: Comparison, measure: str, panel: str) -> str:
     """Return a panel as SVG for a page, with unique ids and the page's colours; "" where the panel has no figures."""
     figure = plot(comparison, measure, (panel,))
     if not figure.axes:
@@ -65,9 +65,9 @@ def _inline_svg(comparison: Comparison, measure: str | None, panel: str) -> str:
     text = re.sub(
         r"<metadata>.*?</metadata>| xmlns(:xlink)?=\"[^\"]*\"", "", text[text.index("<svg") :], flags=re.DOTALL
     )
-    prefix = f"plot-{panel}-{comparison.measures.index(measure) if measure else 0}-"
+    prefix = f"plot-{panel}-{comparison.measures.index(measure)}-"
     text = re.sub(r"( id=\"| xlink:href=\"#|url\(#)", rf"\1{prefix}", text)
     text = text.replace(INK, "currentColor").replace(PAPER, "var(--paper)")
-    title = escape(f"{measure or 'costs'}: {figure.axes[0].get_xlabel()}")
+    title = escape(f"{measure}: {figure.axes[0].get_xlabel()}")
     size = rf'role="img" aria-label="{title}" style="max-width: \1"'
     return re.sub(r'width="([^"]*)" height="[^"]*"', lambda match: match.expand(size), text, count=1)

@@ -42,7 +42,6 @@ def plot(comparison: Comparison, measure: str | None = None, panels: Sequence[st
     """Return a matplotlib Figure of a measure against multiply-adds, and against the first timed backend's time.
 
     Bars are 95 % intervals. Rings and the step line are the Pareto front of the panel's own two axes.
-    Comparisons without measures are drawn as bar charts of costs.
 
     Args:
         comparison: a comparison of any number of models.
@@ -50,32 +49,29 @@ def plot(comparison: Comparison, measure: str | None = None, panels: Sequence[st
         panels: "cost", "time" or both; "time" is left out where nothing was timed.
 
     Raises:
-        S2WrapError: a measure that the comparison does not have.
+        S2WrapError: a comparison of costs only, or a measure that it does not have.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    if measure is not None and measure not in comparison.measures:
-        available = ", ".join(comparison.measures) or "none, without pictures"
-        raise S2WrapError(f"measure {measure!r} is not in this comparison; it has {available}")
-    measure, rows = measure or next(iter(comparison.measures), None), comparison.rows
+    if not comparison.measures:
+        raise S2WrapError("costs only, without a score, are no plot: compare on pictures (data=), or write .html")
+    measure, rows = measure or comparison.measures[0], comparison.rows
+    if measure not in comparison.measures:
+        raise S2WrapError(f"measure {measure!r} is not in this comparison; it has {', '.join(comparison.measures)}")
     drawn = [costs for name in panels if (costs := _costs(rows, name))]
     names = [printable(name) for name in short_names([row.spec for row in rows])]
     columns = max(1, int(WIDTH * len(drawn) / (0.4 + 0.075 * max(map(len, names), default=0))))
-    height = 4 + 0.22 * math.ceil((len(rows) + 1) / columns) * (measure is not None)
+    height = 4 + 0.22 * math.ceil((len(rows) + 1) / columns)
     figure = Figure((WIDTH * max(1, len(drawn)), height), facecolor=PAPER, layout="constrained")
     FigureCanvasAgg(figure)
     colours, panels_of_points = _colours(rows), []
     for number, (title, costs) in enumerate(drawn, start=1):
         axes = figure.add_subplot(1, len(drawn), number)
         _style_axes(axes, title)
-        if measure is None:
-            _draw_bars(axes, names, costs, colours)
-        else:
-            panels_of_points.append((axes, _points(rows, costs, measure, colours)))
-            _draw_points(*panels_of_points[-1], measure)
-    if measure is not None:
-        _draw_key(figure, rows, names, colours, columns)
+        panels_of_points.append((axes, _points(rows, costs, measure, colours)))
+        _draw_points(*panels_of_points[-1], measure)
+    _draw_key(figure, rows, names, colours, columns)
     for axes, points in panels_of_points:
         _number(axes, points)
     return figure
@@ -158,17 +154,6 @@ def _style_axes(axes: Any, title: str) -> None:
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(GREY)
-
-
-def _draw_bars(axes: Any, names: Sequence[str], costs: Sequence[float], colours: Sequence[str]) -> None:
-    """Draw a bar for each model, the first on top, with its name above it."""
-    bars = axes.barh(range(len(names)), costs, height=0.4, color=colours)
-    axes.bar_label(bars, [f"{cost:,.4g}" if cost else "–" for cost in costs], padding=3, **TEXT)
-    for number, name in enumerate(names):
-        axes.annotate(name, (0, number - 0.25), (1, 0), textcoords="offset points", va="bottom", **TEXT)
-    axes.set_xlim(0, 1.12 * max(costs, default=0) or 1)
-    axes.set_ylim(max(3, len(names)) - 0.5, -0.75)
-    axes.set_yticks([])
 
 
 def _draw_points(axes: Any, points: Sequence[Point], measure: str) -> None:
