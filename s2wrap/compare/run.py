@@ -247,6 +247,6 @@ def _judge(comparison: Comparison) -> None:
         if number == 0:
             for row in pareto_front(scored, measure, lambda row: row.cost.multiply_adds):
                 row.on_front = len(scored) > 1
-        judgement = judge(scored, measure, comparison.facts["pictures"])
-        comparison.verdict += [sentence for sentence in judgement.verdict if sentence not in comparison.verdict]
-        comparison.pairs += judgement.pairs
+        verdict, pairs = judge(scored, measure, comparison.facts["pictures"])
+        comparison.verdict += [sentence for sentence in verdict if sentence not in comparison.verdict]
+        comparison.pairs += pairs

@@ -12,7 +12,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from s2wrap.compare.data import Pictures
-from s2wrap.compare.extract import Extractor, keep, maps_of, model_key, vectors_of
+from s2wrap.compare.extract import extract, keep, maps_of, model_key, vectors_of
 from s2wrap.compare.score import Score
 from s2wrap.wrapper import MultiScale, largest_hw
 
@@ -72,8 +72,7 @@ class Bench:
         return keep(folder, self.pictures.contents, lambda batch: map(compute, batch), self._advance(spec), batch=1)
 
     def _features(self, spec: str, model: MultiScale | None, *, maps: bool) -> list[dict[str, Tensor]]:
-        extractor = Extractor(model or self.models[spec], self.folder, maps=maps)
-        return extractor(self.pictures, self._advance(spec))
+        return extract(model or self.models[spec], self.pictures, self.folder, self._advance(spec), maps=maps)
 
     def _advance(self, spec: str) -> Callable[[int], object]:
         task = self.progress.add_task(spec.partition(":")[2], total=len(self.pictures.paths))
