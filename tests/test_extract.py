@@ -73,7 +73,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(pictures, tmp_path, monkeyp
     told.clear()
     extract(load(), pictures, tmp_path, told.append)
     assert len(later) == 10 - BATCH
-    assert told == [BATCH, 10 - extract.BATCH]
+    assert told == [BATCH, 10 - BATCH]
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".s2wrap")]
 
 

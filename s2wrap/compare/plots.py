@@ -69,8 +69,9 @@ def plot(comparison: Comparison, measure: str | None = None, panels: Sequence[st
     for number, (title, costs) in enumerate(drawn, start=1):
         axes = figure.add_subplot(1, len(drawn), number)
         _style_axes(axes, title)
-        panels_of_points.append((axes, _points(rows, costs, measure, colours)))
-        _draw_points(*panels_of_points[-1], measure)
+        points = _points(rows, costs, measure, colours)
+        _draw_points(axes, points, measure)
+        panels_of_points.append((axes, points))
     _draw_key(figure, rows, names, colours, columns)
     for axes, points in panels_of_points:
         _number(axes, points)

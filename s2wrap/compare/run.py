@@ -95,8 +95,8 @@ def compare(
         if "reconstruction" in names:
             _check_reconstruction(options)
         make = partial(_load_seeded, device=device, **options)
-        all_specs = dict.fromkeys([*specs, *([] if target is None else [target])])
-        models = {spec: make(spec) for spec in progress.track(list(all_specs), description="loading")}
+        all_specs = list(dict.fromkeys(specs if target is None else [*specs, target]))
+        models = {spec: make(spec) for spec in progress.track(all_specs, description="loading")}
         image_hw = image_hw or largest_hw(models[spec] for spec in specs)
         rows = _measure_costs({spec: models[spec] for spec in specs}, image_hw, backends, batch, seconds, progress)
         comparison = Comparison(rows, _facts(pictures, models[specs[0]], image_hw, batch if backends else None))
