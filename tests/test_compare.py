@@ -147,7 +147,7 @@ def test_a_test_picture_never_trains(stripes, tmp_path):
             (tmp_path / part / name).mkdir(parents=True)
             for i in numbers:
                 Image.open(stripes / name / f"{i}.png").save(tmp_path / part / name / f"{i}.png")
-    with pytest.raises(S2WrapError, match=r"2 pictures of the test stand in training too"):
+    with pytest.raises(S2WrapError, match=r"are the same picture in training and test"):
         run(tmp_path, tmp_path / "cache")
 
 

@@ -124,24 +124,16 @@ def _points(rows: Sequence[Row], costs: Sequence[float], measure: str, colours: 
     front = {row.spec for row in pareto_front(scored_rows, measure, lambda row: scored[row.spec][2])}
     factor, points = unit_of(measure).factor, []
     for number, row, cost in scored.values():
-        score, marker = row.scores[measure], MARKERS[_weights_and_way(row.spec)[1]]
+        score, marker = row.scores[measure], MARKERS[way_of(row.spec)]
         low, high = (factor * end if math.isfinite(end) else factor * score.value for end in score.interval())
         colour, value = colours[number - 1], factor * score.value
         points.append(Point(number, marker, colour, cost, value, low, high, row.spec in front))
     return points
 
 
-def _weights_and_way(spec: str) -> tuple[str, str]:
-    """Return a model's weights and its way to spend compute; for names that are not specs, the name and `PLAIN`."""
-    try:
-        return weights_of(spec), way_of(spec)
-    except S2WrapError:
-        return spec, PLAIN
-
-
 def _colours(rows: Sequence[Row]) -> list[str]:
     """Return each row's colour, one for each weights' name, the frequent ones first; grey where none is left."""
-    names = [_weights_and_way(row.spec)[0] for row in rows]
+    names = [weights_of(row.spec) for row in rows]
     colours = dict(zip((name for name, _ in Counter(names).most_common()), PALETTE, strict=False))
     return [colours.get(name, GREY) for name in names]
 
@@ -188,7 +180,7 @@ def _draw_key(figure: Any, rows: Sequence[Row], names: Sequence[str], colours: S
     """Draw below the panels what the numbers stand for."""
     from matplotlib.lines import Line2D
 
-    markers = [MARKERS[_weights_and_way(row.spec)[1]] for row in rows]
+    markers = [MARKERS[way_of(row.spec)] for row in rows]
     handles = [Line2D([], [], linestyle="none", marker=m, color=c) for m, c in zip(markers, colours, strict=True)]
     texts = [f"{number}  {name}" for number, name in enumerate(names, start=1)]
     legend = figure.legend(

@@ -125,14 +125,14 @@ class Correspondence(Task):
     def score(self, spec: str) -> dict[str, Score]:
         """As `Task.score`."""
         parts = self.bench.kept(spec, f"correspondence-1-{self.side}", lambda index: self._match(spec, index))
-        scores = {name: mean_score([float(part[f"medium {name}"]) for part in parts]) for name in self._names()}
+        scores = {
+            name: mean_score([float(part[f"medium {name}"]) for part in parts])
+            for name in (*(f"matches@{cells:g}" for cells in WITHIN), "match error")
+        }
         first = f"matches@{WITHIN[0]:g}"
         for strength in ("easy", "hard"):
             scores[f"{strength} {first}"] = mean_score([float(part[f"{strength} {first}"]) for part in parts])
         return scores
-
-    def _names(self) -> list[str]:
-        return [*(f"matches@{cells:g}" for cells in WITHIN), "match error"]
 
     def _match(self, spec: str, index: int) -> dict[str, Tensor]:
         """Return a picture's figures, by strength and name, averaged over its warps."""
