@@ -74,8 +74,8 @@ def main(
         print_table(comparison, Console())
         write_report(comparison, folder / "mosaics.html")
         data = write_squares(Path(scratch) / "photographs")
-        for number, (target, reference) in enumerate([(f"{LITES[1]}@1", f"{LITES[2]}@1"), (f"{LITES[2]}@1", LARGER)]):
-            comparison = compare(SMALLER, data=data, target=target, reference=reference, backends=(), **common)
+        for number, target in enumerate([f"{LITES[1]}@1", f"{LITES[2]}@1"]):
+            comparison = compare([*SMALLER, LARGER], data=data, target=target, backends=(), **common)
             print_table(comparison, Console())
             write_report(comparison, folder / f"photographs_{number + 1}.html")
 

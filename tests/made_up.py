@@ -40,7 +40,9 @@ def row(number=0, *, measures=("accuracy",), timed=True, **changes):
     )
     figures = dict.fromkeys(("median_ms", "p90_ms", "p99_ms"), 2.0 * BILLIONS[number])
     timings = {"eager": {**figures, "images_per_second": 79.0}} if timed else {}
-    scores = {name: Score(value, np.linspace(value - 0.05, value + 0.03, 401), 150) for name in measures}
+    scores = {
+        name: Score(value, np.linspace(value - 0.05, value + 0.03, 401), np.full(150, value)) for name in measures
+    }
     return Row(SPECS[number], **{"cost": cost, "memory": 30_000_001, "timings": timings, "scores": scores, **changes})
 
 
@@ -58,6 +60,7 @@ def comparison(count=3, *, measures=("accuracy",), timed=True, **changes):
         "verdict": ["The best is first."],
         "pairs": ["One against another: worse."],
         "skipped": ["broken.jpg: truncated"],
+        "pictures": [f"{number}.jpg" for number in range(150)],
         **changes,
     }
     return Comparison(rows, facts, {f"task of {name}": (name,) for name in measures}, **told)

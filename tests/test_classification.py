@@ -9,7 +9,6 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from s2wrap import S2WrapError
 from s2wrap.compare.folds import Fold, deal, inner_folds
 from s2wrap.compare.score import Score
 from s2wrap.compare.tasks import classification as module
@@ -27,7 +26,7 @@ def pictures(count=90, classes=3, width=200, apart=3.0, seed=0):
 @pytest.fixture
 def right_of(monkeypatch):
     """`classify`, but what is right of each tested picture in place of scores."""
-    monkeypatch.setattr(module, "mean_score", lambda parts: Score(0.0, np.array(parts), len(parts)))
+    monkeypatch.setattr(module, "mean_score", lambda parts: Score(0.0, np.array(parts), np.array(parts)))
     return lambda *args, **options: {name: score.samples for name, score in classify(*args, **options).items()}
 
 
@@ -48,7 +47,7 @@ def test_probes_are_those_of_a_grid_search_over_the_whole_pipeline(right_of, wid
             search = GridSearchCV(make_pipeline(StandardScaler(), model), options, cv=splits)
             search.fit(vectors[fold.train], labels[fold.train])
             expected[name][fold.test] = search.predict(vectors[fold.test]) == labels[fold.test]
-    found = right_of(vectors, labels, folds, contents, shots=())
+    found = right_of(vectors, labels, folds, contents)
     assert 0.4 < expected["accuracy"].mean() < 0.95
     for name in expected:
         np.testing.assert_array_equal(found[name], expected[name])
@@ -85,18 +84,6 @@ def test_random_labels_give_chance():
         assert abs(score.value - 1 / 3) < 3 * np.sqrt(2 / 9 / 300), name
 
 
-@pytest.mark.parametrize("copy", [None, 7])
-def test_a_picture_that_trains_and_is_tested_is_caught(copy):
-    """By its index, and by its content under another index."""
-    vectors, labels, contents = pictures()
-    test = np.arange(60, 90)
-    train = np.arange(60 if copy is not None else 61)
-    if copy is not None:
-        contents[copy] = contents[60]
-    with pytest.raises(S2WrapError, match="1 pictures of fold 0 train and are tested too, such as picture 60"):
-        classify(vectors, labels, [Fold(train, test)], contents)
-
-
 def fitted(monkeypatch, fold, labels, contents):
     """Numbers of the pictures that any scikit-learn estimator was fitted to; the first channel tells them.
 
@@ -128,7 +115,8 @@ def fitted(monkeypatch, fold, labels, contents):
     monkeypatch.setattr(StandardScaler, "transform", spied_transform)
     spy(LogisticRegression)
     spy(KNeighborsClassifier)
-    classify(vectors, labels, [fold], contents, shots=(5,))
+    monkeypatch.setattr(module, "SHOTS", (5,))
+    classify(vectors, labels, [fold], contents)
     return seen
 
 
@@ -216,38 +204,14 @@ def test_two_models_get_the_same_draws_of_training_pictures(monkeypatch):
 def test_a_score_is_over_all_tested_pictures_in_their_order():
     vectors, labels, contents = pictures(apart=2, width=10)
     folds = deal(labels, contents, 3)
-    found = classify(vectors, labels, folds, contents, shots=())
-    turned = classify(vectors, labels, folds[::-1], contents, shots=())
+    found = classify(vectors, labels, folds, contents)
+    turned = classify(vectors, labels, folds[::-1], contents)
     assert found["accuracy"].pictures == 90
     np.testing.assert_array_equal(found["accuracy"].samples, turned["accuracy"].samples)
-    assert classify(vectors, labels, folds[:1], contents, shots=())["k-NN"].pictures == len(folds[0].test)
+    assert classify(vectors, labels, folds[:1], contents)["k-NN"].pictures == len(folds[0].test)
 
 
 def test_shots_that_the_rarest_class_cannot_give_are_left_out():
     vectors, labels, contents = pictures(count=18, classes=3)
-    found = classify(vectors, labels, deal(labels, contents, 3), contents, shots=(1, 4, 5))
-    assert list(found) == ["accuracy", "k-NN", "1-shot", "4-shot"]
-
-
-def test_progress_is_told_of_each_fold():
-    vectors, labels, contents = pictures(count=30)
-    folds, told = deal(labels, contents), []
-    classify(vectors, labels, folds, contents, shots=(), progress=lambda parts: told.extend(parts) or parts)
-    assert [id(fold) for fold in told] == [id(fold) for fold in folds]
-
-
-def test_what_cannot_be_classified_is_told():
-    vectors, labels, contents = pictures()
-    folds = deal(labels, contents)
-    with pytest.raises(S2WrapError, match="all pictures are of class \\[0\\].*two classes or more"):
-        classify(vectors, 0 * labels, folds, contents)
-    rare = np.where(np.arange(90) == 3, 3, labels)
-    with pytest.raises(S2WrapError, match="class 3 has [01] different pictures to train in fold 0.*add pictures"):
-        classify(vectors, rare, folds, contents)
-    with pytest.raises(S2WrapError, match=r"vectors \(89, 200\) with 90 labels and 90 contents"):
-        classify(vectors[1:], labels, folds, contents)
-    with pytest.raises(S2WrapError, match=r"shots=\(0,\).*numbers from 1"):
-        classify(vectors, labels, folds, contents, shots=(0,))
-    vectors[4, 2] = np.nan
-    with pytest.raises(S2WrapError, match="vectors of 1 pictures hold NaN.*picture 4; leave them out"):
-        classify(vectors, labels, folds, contents)
+    found = classify(vectors, labels, deal(labels, contents, 3), contents)
+    assert list(found) == ["accuracy", "k-NN", "1-shot"]

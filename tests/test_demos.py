@@ -168,7 +168,7 @@ def test_compare_prints_its_comparisons_and_writes_their_pages(tmp_path, monkeyp
     lites = demo.LITES
     monkeypatch.setattr(demo, "TEXTILE", [f"{lites[0]}@1", f"{lites[0]}@1,2"])
     monkeypatch.setattr(demo, "SMALLER", [f"{lites[0]}@1", f"{lites[1]}@1"])
-    monkeypatch.setattr(demo, "LARGER", f"{lites[0]}@1")
+    monkeypatch.setattr(demo, "LARGER", f"{lites[0]}@1,2")
     monkeypatch.setattr(demo, "MOSAICS", [f"{lites[0]}@1"])
     monkeypatch.setattr(demo, "COUNTS", {"train": 8, "val": 4})
     monkeypatch.setattr(demo, "FILES", demo.FILES[:2])

@@ -5,10 +5,15 @@ from sklearn.metrics import jaccard_score
 
 from s2wrap.compare.folds import Fold
 from s2wrap.compare.tasks import neighbours as module
-from s2wrap.compare.tasks.masks import band, iou_score
-from s2wrap.compare.tasks.neighbours import predict_by_neighbours, vote
+from s2wrap.compare.tasks.masks import band, draw_cells, iou_score, predict
+from s2wrap.compare.tasks.neighbours import Neighbours, vote
 
 FOLD = Fold(np.arange(3), np.arange(3, 5))
+
+
+def predict_by_neighbours(maps, masks, classes):
+    cells = draw_cells(maps, masks, [FOLD], classes, Neighbours.most)
+    return predict(maps, masks, [FOLD], lambda fold: Neighbours.fit(cells, fold, "abcde"))
 
 
 def test_a_vote_is_that_of_a_plain_loop(monkeypatch):
@@ -30,14 +35,13 @@ def test_tokens_that_say_their_class_segment_without_an_error_and_noise_does_not
     masks = [np.repeat(np.repeat(rng.integers(0, 3, (6, 6)), 4, 0), 4, 1).astype(np.uint8) for _ in range(5)]
     directions = torch.eye(3)
     maps = [directions[torch.from_numpy(mask[::4, ::4].astype(int))].permute(2, 0, 1) for mask in masks]
-    contents = list("abcde")
-    found = predict_by_neighbours(maps, masks, [FOLD], contents, classes=3)
+    found = predict_by_neighbours(maps, masks, 3)
     assert sorted(found) == [3, 4]
     agree = np.mean([(found[index] == masks[index]).mean() for index in found])
     assert agree > 0.8  # but for what lies between two cells
     for index in found:  # the middle of each cell
         assert np.array_equal(found[index][2::4, 2::4], masks[index][2::4, 2::4])
-    noise = predict_by_neighbours([torch.randn(3, 6, 6) for _ in maps], masks, [FOLD], contents, classes=3)
+    noise = predict_by_neighbours([torch.randn(3, 6, 6) for _ in maps], masks, 3)
     assert iou_score(noise, masks, 3).value < 0.4
 
 

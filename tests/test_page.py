@@ -87,8 +87,7 @@ def test_a_page_says_the_verdict_first_then_all_figures_then_draws_them(text):
 
 def test_nothing_in_a_name_becomes_markup():
     found = comparison(2, verdict=[EVIL], skipped=[EVIL + "\udcff"])
-    found.rows[0].spec = EVIL
-    found.rows[1].details = {EVIL: 1.0}
+    found.rows[0].spec = f"timm:test_vit@1 name={EVIL}"
     found.rows[1].timings = {EVIL: {"reason": EVIL}}
     found.facts = {EVIL: EVIL}
     page = Page(to_html(found))

@@ -15,17 +15,17 @@ from s2wrap.errors import MissingExtraError
 
 
 def test_a_frame_holds_the_figures_of_every_model_in_order():
-    first, second = row(0, details={"loss": 0.25}), row(1, memory=None, timings={"eager": {"reason": "no compiler"}})
+    first, second = row(0), row(1, memory=None, timings={"eager": {"reason": "no compiler"}})
     second.on_front, second.scores = True, {}
     frame = to_frame(Comparison([first, second], {}, {"classification": ("accuracy",)}))
     costs = "parameters multiply_adds multiply_adds_attention_once activations tiles tokens memory_bytes"
-    scores = "accuracy accuracy_low accuracy_high loss"
+    scores = "accuracy accuracy_low accuracy_high"
     times = "eager_p50_ms eager_p90_ms eager_p99_ms eager_images_per_second eager_reason"
     assert " ".join(frame.columns) == f"model {costs} {scores} {times} pareto_front"
     told = frame.to_dict("records")
     assert told[0]["model"] == "sample:dinov2_s14@1"
     assert (told[0]["multiply_adds"], told[0]["multiply_adds_attention_once"]) == (5_500_000_000, 5_499_000_000)
-    assert (told[0]["memory_bytes"], told[0]["loss"], told[0]["eager_p50_ms"]) == (30_000_001, 0.25, 11.0)
+    assert (told[0]["memory_bytes"], told[0]["eager_p50_ms"]) == (30_000_001, 11.0)
     ends = [told[0][name] for name in ("accuracy", "accuracy_low", "accuracy_high")]
     assert ends == pytest.approx([0.86, 0.81 + 0.025 * 0.08, 0.89 - 0.025 * 0.08])
     assert told[1]["eager_reason"] == "no compiler"
@@ -42,10 +42,10 @@ def test_csv_is_read_back_as_it_was():
 
 def test_json_is_standard_and_holds_everything():
     found = comparison(2)
-    found.rows[0].details = {"loss": math.nan, "worst": np.float32(0.5)}
+    found.rows[0].timings["eager"] |= {"p90_ms": math.nan, "p99_ms": np.float32(0.5)}
     told = json.loads(to_json(found), parse_constant=pytest.fail)
-    assert set(told) == {"facts", "tasks", "rows", "verdict", "pairs", "skipped"}
-    assert told["rows"][0]["details"] == {"loss": None, "worst": 0.5}
+    assert set(told) == {"facts", "tasks", "rows", "verdict", "pairs", "skipped", "disagreements"}
+    assert [told["rows"][0]["timings"]["eager"][name] for name in ("p90_ms", "p99_ms")] == [None, 0.5]
     assert told["rows"][1]["scores"]["accuracy"]["value"] == 0.9
     assert told["rows"][1]["timings"]["eager"]["p99_ms"] == 55.0
     assert (told["verdict"], told["skipped"]) == (found.verdict, found.skipped)

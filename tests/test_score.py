@@ -33,6 +33,8 @@ def test_a_ratio_of_totals_is_resampled_as_such():
     assert found.value == pytest.approx(4 / 9)
     by_hand = [parts[np.repeat(range(3), draw)].sum(axis=0) for draw in resampled(3)]
     assert found.samples == pytest.approx([right / total for right, total in by_hand])
+    assert found.each.tolist() == [0.5, 0, 1]
+    assert mean_score([0, 1, 0.5]).each.tolist() == [0, 1, 0.5]
 
 
 def test_a_wider_level_is_wider():

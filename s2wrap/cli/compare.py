@@ -52,9 +52,6 @@ def compare_models(
     target: Annotated[
         str | None, typer.Option(help="The larger model whose features the others are to reconstruct (paper, §4).")
     ] = None,
-    reference: Annotated[
-        str | None, typer.Option(help="A model larger than the target: its information is I*, that of the others I.")
-    ] = None,
     pool: Annotated[str, typer.Option(help="What a picture's vector is: some of mean, max, cls.")] = "mean",
     backend: Annotated[
         str,
@@ -94,6 +91,8 @@ def compare_models(
         check_ending(path)
         if not path.absolute().parent.is_dir():
             raise S2WrapError(f"cannot write {path}: there is no such folder")
+        if data is None and path.suffix.lower() in (".png", ".svg"):
+            raise S2WrapError(f"cannot write {path}: costs only are no plot; give a folder of pictures (--data)")
     output.check_overwrite(report or [], overwrite)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise PyTorch's profiler writes to stderr for every model
     place = flags.device(device)
@@ -120,7 +119,6 @@ def compare_models(
         data=data,
         tasks=None if tasks is None else [name.strip() for name in tasks.split(",")],
         target=target,
-        reference=reference,
         pool=pool,
         backends=backends,
         seconds=seconds,

@@ -2,6 +2,7 @@
 
 from s2wrap.compare.budget import propose
 from s2wrap.compare.comparison import Comparison, Row
+from s2wrap.compare.disagree import Disagreement, disagreements
 from s2wrap.compare.report import to_csv, to_frame, to_html, to_json, write_report
 from s2wrap.compare.run import compare
 from s2wrap.compare.score import Score
@@ -12,11 +13,13 @@ from s2wrap.compare.warps import Warp, draw_warps
 __all__ = [
     "TASKS",
     "Comparison",
+    "Disagreement",
     "Row",
     "Score",
     "Warp",
     "compare",
     "correspondence",
+    "disagreements",
     "draw_warps",
     "propose",
     "to_csv",

@@ -29,45 +29,41 @@ UNITS = {"mmac": 1e6, "gmac": 1e9, "tmac": 1e12, "ms": 1.0, "s": 1e3}
 
 @dataclass(frozen=True)
 class Budget:
-    """The most that one image may cost.
-
-    Attributes:
-        amount: multiply-adds or milliseconds.
-        timed: whether the amount is in milliseconds.
-    """
+    """The most that one image may cost: an amount of milliseconds (timed), or of multiply-adds."""
 
     amount: float
     timed: bool
 
-    def __str__(self) -> str:
-        return f"{self.amount:g} ms" if self.timed else f"{self.amount / 1e9:g} G multiply-adds"
+    def text(self, amount: float) -> str:
+        """Return an amount with its unit."""
+        return f"{amount:.3g} ms" if self.timed else f"{amount / 1e9:.3g} G multiply-adds"
 
 
 def parse_budget(text: str) -> Budget:
-    """Return the budget that a text such as "20GMAC" or "15ms" names.
-
-    >>> str(parse_budget("20GMAC")), str(parse_budget("15ms"))
-    ('20 G multiply-adds', '15 ms')
-    """
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-z]+?)s?\s*", text.lower())
-    unit = "ms" if text.lower().strip().endswith("ms") else match and match[2]
-    if match is None or unit not in UNITS or float(match[1]) <= 0:
+    """Return the budget that a text such as "20GMAC" or "15ms" names."""
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([mgt]macs?|ms|s)\s*", text.lower())
+    if match is None or float(match[1]) <= 0:
         raise S2WrapError(f"budget {text!r} is not understood; write multiply-adds or a time, such as 20GMAC or 15ms")
+    unit = match[2].removesuffix("s") if "mac" in match[2] else match[2]
     return Budget(float(match[1]) * UNITS[unit], unit in ("ms", "s"))
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model and its cost for one image in multiply-adds, and in milliseconds where the budget is a time."""
+    """A model and its cost for one image in multiply-adds, and in milliseconds where it was timed."""
 
     spec: str
     multiply_adds: int
     milliseconds: float | None = None
 
+    def cost(self, budget: Budget) -> float:
+        """Return the cost in the unit of a budget; infinity where it was not timed."""
+        return (self.milliseconds or float("inf")) if budget.timed else self.multiply_adds
+
 
 def propose(
     specs: Sequence[str],
-    budget: str | Budget,
+    budget: str,
     *,
     backend: str = "eager",
     seconds: float = 1.0,
@@ -95,23 +91,26 @@ def propose(
     Raises:
         S2WrapError: no model fits; the error names the cheapest.
     """
-    budget = parse_budget(budget) if isinstance(budget, str) else budget
+    limit, candidates = parse_budget(budget), []
+    options = {key: value for key, value in options.items() if key != "checkpoint"} | {"pretrained": False}
     parsed = [parse_spec(spec) for spec in specs]
-    candidates: list[Candidate] = []
-    image_hw = image_hw or load(specs[0], pretrained=False, **_without_weights(options)).image_hw
+    image_hw = image_hw or load(specs[0], **options).image_hw
     ladder = [parse_scales(scales.split(",")) for scales in LADDER]
     for name in progress(list(dict.fromkeys(sibling for spec in parsed for sibling in siblings(spec)))):
-        named_scales = [spec.scales for spec in parsed if spec.backbone == name]
-        models, costs = _models_and_costs(name, (*named_scales, *ladder), budget, image_hw, device, options)
-        times = _time_in_reach(models, costs, budget, image_hw, backend, seconds) if budget.timed else {}
-        candidates += [Candidate(spec, costs[spec], times.get(spec)) for spec in costs]
-    fitting = [candidate for candidate in candidates if _amount(candidate, budget) <= budget.amount]
+        named = [spec.scales for spec in parsed if spec.backbone == name]
+        models = _load_in_reach(name, [*named, *ladder], limit, image_hw, device, options)
+        costs = {spec: count_cost(model, image_hw).multiply_adds for spec, model in models.items()}
+        times = _time_in_reach(models, costs, limit, image_hw, backend, seconds) if limit.timed else {}
+        candidates += [Candidate(spec, cost, times.get(spec)) for spec, cost in costs.items()]
+    candidates.sort(key=lambda candidate: candidate.cost(limit), reverse=True)
+    fitting = [candidate for candidate in candidates if candidate.cost(limit) <= limit.amount]
     if not fitting:
-        nearest = min(candidates, key=lambda candidate: _amount(candidate, budget))
-        unit = "ms" if budget.timed else "G multiply-adds"
-        amount = _amount(nearest, budget) / (1 if budget.timed else 1e9)
-        raise S2WrapError(f"nothing fits a budget of {budget}; the nearest is {nearest.spec} with {amount:.3g} {unit}")
-    return sorted(fitting, key=lambda candidate: _amount(candidate, budget), reverse=True)
+        nearest = candidates[-1]
+        raise S2WrapError(
+            f"nothing fits a budget of {limit.text(limit.amount)}; the nearest is {nearest.spec} with "
+            f"{limit.text(nearest.cost(limit))}"
+        )
+    return fitting
 
 
 def siblings(spec: Spec) -> list[str]:
@@ -122,17 +121,16 @@ def siblings(spec: Spec) -> list[str]:
     return [Spec(spec.family, name, (), spec.size, spec.patch).backbone for name in dict.fromkeys(same_tagging)]
 
 
-def _models_and_costs(
+def _load_in_reach(
     name: str,
     scale_lists: Iterable[tuple[Scale, ...]],
     budget: Budget,
     image_hw: Pair,
     device: str | torch.device,
     options: dict[str, Any],
-) -> tuple[dict[str, MultiScale], dict[str, int]]:
-    """Return one backbone at scale 1 and at all scales that may fit, and the models' multiply-adds, by spec."""
-    options = _without_weights(options)
-    plain = load(f"{name}@1", pretrained=False, **options).to(device)
+) -> dict[str, MultiScale]:
+    """Return one backbone at scale 1 and at all scales that may fit, by spec."""
+    plain = load(f"{name}@1", **options).to(device)
     of_model = {key: value for key, value in options.items() if key in option_types(Options)}
     models, plain_cost = {f"{name}@1": plain}, count_cost(plain, image_hw).multiply_adds
     stretched = options.get("fit", "stretch") == "stretch"  # otherwise the cost depends on the image's shape too
@@ -144,39 +142,24 @@ def _models_and_costs(
             continue
         if not any(scale.whole for scale in scales) or not plain.backbone.refuses_other_sizes:
             models[spec] = wrap(plain.backbone, scales, **of_model).to(device)
-    return models, {spec: count_cost(model, image_hw).multiply_adds for spec, model in models.items()}
+    return models
 
 
 def _time_in_reach(
-    models: dict[str, MultiScale],
-    costs: dict[str, int],
-    budget: Budget,
-    image_hw: Pair,
-    backend: str,
-    seconds: float,
+    models: dict[str, MultiScale], costs: dict[str, int], budget: Budget, image_hw: Pair, backend: str, seconds: float
 ) -> dict[str, float]:
     """Return the milliseconds of the models that may fit, by spec, estimated from the first one's time."""
-    first = next(iter(models))
-    times = _median_ms({first: models[first]}, image_hw, backend, seconds)
-    limit = FAR * budget.amount / times[first] * costs[first]
-    in_reach = {spec: model for spec, model in models.items() if spec != first and costs[spec] < limit}
-    return times | _median_ms(in_reach, image_hw, backend, seconds)
 
+    def median_ms(specs: list[str]) -> dict[str, float]:
+        some = {spec: models[spec] for spec in specs}
+        quiet: Any = {"batch": 1, "seconds": seconds, "progress": lambda done: None}
+        timings = time_models(some, [backend], image_hw, **quiet) if some else {}
+        for spec, figures in timings.items():
+            if "reason" in figures[backend]:
+                raise S2WrapError(f"{spec} cannot be timed with backend {backend!r}: {figures[backend]['reason']}")
+        return {spec: figures[backend]["median_ms"] for spec, figures in timings.items()}
 
-def _median_ms(models: dict[str, MultiScale], image_hw: Pair, backend: str, seconds: float) -> dict[str, float]:
-    """Return the median milliseconds of each model for one image, by spec."""
-    if not models:
-        return {}
-    timings = time_models(models, [backend], image_hw, batch=1, seconds=seconds, progress=lambda done: None)
-    for spec, figures in timings.items():
-        if "reason" in figures[backend]:
-            raise S2WrapError(f"{spec} cannot be timed with backend {backend!r}: {figures[backend]['reason']}")
-    return {spec: figures[backend]["median_ms"] for spec, figures in timings.items()}
-
-
-def _without_weights(options: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in options.items() if key not in ("pretrained", "checkpoint")}
-
-
-def _amount(candidate: Candidate, budget: Budget) -> float:
-    return (candidate.milliseconds or float("inf")) if budget.timed else candidate.multiply_adds
+    first, *others = models
+    times = median_ms([first])
+    most = FAR * budget.amount / times[first] * costs[first]
+    return times | median_ms([spec for spec in others if costs[spec] < most])

@@ -14,10 +14,19 @@ class Unit(NamedTuple):
     sign: str
     digits: int
 
+    def text(self, value: float) -> str:
+        """Return a value with its unit.
+
+        >>> SHARE.text(0.8649)
+        '86.5 %'
+        """
+        return f"{self.factor * value:.{self.digits}f} {self.sign}".rstrip().replace("-", "−")
+
 
 SHARE = Unit(100, "%", 1)
 UNITS = {
     "information": Unit(1, "", 3),
+    "training information": Unit(1, "", 3),
     "match error": Unit(1, "px", 1),
     "shift cosine": Unit(1, "", 3),
     "RMSE": Unit(1, "", 3),
@@ -46,7 +55,6 @@ class Row:
             under "reason" why there are none.
         scores: by measure ("accuracy", "mIoU", "matches", …).
         unable: by task, why the model cannot do it.
-        details: further figures by name, such as the losses of a reconstruction.
         on_front: whether the model is on the Pareto front: no cheaper model scores as much in the first measure.
     """
 
@@ -56,7 +64,6 @@ class Row:
     timings: dict[str, dict[str, Any]] = field(default_factory=dict)
     scores: dict[str, Score] = field(default_factory=dict)
     unable: dict[str, str] = field(default_factory=dict)
-    details: dict[str, float] = field(default_factory=dict)
     on_front: bool = False
 
 
@@ -71,6 +78,8 @@ class Comparison:
         verdict: sentences on which model is best, and how often several scales are better.
         pairs: sentences that compare every model at several scales with other ways to spend the same compute.
         skipped: pictures that were left out, with the reason.
+        pictures: the files of all pictures.
+        tested: those that were tested, in the order of `Score.each`.
     """
 
     rows: list[Row]
@@ -79,6 +88,8 @@ class Comparison:
     verdict: list[str] = field(default_factory=list)
     pairs: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    pictures: list[str] = field(default_factory=list)
+    tested: list[str] = field(default_factory=list)
 
     @property
     def measures(self) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from s2wrap.compare.folds import Fold, check_folds, deal
+from s2wrap.compare.folds import Fold, deal
 from s2wrap.errors import S2WrapError
 from s2wrap.images import Reading, find_images, load_image
 from s2wrap.images.folders import is_hidden, is_picture
@@ -56,6 +56,10 @@ class Pictures:
     masks: list[Path | None] | None = None
     sizes: list[tuple[int, int]] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+
+    def is_tested(self, index: int) -> bool:
+        """Whether a picture is tested in a fold."""
+        return any(index in fold.test for fold in self.folds)
 
 
 @dataclass(frozen=True)
@@ -114,13 +118,11 @@ def read_folder(
         pictures.classes = tuple(sorted({file.label or "" for file in readable}))
         pictures.labels = np.array([pictures.classes.index(file.label or "") for file in readable])
     is_test = np.array([file.is_test for file in readable], dtype=bool)
-    _check_counts(folder, pictures, is_test, divided)
+    _check(folder, pictures, is_test, divided)
     if divided:
         pictures.folds = [Fold(np.flatnonzero(~is_test), np.flatnonzero(is_test))]
-        _check_copies(pictures, is_test)
     else:
         pictures.folds = deal(pictures.labels, contents)
-    check_folds(pictures.folds, contents)
     return pictures
 
 
@@ -258,8 +260,8 @@ LOADERS: dict[str, Callable[[Path], np.ndarray]] = {
 """What reads the files beside pictures, by form."""
 
 
-def _check_counts(folder: Path, pictures: Pictures, is_test: np.ndarray, divided: bool) -> None:
-    """Raise S2WrapError for a single class, a class of too few different pictures, or a picture in two classes."""
+def _check(folder: Path, pictures: Pictures, is_test: np.ndarray, divided: bool) -> None:
+    """Raise S2WrapError for too few classes or pictures, or a picture in two classes, or in training and test."""
     if len(pictures.classes) == 1:
         raise S2WrapError(
             f"{folder} has one class, {pictures.classes[0]!r}: there is nothing to tell apart; give a folder for each "
@@ -277,23 +279,13 @@ def _check_counts(folder: Path, pictures: Pictures, is_test: np.ndarray, divided
                     f"{folder}: {what} has {different} different pictures{where} that can be read; it needs "
                     f"{wanted} or more: add some, or take it out"
                 )
-    if pictures.labels is not None:
-        firsts: dict[str, int] = {}
-        for index, (content, label) in enumerate(zip(pictures.contents, pictures.labels, strict=True)):
-            first = firsts.setdefault(content, index)
-            if pictures.labels[first] != label:
-                raise S2WrapError(
-                    f"{pictures.paths[first]} and {pictures.paths[index]} are the same picture under two classes"
-                )
-
-
-def _check_copies(pictures: Pictures, is_test: np.ndarray) -> None:
-    """Raise S2WrapError for a picture that is in training and in test."""
-    train = {pictures.contents[i]: i for i in np.flatnonzero(~is_test)}
-    copies = [i for i in np.flatnonzero(is_test) if pictures.contents[i] in train]
-    if copies:
-        twin = train[pictures.contents[copies[0]]]
-        raise S2WrapError(
-            f"{len(copies)} pictures of the test stand in training too, such as {pictures.paths[copies[0]]} = "
-            f"{pictures.paths[twin]}; a score on them would be a memory, not a skill: take them out of one"
-        )
+    firsts: dict[str, int] = {}
+    for index, content in enumerate(pictures.contents):
+        first = firsts.setdefault(content, index)
+        twins = f"{pictures.paths[first]} and {pictures.paths[index]} are the same picture"
+        if groups[first] != groups[index]:
+            raise S2WrapError(f"{twins} under two classes; leave it in one")
+        if is_test[first] != is_test[index]:
+            raise S2WrapError(
+                f"{twins} in training and test: a score on it would be a memory, not a skill; take it out of one"
+            )

@@ -34,40 +34,32 @@ class UnableError(S2WrapError):
     """A model cannot do a task; the others can."""
 
 
-class Extractor:
-    """Computes the features of pictures by a model, or loads them from the cache.
+def extract(
+    model: MultiScale, pictures: Pictures, folder: Path | None, done: Callable[[int], object], *, maps: bool = False
+) -> list[dict[str, Tensor]]:
+    """Return for each picture the `mean_k`, `max_k` and `cls_k`, or `map_k`, of its k-th map: float32 on the CPU.
 
     Args:
         model: made by `s2wrap.load`.
+        pictures: pictures to encode.
         folder: the cache folder; None for no cache.
+        done: called with the number of pictures that became ready.
         maps: return whole maps instead of pooled vectors.
+
+    Raises:
+        S2WrapError: features that are not finite, a full disk, a folder that cannot be written to.
     """
 
-    def __init__(self, model: MultiScale, folder: Path | None, *, maps: bool = False):
-        self.model, self.maps = model, maps
-        self.folder = None if folder is None else folder / ("maps" if maps else "vectors") / model_key(model)
-
-    def __call__(self, pictures: Pictures, done: Callable[[int], object]) -> list[dict[str, Tensor]]:
-        """Return for each picture the `mean_k`, `max_k` and `cls_k`, or `map_k`, of its k-th map: float32 on the CPU.
-
-        Args:
-            pictures: pictures to encode.
-            done: called with the number of pictures that became ready.
-
-        Raises:
-            S2WrapError: features that are not finite, a full disk, a folder that cannot be written to.
-        """
-        return keep(
-            self.folder, pictures.contents, lambda batch: self._compute([pictures.paths[i] for i in batch]), done
-        )
-
-    def _compute(self, paths: list[Path]) -> list[dict[str, Tensor]]:
+    def compute(batch: list[int]) -> list[dict[str, Tensor]]:
+        paths = [pictures.paths[index] for index in batch]
         with torch.inference_mode():
-            encoded = self.model.encode(paths)
-        features = [_pooled(each, self.maps) for each in encoded]
+            features = [_pooled(each, maps) for each in model.encode(paths)]
         for path, tensors in zip(paths, features, strict=True):
-            check_finite(tensors.values(), path, self.model)
+            check_finite(tensors.values(), path, model)
         return features
+
+    folder = None if folder is None else folder / ("maps" if maps else "vectors") / model_key(model)
+    return keep(folder, pictures.contents, compute, done)
 
 
 def check_finite(tensors: Iterable[Tensor], path: Path, model: MultiScale) -> None:

@@ -54,19 +54,3 @@ def inner_folds(fold: Fold, labels: Any, contents: Sequence[str]) -> list[Fold]:
     """Return folds of a fold's training pictures, to choose regularisation by: indices into `fold.train`."""
     of_train = None if labels is None else np.asarray(labels)[fold.train]
     return deal(of_train, [contents[int(index)] for index in fold.train], INNER_FOLDS)
-
-
-def check_folds(folds: Sequence[Fold], contents: Sequence[str]) -> None:
-    """Raise S2WrapError for a picture, or a copy of it, in training and test of a fold, or tested in two folds."""
-    tested: set[int] = set()
-    for number, fold in enumerate(folds):
-        shared = {contents[i] for i in fold.train} & {contents[i] for i in fold.test}
-        if shared:
-            first = sorted(i for i in fold.test if contents[i] in shared)
-            raise S2WrapError(
-                f"{len(shared)} pictures of fold {number} train and are tested too, such as picture {first[0]}: its "
-                f"score would be a memory, not a skill"
-            )
-        if twice := tested & set(fold.test):
-            raise S2WrapError(f"picture {min(twice)} is tested in two folds; test each once")
-        tested |= set(fold.test)

@@ -4,25 +4,44 @@ import io
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from s2wrap.compare.comparison import Comparison, Row, unit_of
-from s2wrap.compare.labels import GREY, INK, PAPER, TEXT, Point, arrange, label_points
 from s2wrap.compare.verdict import pareto_front
 from s2wrap.compare.ways import LARGER, PATCH, PLAIN, SCALES, SMALLER, short_names, way_of, weights_of
 from s2wrap.errors import S2WrapError
 
+INK, GREY, PAPER = "#24292f", "#767676", "#ffffff"
+WIDTH = 4.8
+"""Of a panel in inches: small, so that its text can be read on a phone."""
+TEXT: Any = {"color": INK, "fontsize": 9, "parse_math": False}
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Colours that colour-blind people can distinguish (Okabe and Ito 2008) and that show on white and on black."""
-MARKERS = {PLAIN: ("o", 48), SCALES: ("D", 40), LARGER: ("s", 44), PATCH: ("^", 52), SMALLER: ("v", 52)}
-"""Marker and area, in square points, of each way to spend compute."""
+MARKERS = {PLAIN: "o", SCALES: "D", LARGER: "s", PATCH: "^", SMALLER: "v"}
+"""The marker of each way to spend compute."""
+RING: Any = {"marker": "o", "markersize": 11.5, "markerfacecolor": "none", "markeredgecolor": INK, "color": INK}
+"""How the points on the Pareto front are marked."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One model in a panel: its number from 1, and its cost and its score with the interval in the axes' units."""
+
+    number: int
+    marker: str
+    colour: str
+    cost: float
+    value: float
+    low: float
+    high: float
+    on_front: bool
 
 
 def plot(comparison: Comparison, measure: str | None = None, panels: Sequence[str] = ("cost", "time")) -> Any:
     """Return a matplotlib Figure of a measure against multiply-adds, and against the first timed backend's time.
 
     Bars are 95 % intervals. Rings and the step line are the Pareto front of the panel's own two axes.
-    Comparisons without measures are drawn as bar charts of costs.
 
     Args:
         comparison: a comparison of any number of models.
@@ -30,30 +49,32 @@ def plot(comparison: Comparison, measure: str | None = None, panels: Sequence[st
         panels: "cost", "time" or both; "time" is left out where nothing was timed.
 
     Raises:
-        S2WrapError: a measure that the comparison does not have.
+        S2WrapError: a comparison of costs only, or a measure that it does not have.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    if measure is not None and measure not in comparison.measures:
-        available = ", ".join(comparison.measures) or "none, without pictures"
-        raise S2WrapError(f"measure {measure!r} is not in this comparison; it has {available}")
-    measure = measure or next(iter(comparison.measures), None)
-    titles_and_costs = [costs for name in panels if (costs := _costs(comparison.rows, name))]
-    figure = Figure(facecolor=PAPER)
+    if not comparison.measures:
+        raise S2WrapError("costs only, without a score, are no plot: compare on pictures (data=), or write .html")
+    measure, rows = measure or comparison.measures[0], comparison.rows
+    if measure not in comparison.measures:
+        raise S2WrapError(f"measure {measure!r} is not in this comparison; it has {', '.join(comparison.measures)}")
+    drawn = [costs for name in panels if (costs := _costs(rows, name))]
+    names = [printable(name) for name in short_names([row.spec for row in rows])]
+    columns = max(1, int(WIDTH * len(drawn) / (0.4 + 0.075 * max(map(len, names), default=0))))
+    height = 4 + 0.22 * math.ceil((len(rows) + 1) / columns)
+    figure = Figure((WIDTH * max(1, len(drawn)), height), facecolor=PAPER, layout="constrained")
     FigureCanvasAgg(figure)
-    all_axes = [figure.add_subplot() for _ in titles_and_costs]
-    arrange(figure, lines=0)
-    colours, handles, points = _colours(comparison.rows), {}, []
-    for axes, (title, costs) in zip(all_axes, titles_and_costs, strict=True):
+    colours, panels_of_points = _colours(rows), []
+    for number, (title, costs) in enumerate(drawn, start=1):
+        axes = figure.add_subplot(1, len(drawn), number)
         _style_axes(axes, title)
-        if measure is None:
-            _draw_bars(axes, comparison.rows, costs, colours)
-            continue
-        points.append(_points(comparison.rows, costs, measure))
-        handles |= _draw_points(axes, points[-1], measure, colours)
-    if measure is not None:
-        label_points(figure, points, _names(comparison.rows), handles)
+        points = _points(rows, costs, measure, colours)
+        _draw_points(axes, points, measure)
+        panels_of_points.append((axes, points))
+    _draw_key(figure, rows, names, colours, columns)
+    for axes, points in panels_of_points:
+        _number(axes, points)
     return figure
 
 
@@ -81,10 +102,6 @@ def image(figure: Any, **options: Any) -> bytes:
     return stream.getvalue()
 
 
-def _names(rows: Sequence[Row]) -> list[str]:
-    return [printable(name) for name in short_names([row.spec for row in rows])]
-
-
 def _costs(rows: Sequence[Row], panel: str) -> tuple[str, list[float]] | None:
     """Return a panel's title and every row's cost, 0 where it is unknown; None where all are unknown."""
     if panel == "cost":
@@ -96,35 +113,29 @@ def _costs(rows: Sequence[Row], panel: str) -> tuple[str, list[float]] | None:
     return f"{printable(timed[0])}: milliseconds a batch, median", costs
 
 
-def _points(rows: Sequence[Row], costs: Sequence[float], measure: str) -> list[Point]:
+def _points(rows: Sequence[Row], costs: Sequence[float], measure: str, colours: Sequence[str]) -> list[Point]:
     """Return the points of the rows that have both a cost and a score."""
     scored = {
-        id(row): (number, row, cost)
-        for number, (row, cost) in enumerate(zip(rows, costs, strict=True))
+        row.spec: (number, row, cost)
+        for number, (row, cost) in enumerate(zip(rows, costs, strict=True), start=1)
         if cost > 0 and measure in row.scores and math.isfinite(row.scores[measure].value)
     }
-    front = pareto_front([row for _, row, _ in scored.values()], measure, lambda row: scored[id(row)][2])
-    on_front = {id(row) for row in front}
+    scored_rows = [row for _, row, _ in scored.values()]
+    front = {row.spec for row in pareto_front(scored_rows, measure, lambda row: scored[row.spec][2])}
     factor, points = unit_of(measure).factor, []
     for number, row, cost in scored.values():
-        score = row.scores[measure]
+        score, marker = row.scores[measure], MARKERS[way_of(row.spec)]
         low, high = (factor * end if math.isfinite(end) else factor * score.value for end in score.interval())
-        points.append(Point(number, row, cost, factor * score.value, low, high, id(row) in on_front))
+        colour, value = colours[number - 1], factor * score.value
+        points.append(Point(number, marker, colour, cost, value, low, high, row.spec in front))
     return points
 
 
-def _weights_and_way(spec: str) -> tuple[str, str]:
-    """Return a model's weights and its way to spend compute; for names that are not specs, the name and `PLAIN`."""
-    try:
-        return weights_of(spec), way_of(spec)
-    except S2WrapError:
-        return spec, PLAIN
-
-
-def _colours(rows: Sequence[Row]) -> dict[str, str]:
-    """Return a colour for each weights' name, the frequent ones first; grey where there are not enough colours."""
-    names = [name for name, _ in Counter(_weights_and_way(row.spec)[0] for row in rows).most_common()]
-    return dict.fromkeys(names, GREY) | dict(zip(names, PALETTE, strict=False))
+def _colours(rows: Sequence[Row]) -> list[str]:
+    """Return each row's colour, one for each weights' name, the frequent ones first; grey where none is left."""
+    names = [weights_of(row.spec) for row in rows]
+    colours = dict(zip((name for name, _ in Counter(names).most_common()), PALETTE, strict=False))
+    return [colours.get(name, GREY) for name in names]
 
 
 def _style_axes(axes: Any, title: str) -> None:
@@ -138,20 +149,8 @@ def _style_axes(axes: Any, title: str) -> None:
         spine.set_color(GREY)
 
 
-def _draw_bars(axes: Any, rows: Sequence[Row], costs: Sequence[float], colours: dict[str, str]) -> None:
-    """Draw a bar for each model, the first on top, with its name above it."""
-    bar_colours = [colours[_weights_and_way(row.spec)[0]] for row in rows]
-    bars = axes.barh(range(len(rows)), costs, height=0.4, color=bar_colours)
-    axes.bar_label(bars, [f"{cost:,.4g}" if cost else "–" for cost in costs], padding=3, **TEXT)
-    for number, name in enumerate(_names(rows)):
-        axes.annotate(name, (0, number - 0.25), (1, 0), textcoords="offset points", va="bottom", **TEXT)
-    axes.set_xlim(0, 1.12 * max(costs, default=0) or 1)
-    axes.set_ylim(max(3, len(rows)) - 0.5, -0.75)
-    axes.set_yticks([])
-
-
-def _draw_points(axes: Any, points: Sequence[Point], measure: str, colours: dict[str, str]) -> dict[str, Any]:
-    """Draw points with intervals and the Pareto front. Return the legend's handles by their text."""
+def _draw_points(axes: Any, points: Sequence[Point], measure: str) -> None:
+    """Draw points with intervals, rings around the Pareto front, and the step line of the best score up to a cost."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     factor, sign, _ = unit_of(measure)
@@ -162,31 +161,45 @@ def _draw_points(axes: Any, points: Sequence[Point], measure: str, colours: dict
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     if not points:
         axes.text(0.5, 0.5, "nothing to show", ha="center", transform=axes.transAxes, **TEXT)
-        return {}
+        return
     ends = [end for point in points for end in (point.low, point.value, point.high)]
-    bottom, top = min(ends), max(ends)
-    pad = 0.1 * (top - bottom) or 0.05 * factor
-    axes.set_ylim(bottom - pad, top + pad)
+    pad = 0.1 * (max(ends) - min(ends)) or 0.05 * factor
+    axes.set_ylim(min(ends) - pad, max(ends) + pad)
     costs = [point.cost for point in points]
     axes.set_xlim(min(costs) / 1.7, 1.7 * max(costs))
-    handles = {}
-    for way, (marker, area) in MARKERS.items():
-        of_way = [point for point in points if _weights_and_way(point.row.spec)[1] == way]
-        if of_way:
-            xs, ys = [point.cost for point in of_way], [point.value for point in of_way]
-            point_colours = [colours[_weights_and_way(point.row.spec)[0]] for point in of_way]
-            bars = [point.low for point in of_way], [point.high for point in of_way]
-            axes.vlines(xs, *bars, colors=point_colours, linewidth=1.2, alpha=0.6)
-            axes.scatter(xs, ys, area, point_colours, marker=marker, zorder=3, edgecolors=PAPER, linewidths=0.8)
-            handles["one scale" if way == PLAIN else way] = axes.scatter([], [], area, GREY, marker=marker)
-    return handles | _draw_front(axes, [point for point in points if point.on_front])
-
-
-def _draw_front(axes: Any, front: Sequence[Point]) -> dict[str, Any]:
-    """Draw rings around the Pareto front, and the step line of the best score up to each cost."""
-    front = sorted(front, key=lambda point: point.cost)
-    ring = {"marker": "o", "markersize": 11.5, "markerfacecolor": "none", "markeredgecolor": INK, "color": INK}
-    costs, values = [point.cost for point in front], [point.value for point in front]
-    axes.plot(costs, values, linestyle="none", zorder=4, **ring)
+    for point in points:
+        axes.vlines(point.cost, point.low, point.high, colors=point.colour, linewidth=1.4, alpha=0.75)
+        axes.scatter(point.cost, point.value, 48, point.colour, marker=point.marker, zorder=3, edgecolors=PAPER)
+    front = sorted((point.cost, point.value) for point in points if point.on_front)
+    costs, values = ([place[axis] for place in front] for axis in (0, 1))
+    axes.plot(costs, values, linestyle="none", zorder=4, **RING)
     axes.step([*costs, axes.get_xlim()[1]], [*values, values[-1]], where="post", color=INK, linewidth=0.9, alpha=0.7)
-    return {"Pareto front": axes.plot([], [], linewidth=0.9, **ring)[0]}
+
+
+def _draw_key(figure: Any, rows: Sequence[Row], names: Sequence[str], colours: Sequence[str], columns: int) -> None:
+    """Draw below the panels what the numbers stand for."""
+    from matplotlib.lines import Line2D
+
+    markers = [MARKERS[way_of(row.spec)] for row in rows]
+    handles = [Line2D([], [], linestyle="none", marker=m, color=c) for m, c in zip(markers, colours, strict=True)]
+    texts = [f"{number}  {name}" for number, name in enumerate(names, start=1)]
+    legend = figure.legend(
+        [*handles, Line2D([], [], linewidth=0.9, **RING)], [*texts, "Pareto front"], loc="outside lower left",
+        ncols=columns, frameon=False, fontsize=TEXT["fontsize"], labelcolor=INK,
+    )  # fmt: skip
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def _number(axes: Any, points: Sequence[Point]) -> None:
+    """Write the points' numbers beside them, where they cover neither each other nor a point nor an interval."""
+    import textalloc
+
+    if not points:
+        return
+    xs, ys = [point.cost for point in points], [point.value for point in points]
+    texts = [str(point.number) for point in points]
+    bars = {"x_lines": [[point.cost] * 2 for point in points], "y_lines": [[point.low, point.high] for point in points]}
+    style = {"textsize": TEXT["fontsize"], "textcolor": INK, "linecolor": GREY, "linewidth": 0.6, "zorder": 5}
+    markers = {"x_scatter": xs, "y_scatter": ys}
+    textalloc.allocate(axes, xs, ys, texts, min_distance=0.025, max_distance=0.25, **markers, **bars, **style)

@@ -1,11 +1,13 @@
 """Convert a comparison to a data frame, CSV or JSON, and write it to files."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from s2wrap.compare.comparison import Comparison
+from s2wrap.compare.disagree import disagreements, two_best
 from s2wrap.compare.page import to_html
 from s2wrap.compare.plots import image, plot
 from s2wrap.compare.table import COSTS, keys, score_figures
@@ -14,15 +16,15 @@ from s2wrap.files import disk_errors, whole_file
 from s2wrap.standard_json import dump_json
 
 NEEDED = {
-    ".html": ("jinja2", "matplotlib"),
+    ".html": ("jinja2", "matplotlib", "textalloc"),
     ".csv": ("pandas",),
     ".json": (),
-    ".png": ("matplotlib",),
-    ".svg": ("matplotlib",),
+    ".png": ("matplotlib", "textalloc"),
+    ".svg": ("matplotlib", "textalloc"),
 }
 """The suffixes that can be written, and the libraries that each needs."""
-TIMES = {"p50_ms": "median_ms", "p90_ms": "p90_ms", "p99_ms": "p99_ms", "images_per_second": "images_per_second"}
-"""The figures of a timing that are reported, and their names in `Timing.figures`."""
+TIMES = {"p50_ms": "median_ms"} | {name: name for name in ("p90_ms", "p99_ms", "images_per_second", "reason")}
+"""The figures of a timing that are reported, and their names in `Row.timings`."""
 
 
 def check_ending(path: str | Path) -> str:
@@ -66,25 +68,28 @@ def to_frame(comparison: Comparison) -> Any:
     """Return a pandas DataFrame with one row a model, in order; unknown values are missing.
 
     Columns: model; costs of one image; for every measure its value and the ends of its 95 % interval (`accuracy`,
-    `accuracy_low`, `accuracy_high`; shares are 0…1); details; for every backend `eager_p50_ms`, `eager_p90_ms`,
+    `accuracy_low`, `accuracy_high`; shares are 0…1); for every backend `eager_p50_ms`, `eager_p90_ms`,
     `eager_p99_ms`, `eager_images_per_second` and `eager_reason`; pareto_front.
     """
     import pandas
 
-    rows = comparison.rows
-    columns: dict[str, list[Any]] = {"model": [row.spec for row in rows]}
-    columns |= {name: [cost(row) for row in rows] for name, cost in COSTS.items()}
-    for measure in comparison.measures:
-        figures = [score_figures(row, measure) for row in rows]
-        columns |= {measure: [figure.get("value") for figure in figures]}
-        columns |= {f"{measure}_{end}": [figure.get(end) for figure in figures] for end in ("low", "high")}
-    columns |= {name: [row.details.get(name) for row in rows] for name in keys(row.details for row in rows)}
-    for backend in keys(row.timings for row in rows):
-        timings = [row.timings.get(backend, {}) for row in rows]
-        columns |= {f"{backend}_{name}": [timing.get(key) for timing in timings] for name, key in TIMES.items()}
-        columns[f"{backend}_reason"] = [timing.get("reason") for timing in timings]
-    columns["pareto_front"] = [row.on_front for row in rows]
-    return pandas.DataFrame(columns).astype({"memory_bytes": "Int64"})
+    records = [
+        {"model": row.spec}
+        | {name: cost(row) for name, cost in COSTS.items()}
+        | {
+            f"{measure}{end}": score_figures(row, measure).get(key)
+            for measure in comparison.measures
+            for end, key in {"": "value", "_low": "low", "_high": "high"}.items()
+        }
+        | {
+            f"{backend}_{name}": row.timings.get(backend, {}).get(key)
+            for backend in keys(row.timings for row in comparison.rows)
+            for name, key in TIMES.items()
+        }
+        | {"pareto_front": row.on_front}
+        for row in comparison.rows
+    ]
+    return pandas.DataFrame(records).astype({"memory_bytes": "Int64"} if records else {})
 
 
 def to_csv(comparison: Comparison) -> str:
@@ -98,9 +103,14 @@ def to_json(comparison: Comparison) -> str:
         {"model": row.spec}
         | {name: cost(row) for name, cost in COSTS.items()}
         | {"scores": {measure: score_figures(row, measure) for measure in row.scores}}
-        | {"unable": row.unable, "details": row.details, "timings": row.timings, "pareto_front": row.on_front}
+        | {"unable": row.unable, "timings": row.timings, "pareto_front": row.on_front}
         for row in comparison.rows
     ]
     data = {"facts": comparison.facts, "tasks": comparison.tasks, "rows": rows}
+    data["disagreements"] = [
+        {"measure": measure, "one": models[0], "other": models[1], "pictures": [asdict(each) for each in found]}
+        for measure in comparison.deciding
+        if (found := disagreements(comparison, measure, models := two_best(comparison, measure)))
+    ]
     data |= {"verdict": comparison.verdict, "pairs": comparison.pairs, "skipped": comparison.skipped}
     return dump_json(data)

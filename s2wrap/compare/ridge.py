@@ -1,7 +1,7 @@
 """Ridge regression from tokens to tokens, exact for all penalties at once, from sums over pictures."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,28 +17,13 @@ BATCH = 32
 """Pictures whose tokens are multiplied at a time."""
 
 
-@dataclass(frozen=True)
-class Fit:
-    """A fitted linear map: its weight (c, d), the means of its inputs (c,) and outputs (d,), and how it was fitted."""
-
-    weight: np.ndarray
-    mean: np.ndarray
-    constant: np.ndarray
-    penalty: float
-    tokens: int
-
-    def predict(self, tokens: np.ndarray) -> np.ndarray:
-        """Return outputs (t, d) of tokens (t, c)."""
-        return (tokens - self.mean) @ self.weight + self.constant
-
-
 def fit(
     target: Sequence[Tensor],
     source: Sequence[Tensor],
     fold: Fold,
     contents: Sequence[str],
     chosen: dict[int, np.ndarray],
-) -> Fit:
+) -> "Ridge":
     """Return the ridge regression from the tokens of some maps to those of others.
 
     Args:
@@ -52,10 +37,8 @@ def fit(
     held_out = [fold.train[inner.test] for inner in inner_folds(fold, None, contents)]
     grams = [_gram(target, source, pictures, chosen) for pictures in held_out]
     total = np.sum(grams, axis=0)
-    errors = np.sum([_Ridge(total - gram, width).errors(gram) for gram in grams], axis=0)
-    penalty = float(PENALTIES[np.argmin(errors)])
-    ridge = _Ridge(total, width)
-    return Fit(ridge.weight(penalty), ridge.mean[:width], ridge.mean[width:], penalty, int(total[-1, -1]))
+    errors = np.sum([Ridge(total - gram, width).errors(gram) for gram in grams], axis=0)
+    return Ridge(total, width, float(PENALTIES[np.argmin(errors)]))
 
 
 def tokens_of(maps: Sequence[Tensor], index: int, chosen: dict[int, np.ndarray]) -> np.ndarray:
@@ -83,17 +66,17 @@ def _centred_products(gram: np.ndarray, mean: np.ndarray) -> np.ndarray:
     return gram[:-1, :-1] - np.outer(sums, mean) - np.outer(mean, sums - count * mean)
 
 
-class _Ridge:
-    """Ridge regression for all penalties at once, from sums of products.
+class Ridge:
+    """Ridge regression from sums of products: the errors of all penalties at once, and the fit of one.
 
     With V diag(λ) Vᵀ the covariance of standardised source channels, and C their covariance with the target's, the
     weight for penalty p is V diag(1 / (λ + p)) Vᵀ C.
     """
 
-    def __init__(self, gram: np.ndarray, width: int):
+    def __init__(self, gram: np.ndarray, width: int, penalty: float = 1.0):
         """Fit the channels of a `_gram` from its first `width` channels, those of the source."""
         count = gram[-1, -1]
-        self.width = width
+        self.width, self.penalty, self.tokens = width, penalty, int(count)
         self.mean = gram[:-1, -1] / count
         covariance = _centred_products(gram, self.mean) / count
         if np.trace(covariance[width:, width:]) <= 1e-12 * np.trace(gram[width:-1, width:-1]) / count:
@@ -106,9 +89,19 @@ class _Ridge:
         self.basis = eigenvectors / deviation[:, None]
         self.projected = self.basis.T @ covariance[:width, width:]
 
-    def weight(self, penalty: float) -> np.ndarray:
-        """Return the weight (source channels, target channels) for channels that are centred, not standardised."""
-        return self.basis @ (self.projected / (self.eigenvalues + penalty)[:, None])
+    @property
+    def constant(self) -> np.ndarray:
+        """The mean of the target's channels (d,): the best guess without a source."""
+        return self.mean[self.width :]
+
+    @cached_property
+    def weight(self) -> np.ndarray:
+        """The weight (c, d) for channels that are centred, not standardised."""
+        return self.basis @ (self.projected / (self.eigenvalues + self.penalty)[:, None])
+
+    def predict(self, tokens: np.ndarray) -> np.ndarray:
+        """Return outputs (t, d) of tokens (t, c)."""
+        return (tokens - self.mean[: self.width]) @ self.weight + self.constant
 
     def errors(self, gram: np.ndarray) -> np.ndarray:
         """Return the sum of squared errors |Y|² − 2 Y·XW + |XW|² of each penalty, on the tokens of another `_gram`."""

@@ -36,9 +36,7 @@ def compare(
     data: str | Path | None = None,
     tasks: Sequence[str] | None = None,
     target: str | None = None,
-    reference: str | None = None,
     pool: Any = "mean",
-    shots: Sequence[int] = (1, 5),
     backends: Sequence[str] = ("eager",),
     seconds: float = 2.0,
     batch: int = 1,
@@ -61,9 +59,7 @@ def compare(
             with classes classification, with masks segmentation, with neither correspondence and stability.
         target: spec of the larger model whose features are reconstructed (the paper, section 4), which adds the task
             "reconstruction"; by default, where that task is named, the model with the most parameters.
-        reference: spec of a model larger than the target, whose information I* the others are compared with.
         pool: how a model's map becomes a vector: one or more of mean, max, cls, separated by commas.
-        shots: training pictures a class of the few-shot classifiers.
         backends: the backends that are timed: eager, compile, max-autotune, cuda-graph, onnx, tensorrt, tensorrt-rtx;
             an empty sequence for no timing.
         seconds: how long each model and backend is timed, with ten runs at least.
@@ -85,7 +81,7 @@ def compare(
     >>> compare(["timm:test_vit@1", "timm:test_vit@1,2"], backends=()).rows[1].cost.tiles
     5
     """
-    specs, target, reference = _check_specs(specs, data, target, reference)
+    specs, target = _check_specs(specs, data, target)
     check_backends(backends)
     pools = _parse_pools(pool)
     with _show_progress(console or Console(quiet=True)) as progress:
@@ -94,13 +90,13 @@ def compare(
             _check_installed()
             track = partial(progress.track, description="reading")
             pictures = read_folder(data, skip_errors=skip_errors, progress=track)
-            names = choose_tasks(tasks, pictures.kind, bool(target or reference))
+            names = choose_tasks(tasks, pictures.kind, target is not None)
         options = {"pretrained": pictures is not None or "checkpoint" in options} | options
         if "reconstruction" in names:
             _check_reconstruction(options)
         make = partial(_load_seeded, device=device, **options)
-        all_specs = dict.fromkeys([*specs, *(spec for spec in (target, reference) if spec is not None)])
-        models = {spec: make(spec) for spec in progress.track(list(all_specs), description="loading")}
+        all_specs = list(dict.fromkeys(specs if target is None else [*specs, target]))
+        models = {spec: make(spec) for spec in progress.track(all_specs, description="loading")}
         image_hw = image_hw or largest_hw(models[spec] for spec in specs)
         rows = _measure_costs({spec: models[spec] for spec in specs}, image_hw, backends, batch, seconds, progress)
         comparison = Comparison(rows, _facts(pictures, models[specs[0]], image_hw, batch if backends else None))
@@ -108,11 +104,11 @@ def compare(
             comparison.facts["weights"] = "random"
         if pictures is None:
             return comparison
-        comparison.skipped = pictures.skipped
+        comparison.skipped, comparison.pictures = pictures.skipped, [*map(str, pictures.paths)]
+        comparison.tested = [path for index, path in enumerate(comparison.pictures) if pictures.is_tested(index)]
         folder = (default_folder() if cache else None) if isinstance(cache, bool) else Path(cache)
         target = target or max(rows, key=lambda row: row.cost.parameters).spec
-        choices = {"pools": pools, "shots": tuple(shots), "target": target, "reference": reference}
-        bench = Bench(models, specs, pictures, folder, progress, make, **choices, facts=comparison.facts)
+        bench = Bench(models, specs, pictures, folder, progress, make, pools, target, comparison.facts)
         for name in names:
             _run_task(name, bench, comparison)
             if cache is True:
@@ -123,19 +119,18 @@ def compare(
     return comparison
 
 
-def _check_specs(
-    specs: Sequence[str], data: Any, target: str | None, reference: str | None
-) -> tuple[list[str], str | None, str | None]:
+def _check_specs(specs: Sequence[str], data: Any, target: str | None) -> tuple[list[str], str | None]:
     """Return all specs in their canonical spelling. Raises S2WrapError for specs that cannot be compared."""
     if isinstance(specs, str) or not specs:
         raise S2WrapError(f"compare() takes a list of models, not {specs!r}; give one spec or more")
     parsed = [_canonical(spec) for spec in specs]
     if repeated := [spec for spec in parsed if parsed.count(spec) > 1]:
         raise S2WrapError(f"{repeated[0]} is named twice; name each model once")
-    if data is None and (target or reference):
-        raise S2WrapError("a target or reference is reconstructed on pictures; give a folder of them (data, --data)")
-    target, reference = (None if spec is None else _canonical(spec) for spec in (target, reference))
-    return parsed, target, reference
+    if data is None and target:
+        raise S2WrapError(
+            "the features of a target are reconstructed on pictures; give a folder of them (data, --data)"
+        )
+    return parsed, target and _canonical(target)
 
 
 def _canonical(name: str) -> str:
@@ -235,13 +230,12 @@ def _run_task(name: str, bench: Bench, comparison: Comparison) -> None:
     task, measures = TASKS[name](bench), {}
     for row in bench.track(comparison.rows, description=name):
         try:
-            result = task.score(row.spec)
+            scores = task.score(row.spec)
         except UnableError as error:
             row.unable[name] = str(error)
             continue
-        row.scores |= result.scores
-        row.details |= result.details
-        measures |= dict.fromkeys(result.scores)
+        row.scores |= scores
+        measures |= dict.fromkeys(scores)
     comparison.tasks[name] = tuple(measures)
 
 
@@ -253,6 +247,6 @@ def _judge(comparison: Comparison) -> None:
         if number == 0:
             for row in pareto_front(scored, measure, lambda row: row.cost.multiply_adds):
                 row.on_front = len(scored) > 1
-        judgement = judge(scored, measure, comparison.facts["pictures"])
-        comparison.verdict += [sentence for sentence in judgement.verdict if sentence not in comparison.verdict]
-        comparison.pairs += judgement.pairs
+        verdict, pairs = judge(scored, measure, comparison.facts["pictures"])
+        comparison.verdict += [sentence for sentence in verdict if sentence not in comparison.verdict]
+        comparison.pairs += pairs

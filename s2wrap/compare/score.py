@@ -22,12 +22,17 @@ class Score:
         value: the measure on the test pictures.
         samples: (resamples,) the measure on pictures drawn from them with replacement (Efron's bootstrap). The draws
             are the same for every model, so that noise that two models share cancels in their difference.
-        pictures: number of test pictures.
+        each: (n,) the measure on each test picture alone, in the order of the pictures.
     """
 
     value: float
     samples: np.ndarray
-    pictures: int
+    each: np.ndarray
+
+    @property
+    def pictures(self) -> int:
+        """The number of test pictures."""
+        return len(self.each)
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
         """Return the ends of the interval that holds the middle `level` of the samples."""
@@ -66,7 +71,7 @@ def score(parts: Any, measure: Callable[[np.ndarray], np.ndarray]) -> Score:
     parts = np.asarray(parts, dtype=np.float64)
     flat = parts.reshape(len(parts), -1)
     totals = (resampled(len(parts)) @ flat).reshape(-1, *parts.shape[1:])
-    return Score(float(measure(parts.sum(axis=0)[None])[0]), measure(totals), len(parts))
+    return Score(float(measure(parts.sum(axis=0)[None])[0]), measure(totals), measure(parts))
 
 
 def mean_score(parts: Any) -> Score:
@@ -75,5 +80,5 @@ def mean_score(parts: Any) -> Score:
     >>> mean_score([0, 1, 1, 1]).value
     0.75
     """
-    count = len(parts)
-    return score(parts, lambda totals: totals / count)
+    parts = np.asarray(parts, dtype=np.float64)
+    return score(np.stack([parts, np.ones(len(parts))], axis=1), lambda totals: totals[:, 0] / totals[:, 1])

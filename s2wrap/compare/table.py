@@ -31,8 +31,6 @@ COST_COLUMNS = {
     "MiB": ("memory_bytes", 2**20),
 }
 """Shown costs by column heading: the name in `COSTS`, and the divisor."""
-DETAILS = {"I train": "information_train", "I/I* train": "ratio_train", "I/I* test": "ratio_test"}
-"""Details of a reconstruction by column heading: information in training, and ratios to the reference's."""
 MOST_SKIPPED = 10
 """Most skipped pictures that the terminal lists."""
 PIPED_WIDTH, GAP = 1000, 2
@@ -114,15 +112,13 @@ def _width(heading: str, cells: Sequence[Cell]) -> int:
 
 
 def column_groups(comparison: Comparison) -> list[Columns]:
-    """Return groups of columns that belong together: costs, each measure, details, each backend."""
+    """Return groups of columns that belong together: costs, each measure, each backend."""
     groups = [_cost_columns(comparison.rows)]
     for task, measures in comparison.tasks.items():
         for measure in measures:
             sign = unit_of(measure).sign
             heading = printable(f"{measure}, {sign}" if sign else measure)
             groups.append({heading: [_score_cell(row, measure, task) for row in comparison.rows]})
-    details = {title: [cell(row.details.get(key)) for row in comparison.rows] for title, key in DETAILS.items()}
-    groups.append({title: cells for title, cells in details.items() if any(cell != EMPTY for cell in cells)})
     return [group for group in groups + _time_columns(comparison.rows) if group]
 
 

@@ -17,16 +17,8 @@ MOST_TIMES = 100
 """Beyond so many times the pictures, a difference counts as one that pictures will not decide."""
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """Sentences on all models, and on each pair of a model at several scales and a rival."""
-
-    verdict: list[str]
-    pairs: list[str]
-
-
-def judge(rows: Sequence[Row], measure: str, pictures: str) -> Judgement:
-    """Return sentences on which models are better in a measure.
+def judge(rows: Sequence[Row], measure: str, pictures: str) -> tuple[list[str], list[str]]:
+    """Return sentences on which models are better in a measure, and on each pair of several scales and a rival.
 
     Every difference is judged by its interval over resampled pictures. The intervals of all m pairs hold together with
     95 %, since the best model is chosen on the same pictures: each has the level 1 − 0.05 / m (Bonferroni).
@@ -37,25 +29,22 @@ def judge(rows: Sequence[Row], measure: str, pictures: str) -> Judgement:
         pictures: description of the test pictures.
     """
     if len(rows) < 2:
-        return Judgement([f"Only {row.spec} has such a score: there is nothing to judge it by." for row in rows], [])
+        return [f"Only {row.spec} has such a score: there is nothing to judge it by." for row in rows], []
     if (tested := rows[0].scores[measure].pictures) < FEWEST:
         more = f"{FEWEST - tested} more pictures"
-        return Judgement(
-            [f"Undecided, {measure}: {tested} pictures were tested, too few to tell noise; add {more}."], []
-        )
+        return [f"Undecided, {measure}: {tested} pictures were tested, too few to tell noise; add {more}."], []
     names = dict(zip((row.spec for row in rows), short_names([row.spec for row in rows]), strict=True))
     best = max(rows, key=lambda row: (row.scores[measure].value, -row.cost.multiply_adds))
-    rivals = scaled_pairs(rows)
     count = len(rows) * (len(rows) - 1) // 2
     level = _level(len(rows))
-    pairs = [_Pair(*rival, measure, level, names) for rival in rivals]
+    pairs = [_Pair(*rival, measure, level, names) for rival in scaled_pairs(rows)]
     verdict = [
         _describe_best(best, [row for row in rows if row is not best], measure, level, names),
         *_summarise_pairs(pairs),
         f"Judged on {pictures}. Intervals are over resampled pictures, and so wide that those of all {count} pairs of "
         f"models hold together with {100 * LEVEL:.0f} %. What other training pictures would change is not in them.",
     ]
-    return Judgement(verdict, [pair.sentence() for pair in pairs])
+    return verdict, [pair.sentence() for pair in pairs]
 
 
 def scaled_pairs(rows: Sequence[Row]) -> list[tuple[Row, Row, str]]:
@@ -236,8 +225,7 @@ def _time_ratio(one: Row, other: Row) -> str:
 
 
 def _value(row: Row, measure: str) -> str:
-    factor, sign, digits = unit_of(measure)
-    return f"{factor * row.scores[measure].value:.{digits}f} {sign}".rstrip()
+    return unit_of(measure).text(row.scores[measure].value)
 
 
 def _signed(measure: str, difference: float) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from s2wrap.compare.tasks.anomaly import Anomaly
-from s2wrap.compare.tasks.base import Bench, Result, Task
+from s2wrap.compare.tasks.base import Bench, Task
 from s2wrap.compare.tasks.classification import Classification
 from s2wrap.compare.tasks.correspondence import Correspondence
 from s2wrap.compare.tasks.neighbours import Neighbours
@@ -27,7 +27,7 @@ TASKS: dict[str, type[Task]] = {
 }
 """All tasks, in the order in which they are run."""
 
-__all__ = ["TASKS", "Bench", "Result", "Task", "choose_tasks"]
+__all__ = ["TASKS", "Bench", "Task", "choose_tasks"]
 
 
 def choose_tasks(names: Sequence[str] | None, form: str, reconstructs: bool) -> list[str]:

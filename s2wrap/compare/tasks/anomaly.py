@@ -15,7 +15,7 @@ from torch import Tensor
 
 from s2wrap.compare.data import load_mask
 from s2wrap.compare.score import Score, score
-from s2wrap.compare.tasks.base import Result, Task
+from s2wrap.compare.tasks.base import Task
 from s2wrap.compare.warps import chunks
 
 BANK = 20_000
@@ -33,7 +33,7 @@ class Anomaly(Task):
 
     forms = ("defective",)
 
-    def score(self, spec: str) -> Result:
+    def score(self, spec: str) -> dict[str, Score]:
         """As `Task.score`."""
         maps, (fold,) = self.bench.maps(spec), self.bench.pictures.folds
         bank = make_bank([maps[index] for index in fold.train])
@@ -45,7 +45,7 @@ class Anomaly(Task):
             for index, size in zip(fold.test, sizes, strict=True)
         )
         defective = np.array([paths[index] is not None for index in fold.test])
-        return Result(pixel_scores(scores, masks) | {"image AUROC": image_auroc(scores, defective)})
+        return pixel_scores(scores, masks) | {"image AUROC": image_auroc(scores, defective)}
 
 
 def make_bank(maps: list[Tensor]) -> Tensor:

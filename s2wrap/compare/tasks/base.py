@@ -12,7 +12,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from s2wrap.compare.data import Pictures
-from s2wrap.compare.extract import Extractor, keep, maps_of, model_key, vectors_of
+from s2wrap.compare.extract import extract, keep, maps_of, model_key, vectors_of
 from s2wrap.compare.score import Score
 from s2wrap.wrapper import MultiScale, largest_hw
 
@@ -22,16 +22,14 @@ class Bench:
     """The models, the pictures, and the features of one by the other: what every task works with.
 
     Attributes:
-        models: by spec; among them a target and a reference of a reconstruction.
+        models: by spec; among them the target of a reconstruction.
         specs: of the models that are compared.
         pictures: the same for all models, with their folds.
         folder: the cache folder of features; None for no cache.
         progress: display of the progress.
         make: `make(spec, target_grid=(rows, columns))` makes a model on another grid.
         pools: how a map becomes a vector, see `vectors_of`.
-        shots: training pictures a class of few-shot classifiers.
         target: spec of the model whose features are reconstructed.
-        reference: spec of the model whose information is I*.
         facts: how figures are measured, which tasks add to.
     """
 
@@ -42,9 +40,7 @@ class Bench:
     progress: Progress
     make: Callable[..., MultiScale]
     pools: tuple[str, ...] = ("mean",)
-    shots: tuple[int, ...] = (1, 5)
     target: str | None = None
-    reference: str | None = None
     facts: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -76,20 +72,11 @@ class Bench:
         return keep(folder, self.pictures.contents, lambda batch: map(compute, batch), self._advance(spec), batch=1)
 
     def _features(self, spec: str, model: MultiScale | None, *, maps: bool) -> list[dict[str, Tensor]]:
-        extractor = Extractor(model or self.models[spec], self.folder, maps=maps)
-        return extractor(self.pictures, self._advance(spec))
+        return extract(model or self.models[spec], self.pictures, self.folder, self._advance(spec), maps=maps)
 
     def _advance(self, spec: str) -> Callable[[int], object]:
         task = self.progress.add_task(spec.partition(":")[2], total=len(self.pictures.paths))
         return partial(self.progress.advance, task)
-
-
-@dataclass(frozen=True)
-class Result:
-    """A model's scores by measure, the deciding one first, and further figures by name."""
-
-    scores: dict[str, Score]
-    details: dict[str, float] = field(default_factory=dict)
 
 
 class Task(ABC):
@@ -108,5 +95,5 @@ class Task(ABC):
         self.bench = bench
 
     @abstractmethod
-    def score(self, spec: str) -> Result:
-        """Return the scores of a model. Raises UnableError for a model that cannot do the task."""
+    def score(self, spec: str) -> dict[str, Score]:
+        """Return the scores of a model by measure, the deciding one first. Raises UnableError where it cannot do it."""

@@ -1,15 +1,14 @@
 """Quality on labelled pictures: the accuracy of simple classifiers on frozen feature vectors."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from s2wrap.compare.folds import Fold, check_folds, inner_folds
+from s2wrap.compare.folds import Fold, inner_folds
 from s2wrap.compare.score import Score, mean_score
-from s2wrap.compare.tasks.base import Result, Task
-from s2wrap.errors import S2WrapError
+from s2wrap.compare.tasks.base import Task
 
 STRENGTHS = tuple(10.0 ** np.arange(-3, 5))
 """Candidate values of C times the mean squared length of a vector, from a constant guess to hardly any penalty."""
@@ -17,6 +16,8 @@ FEW_SHOT_STRENGTH = 1.0
 """The same for few-shot classifiers, which have too few pictures to choose by."""
 NEIGHBOURS = (1, 3, 5, 10, 20)
 """Candidate values of k for k-NN, as far as there are pictures."""
+SHOTS = (1, 5)
+"""Training pictures a class of the few-shot classifiers."""
 DRAWS = 10
 """How often the training pictures of a few-shot classifier are drawn."""
 
@@ -26,62 +27,42 @@ class Classification(Task):
 
     forms = ("labelled",)
 
-    def score(self, spec: str) -> Result:
+    def score(self, spec: str) -> dict[str, Score]:
         """As `Task.score`."""
         from threadpoolctl import threadpool_limits
 
-        vectors, pictures = self.bench.vectors(spec), self.bench.pictures
+        pictures = self.bench.pictures
         with threadpool_limits(1):  # threads slow down many small fits
-            inputs = vectors, pictures.labels, pictures.folds, pictures.contents
-            return Result(classify(*inputs, shots=self.bench.shots))
+            return classify(self.bench.vectors(spec), pictures.labels, pictures.folds, pictures.contents)
 
 
-def classify(
-    vectors: Any,
-    labels: Any,
-    folds: Sequence[Fold],
-    contents: Sequence[str],
-    *,
-    shots: tuple[int, ...] = (1, 5),
-    progress: Callable[[list[Any]], Iterable[Any]] = iter,
-) -> dict[str, Score]:
+def classify(vectors: Any, labels: Any, folds: Sequence[Fold], contents: Sequence[str]) -> dict[str, Score]:
     """Return the accuracy of each classifier on the test pictures, by the classifier's name.
 
     "accuracy" is a linear probe (logistic regression with an L2 penalty), "k-NN" a vote of the nearest neighbours by
     cosine, and "1-shot" the linear probe trained on one picture a class. C and k are chosen by cross-validation among
     the training pictures of a fold. Channels are standardised by the pictures that a classifier is fitted to, and C is
     relative to the vectors' squared length, so that repeated channels change nothing: models of different widths are
-    regularised alike.
+    regularised alike. Few-shot classifiers are fitted to ten draws, the same for every model, and a picture's score is
+    the share of draws that classify it correctly; those with more shots than the rarest class has are left out.
 
     Args:
         vectors: (n, d), one a picture; any finite numbers.
         labels: (n,) class numbers.
         folds: which pictures train and which test; each is tested at most once.
         contents: (n) a hash of each picture; copies have the same.
-        shots: training pictures a class of the few-shot classifiers; those with more than the rarest class has are
-            left out. Each is fitted to ten draws, the same for every model, and a picture's score is the share of
-            draws that classify it correctly.
-        progress: wraps the list of folds.
-
-    Raises:
-        S2WrapError: a picture trains and is tested; one class, or a class with less than two different pictures to
-            train; vectors that are not finite; lengths that differ.
     """
     vectors, labels = np.asarray(vectors, dtype=np.float64), np.asarray(labels)
-    _check(vectors, labels, folds, contents)
-    if min(shots, default=1) < 1:
-        raise S2WrapError(f"shots={shots} asks for classifiers that saw nothing; use numbers from 1, such as (1, 5)")
     rarest = min(np.unique(labels[fold.train], return_counts=True)[1].min() for fold in folds)
-    shots = tuple(shot for shot in shots if shot <= rarest)
-    names = ["accuracy", "k-NN", *(f"{shot}-shot" for shot in shots)]
-    correct = {name: np.zeros(len(labels)) for name in names}
-    for number, fold in enumerate(progress(list(folds))):
+    shots = [shot for shot in SHOTS if shot <= rarest]
+    correct = {name: np.zeros(len(labels)) for name in ("accuracy", "k-NN", *(f"{shot}-shot" for shot in shots))}
+    for number, fold in enumerate(folds):
         task = _make_task(vectors, labels, fold)
         train = vectors[fold.train], labels[fold.train]
         inner = [_make_task(*train, part) for part in inner_folds(fold, labels, contents)]
         counts = [count for count in NEIGHBOURS if count <= min(len(part.train_labels) for part in inner)]
-        correct["accuracy"][fold.test] = _is_correct(_fit_logistic, _best_option(_fit_logistic, STRENGTHS, inner), task)
-        correct["k-NN"][fold.test] = _is_correct(_fit_nearest, _best_option(_fit_nearest, counts, inner), task)
+        for name, fit, options in (("accuracy", _fit_logistic, STRENGTHS), ("k-NN", _fit_nearest, counts)):
+            correct[name][fold.test] = _is_correct(fit, _best_option(fit, options, inner), task)
         for shot in shots:
             correct[f"{shot}-shot"][fold.test] = _few_shot_accuracy(vectors, labels, fold, number, shot)
     tested = np.sort(np.concatenate([fold.test for fold in folds]))
@@ -89,16 +70,13 @@ def classify(
 
 
 def draw(labels: np.ndarray, fold: Fold, shot: int, seed: tuple[int, int]) -> np.ndarray:
-    """Return indices of training pictures of a fold, `shot` of each class, class by class, the same for every model.
+    """Return indices of training pictures of a fold, `shot` of each class, the same for every model.
 
     Args:
         labels: (n,) class numbers of all pictures.
         fold: pictures are drawn from its `train`.
         shot: pictures a class.
         seed: number of the fold and number of the draw.
-
-    >>> draw(np.array([0, 0, 0, 1, 1, 1]), Fold(np.arange(6), np.arange(0)), 2, (0, 0)).shape
-    (4,)
     """
     rng = np.random.default_rng(seed)
     of_train = labels[fold.train]
@@ -165,28 +143,3 @@ def _fit_nearest(count: int, task: _Task) -> Any:
     from sklearn.neighbors import KNeighborsClassifier
 
     return KNeighborsClassifier(count, metric="cosine").fit(task.train, task.train_labels)
-
-
-def _check(vectors: np.ndarray, labels: np.ndarray, folds: Sequence[Fold], contents: Sequence[str]) -> None:
-    """Raise S2WrapError for vectors, labels or folds that no classifier can be fitted to or fairly tested on."""
-    if vectors.ndim != 2 or not len(vectors) == len(labels) == len(contents):
-        raise S2WrapError(
-            f"vectors {vectors.shape} with {len(labels)} labels and {len(contents)} contents; give one row (n, d), one "
-            f"label and one hash a picture"
-        )
-    if len(broken := np.flatnonzero(~np.isfinite(vectors).all(axis=1))):
-        raise S2WrapError(
-            f"the vectors of {len(broken)} pictures hold NaN or infinite values, such as that of picture {broken[0]}; "
-            f"leave them out, or use a model whose features are finite"
-        )
-    if len(names := np.unique(labels)) < 2:
-        raise S2WrapError(f"all pictures are of class {names.tolist()}; a classifier needs two classes or more")
-    check_folds(folds, contents)
-    for number, fold in enumerate(folds):
-        for label in np.unique(labels[np.concatenate([fold.train, fold.test])]):
-            different = {contents[index] for index in fold.train[labels[fold.train] == label]}
-            if len(different) < 2:
-                raise S2WrapError(
-                    f"class {label} has {len(different)} different pictures to train in fold {number}; C and k are "
-                    f"chosen among those that train, which takes two or more: add pictures, or leave the class out"
-                )

@@ -12,8 +12,8 @@ import torch.nn.functional as F  # noqa: N812 (the field's name for it)
 from einops import rearrange
 from torch import Tensor
 
-from s2wrap.compare.score import mean_score
-from s2wrap.compare.tasks.base import Bench, Result, Task
+from s2wrap.compare.score import Score, mean_score
+from s2wrap.compare.tasks.base import Bench, Task
 from s2wrap.compare.warps import Warp, centres, chunks, draw_warps, load_square, maps_of_values, move
 from s2wrap.errors import S2WrapError
 
@@ -122,17 +122,17 @@ class Correspondence(Task):
         self.side = bench.side
         bench.facts["matched"] = f"warped squares of {self.side} pixels, in cells of a {GRID}×{GRID} grid"
 
-    def score(self, spec: str) -> Result:
+    def score(self, spec: str) -> dict[str, Score]:
         """As `Task.score`."""
         parts = self.bench.kept(spec, f"correspondence-1-{self.side}", lambda index: self._match(spec, index))
-        scores = {name: mean_score([float(part[f"medium {name}"]) for part in parts]) for name in self._names()}
+        scores = {
+            name: mean_score([float(part[f"medium {name}"]) for part in parts])
+            for name in (*(f"matches@{cells:g}" for cells in WITHIN), "match error")
+        }
         first = f"matches@{WITHIN[0]:g}"
         for strength in ("easy", "hard"):
             scores[f"{strength} {first}"] = mean_score([float(part[f"{strength} {first}"]) for part in parts])
-        return Result(scores)
-
-    def _names(self) -> list[str]:
-        return [*(f"matches@{cells:g}" for cells in WITHIN), "match error"]
+        return scores
 
     def _match(self, spec: str, index: int) -> dict[str, Tensor]:
         """Return a picture's figures, by strength and name, averaged over its warps."""

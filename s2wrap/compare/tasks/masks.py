@@ -1,16 +1,18 @@
 """What tasks on masks share: the classes of cells, and the scores of masks that are predicted."""
 
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 (the field's name for it)
 from einops import rearrange
+from torch import Tensor
 
 from s2wrap.compare.data import IGNORED, load_mask
-from s2wrap.compare.folds import Fold, check_folds
+from s2wrap.compare.folds import Fold
 from s2wrap.compare.score import Score, score
 from s2wrap.compare.tasks.base import Bench, Task
 from s2wrap.errors import S2WrapError
@@ -21,10 +23,29 @@ BAND = 0.02
 """Parts of the shorter side up to which a pixel lies beside a border of classes."""
 
 
+Classifier = Callable[[np.ndarray], np.ndarray]
+"""Maps tokens (t, c) to logits, or votes (t, classes)."""
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Tokens (t, c), and each class's share of their cells (t, classes), where ignored pixels are in no share."""
+
+    tokens: np.ndarray
+    shares: np.ndarray
+
+
 class Masks(Task):
-    """What tasks on masks share: the masks, and the scores of masks that are predicted."""
+    """What tasks on masks share: the masks, and the scores of masks that are predicted.
+
+    Attributes:
+        measures: names of the mIoU over all pixels, and of that beside the borders of classes.
+        most: tokens that train in a fold, at most, equally many of each picture, though at least one of each.
+    """
 
     forms = ("masked",)
+    measures: ClassVar[tuple[str, str]]
+    most: ClassVar[int]
 
     def __init__(self, bench: Bench):
         super().__init__(bench)
@@ -36,6 +57,51 @@ class Masks(Task):
             )
         self.classes = highest + 1
         self.bands = [band(mask) for mask in self.masks]
+
+    def score(self, spec: str) -> dict[str, Score]:
+        """As `Task.score`; without the second measure where no tested mask has a border."""
+        maps, pictures = self.bench.maps(spec), self.bench.pictures
+        cells = draw_cells(maps, self.masks, pictures.folds, self.classes, self.most)
+        predicted = predict(maps, self.masks, pictures.folds, lambda fold: self.fit(cells, fold, pictures.contents))
+        scores = {self.measures[0]: iou_score(predicted, self.masks, self.classes)}
+        if any(self.bands[index].any() for index in predicted):
+            scores[self.measures[1]] = iou_score(predicted, self.masks, self.classes, self.bands)
+        return scores
+
+    @staticmethod
+    @abstractmethod
+    def fit(cells: Sequence[Cells], fold: Fold, contents: Sequence[str]) -> Classifier:
+        """Return what classifies tokens, after training on a fold.
+
+        Args:
+            cells: of each picture.
+            fold: which pictures train.
+            contents: a hash of each picture; copies have the same.
+        """
+
+
+def predict(
+    maps: Sequence[Tensor], masks: Sequence[Any], folds: Sequence[Fold], fit: Callable[[Fold], Classifier]
+) -> dict[int, np.ndarray]:
+    """Return the class of each pixel (H, W) of the test pictures, by index.
+
+    Logits of a map's cells are interpolated bilinearly to the mask's pixels before the argmax.
+
+    Args:
+        maps: (c, h, w) of each picture; grids may differ.
+        masks: (H, W) of each picture.
+        folds: which pictures train and which test.
+        fit: returns the classifier of a fold.
+    """
+    predicted = {}
+    for fold in folds:
+        classifier = fit(fold)
+        for index in map(int, fold.test):
+            logits = torch.from_numpy(classifier(rearrange(maps[index].numpy(), "c h w -> (h w) c")))
+            coarse = rearrange(logits, "(h w) classes -> 1 classes h w", h=maps[index].shape[1])
+            fine = F.interpolate(coarse, size=np.shape(masks[index]), mode="bilinear", align_corners=False)
+            predicted[index] = fine[0].argmax(dim=0).to(torch.uint8).numpy()
+    return predicted
 
 
 def iou_score(
@@ -49,19 +115,7 @@ def iou_score(
         pairs = np.bincount(mask[counted].astype(int) * classes + predicted[index][counted], minlength=classes**2)
         confusion = pairs.reshape(classes, classes)
         counts.append(np.stack([confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)]))
-    by_picture = np.stack(counts)
-    if not by_picture.any():
-        raise S2WrapError(f"none of {len(counts)} tested masks has a pixel that counts; {IGNORED} is what does not")
-    return score(by_picture, miou)
-
-
-def border_score(
-    name: str, predicted: Mapping[int, np.ndarray], masks: Sequence[Any], classes: int, bands: Sequence[np.ndarray]
-) -> dict[str, Score]:
-    """Return the mIoU beside the borders of classes, by its name; nothing where no tested mask has a border."""
-    if not any(bands[index].any() for index in predicted):
-        return {}
-    return {name: iou_score(predicted, masks, classes, bands)}
+    return score(np.stack(counts), miou)
 
 
 def miou(totals: np.ndarray) -> np.ndarray:
@@ -98,39 +152,18 @@ def band(mask: np.ndarray) -> np.ndarray:
     return (distance <= max(1, round(BAND * min(mask.shape))) - 1) & (mask != IGNORED)
 
 
-def classes_of_pixels(logits: np.ndarray, rows: int, image_hw: tuple[int, ...]) -> np.ndarray:
-    """Return the class of each pixel (H, W), from cells' logits (cells, classes) that are interpolated bilinearly."""
-    coarse = rearrange(torch.from_numpy(logits), "(h w) classes -> 1 classes h w", h=rows)
-    fine = F.interpolate(coarse, size=image_hw, mode="bilinear", align_corners=False)
-    return fine[0].argmax(dim=0).to(torch.uint8).numpy()
-
-
-@dataclass(frozen=True)
-class Cells:
-    """Tokens (t, c), and each class's share of their cells (t, classes), where ignored pixels are in no share."""
-
-    tokens: np.ndarray
-    shares: np.ndarray
-
-
 def draw_cells(
-    spatials: Sequence[torch.Tensor], masks: Sequence[Any], folds: Sequence[Fold], classes: int, most: int
+    maps: Sequence[Tensor], masks: Sequence[Any], folds: Sequence[Fold], classes: int, most: int
 ) -> list[Cells]:
     """Return cells of each picture, drawn from those with a pixel that counts: `most` in all that train in a fold."""
-    count = max(1, most // min(len(fold.train) for fold in folds))
-    return [
-        _draw_cells(spatial, mask, classes, count, seed)
-        for seed, (spatial, mask) in enumerate(zip(spatials, masks, strict=True))
-    ]
-
-
-def _draw_cells(spatial: torch.Tensor, mask: Any, classes: int, count: int, seed: int) -> Cells:
-    """Return at most `count` cells of a picture, drawn from those with a pixel that counts."""
-    tokens = rearrange(spatial.numpy(), "c h w -> (h w) c")
-    shares = cell_shares(np.asarray(mask), (spatial.shape[1], spatial.shape[2]), classes)
-    labelled = np.flatnonzero(shares.sum(axis=1) > 1e-9)
-    drawn = np.sort(np.random.default_rng(seed).permutation(labelled)[:count])
-    return Cells(tokens[drawn], shares[drawn].astype(np.float32))
+    count, cells = max(1, most // min(len(fold.train) for fold in folds)), []
+    for seed, (spatial, mask) in enumerate(zip(maps, masks, strict=True)):
+        shares = cell_shares(np.asarray(mask), (spatial.shape[1], spatial.shape[2]), classes)
+        labelled = np.flatnonzero(shares.sum(axis=1) > 1e-9)
+        drawn = np.sort(np.random.default_rng(seed).permutation(labelled)[:count])
+        tokens = rearrange(spatial.numpy(), "c h w -> (h w) c")
+        cells.append(Cells(tokens[drawn], shares[drawn].astype(np.float32)))
+    return cells
 
 
 def join_cells(cells: Sequence[Cells], pictures: np.ndarray) -> Cells:
@@ -156,36 +189,3 @@ def averaging_matrix(pixels: int, cells: int) -> np.ndarray:
     """Return the (cells, pixels) matrix that averages pixels over an even grid."""
     axis = Axis(size=pixels, tile=pixels, starts=(0,), content=pixels)
     return merge_matrix(axis, tokens=pixels, patch=1, cells=cells, blend="constant")[0]
-
-
-def check_maps(
-    maps: Sequence[Any], masks: Sequence[Any], folds: Sequence[Fold], contents: Sequence[str], classes: int
-) -> list[torch.Tensor]:
-    """Return the maps as float32 on the CPU, after checking that they, masks and folds can be used."""
-    _check(maps, masks, contents, classes)
-    check_folds(folds, contents)
-    spatials = [torch.as_tensor(spatial).detach().cpu().float() for spatial in maps]
-    _check_channels(spatials)
-    return spatials
-
-
-def _check(maps: Sequence[Any], masks: Sequence[Any], contents: Sequence[str], classes: int) -> None:
-    if not len(maps) == len(masks) == len(contents):
-        raise S2WrapError(f"{len(maps)} maps, {len(masks)} masks and {len(contents)} contents; give one each a picture")
-    for index, mask in enumerate(masks):
-        values = np.unique(mask)
-        unknown = values[(values >= classes) & (values != IGNORED)]
-        if np.ndim(mask) != 2 or len(unknown):
-            raise S2WrapError(
-                f"the mask of picture {index} is {np.shape(mask)} and holds {unknown.tolist()}; a mask is (H, W), of "
-                f"class numbers 0 to {classes - 1}, and {IGNORED} for pixels that do not count"
-            )
-
-
-def _check_channels(spatials: Sequence[torch.Tensor]) -> None:
-    for index, spatial in enumerate(spatials):
-        if spatial.ndim != 3 or len(spatial) != len(spatials[0]) or not bool(spatial.isfinite().all()):
-            raise S2WrapError(
-                f"the map of picture {index} is {tuple(spatial.shape)} beside {tuple(spatials[0].shape)} of the first; "
-                f"maps are (c, h, w), of as many channels, and finite"
-            )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from s2wrap.compare.score import Score, mean_score
-from s2wrap.compare.tasks.base import Result, Task
+from s2wrap.compare.tasks.base import Task
 
 
 class Retrieval(Task):
@@ -13,11 +13,11 @@ class Retrieval(Task):
 
     forms = ("labelled",)
 
-    def score(self, spec: str) -> Result:
+    def score(self, spec: str) -> dict[str, Score]:
         """As `Task.score`."""
         pictures = self.bench.pictures
         assert pictures.labels is not None
-        return Result(retrieve(self.bench.vectors(spec), pictures.labels, pictures.contents))
+        return retrieve(self.bench.vectors(spec), pictures.labels, pictures.contents)
 
 
 def retrieve(vectors: np.ndarray, labels: np.ndarray, contents: Sequence[str]) -> dict[str, Score]:

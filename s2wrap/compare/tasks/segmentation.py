@@ -1,106 +1,42 @@
 """Quality on pictures with masks: the mIoU of a linear segmentation on frozen maps."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from einops import rearrange
 
 from s2wrap.compare.folds import Fold, inner_folds
-from s2wrap.compare.score import Score
-from s2wrap.compare.tasks.base import Result
-from s2wrap.compare.tasks.masks import (
-    Cells,
-    Masks,
-    border_score,
-    check_maps,
-    classes_of_pixels,
-    draw_cells,
-    iou_score,
-    join_cells,
-    miou,
-)
+from s2wrap.compare.tasks.masks import Cells, Classifier, Masks, join_cells, miou
 from s2wrap.errors import S2WrapError
 
 STRENGTHS = tuple(10.0 ** np.arange(-3, 3))
 """Candidate values of C times the mean squared length of a token, from a constant guess to hardly any penalty."""
-TOKENS = 10_000
-"""Most training tokens of a classifier, equally many of each picture, though at least one of each."""
-
-Classifier = Callable[[np.ndarray], np.ndarray]
-"""Maps tokens (t, c) to logits (t, classes)."""
 
 
 class Segmentation(Masks):
-    """The task: the classes of pixels from a map by a linear classifier, see `segment`; also beside borders alone."""
+    """The task: the classes of pixels from a map by a linear classifier.
 
-    def score(self, spec: str) -> Result:
-        """As `Task.score`."""
-        maps, pictures = self.bench.maps(spec), self.bench.pictures
-        inputs = maps, self.masks, pictures.folds, pictures.contents
-        predicted = predict(*inputs, classes=self.classes, progress=self.bench.track)
-        scores = {"mIoU": iou_score(predicted, self.masks, self.classes)}
-        return Result(scores | border_score("boundary mIoU", predicted, self.masks, self.classes, self.bands))
-
-
-def segment(
-    maps: Sequence[Any],
-    masks: Sequence[Any],
-    folds: Sequence[Fold],
-    contents: Sequence[str],
-    *,
-    classes: int,
-    progress: Callable[[list[Any]], Iterable[Any]] = iter,
-) -> Score:
-    """Return the mIoU of a linear segmentation: the mean over classes of intersection over union, in pixels.
-
-    A linear classifier (logistic regression with an L2 penalty) is fitted to standardised tokens, with the exact
-    cross-entropy against the shares of the classes in each token's cell of the mask. It is trained on at most `TOKENS`
-    tokens, drawn the same way for every model. C is chosen among the training pictures of a fold, by the mIoU over
-    cells. Logits of the test maps are interpolated bilinearly to the mask's pixels before the argmax. Intersections
-    and unions are summed over all test pictures; the mean is over the classes that occur in their masks.
-
-    Linear segmentation on frozen features is how DINOv2 (arXiv 2304.07193, section 7.4, "lin.") measures dense
-    features; there the settings of the optimiser take the place of C.
-
-    Args:
-        maps: (c, h, w) of each picture, finite numbers; grids may differ.
-        masks: (H, W) of each picture, class numbers 0 … classes - 1; pixels of 255 do not count. Cells are an even
-            grid over the mask, and share a pixel that lies on their edge.
-        folds: which pictures train and which test; each is tested at most once.
-        contents: a hash of each picture; copies have the same.
-        classes: number of classes, 255 at most.
-        progress: wraps the list of folds.
-
-    Raises:
-        S2WrapError: a picture in both training and test; a mask of other numbers; a single class in training; no
-            pixel that counts in test; maps that are not finite or differ in channels; lengths that differ.
+    Logistic regression with an L2 penalty is fitted to standardised tokens, with the exact cross-entropy against the
+    shares of the classes in each token's cell of the mask. C is chosen among the training pictures of a fold, by the
+    mIoU over cells. Linear segmentation on frozen features is how DINOv2 (arXiv 2304.07193, section 7.4, "lin.")
+    measures dense features; there the settings of the optimiser take the place of C.
     """
-    return iou_score(predict(maps, masks, folds, contents, classes=classes, progress=progress), masks, classes)
 
+    measures = ("mIoU", "boundary mIoU")
+    most = 10_000
 
-def predict(
-    maps: Sequence[Any],
-    masks: Sequence[Any],
-    folds: Sequence[Fold],
-    contents: Sequence[str],
-    *,
-    classes: int,
-    progress: Callable[[list[Any]], Iterable[Any]] = iter,
-) -> dict[int, np.ndarray]:
-    """Return the class of each pixel (H, W) of the test pictures, by index; see `segment`."""
-    spatials = check_maps(maps, masks, folds, contents, classes)
-    cells = draw_cells(spatials, masks, folds, classes, TOKENS)
-    predicted = {}
-    for number, fold in enumerate(progress(list(folds))):
+    @staticmethod
+    def fit(cells: Sequence[Cells], fold: Fold, contents: Sequence[str]) -> Classifier:
+        """As `Masks.fit`. Raises S2WrapError for a single class in training."""
         train = join_cells(cells, fold.train)
-        _check_train(train, number)
+        classes = np.flatnonzero(train.shares.sum(axis=0))
+        if len(classes) < 2:
+            raise S2WrapError(
+                f"the masks that train in a fold hold class {classes.tolist()} only; a classifier needs two or more: "
+                f"add pictures, or deal them otherwise"
+            )
         inner = [Fold(fold.train[part.train], fold.train[part.test]) for part in inner_folds(fold, None, contents)]
-        classifier = next(_fit_all(train, (_best_strength(cells, inner),)))
-        for index in fold.test:
-            logits = classifier(rearrange(spatials[index].numpy(), "c h w -> (h w) c"))
-            predicted[int(index)] = classes_of_pixels(logits, spatials[index].shape[1], np.shape(masks[index]))
-    return predicted
+        return next(_fit_all(train, (_best_strength(cells, inner),)))
 
 
 def _best_strength(cells: Sequence[Cells], folds: Sequence[Fold]) -> float:
@@ -158,12 +94,3 @@ def _count(logits: np.ndarray, shares: np.ndarray) -> np.ndarray:
     """Return for each class the correct, the actual and the predicted amount over cells: (3, classes)."""
     predicted = np.eye(shares.shape[1])[logits.argmax(axis=1)]
     return np.stack([(shares * predicted).sum(axis=0), shares.sum(axis=0), shares.sum(axis=1) @ predicted])
-
-
-def _check_train(train: Cells, number: int) -> None:
-    classes = np.flatnonzero(train.shares.sum(axis=0))
-    if len(classes) < 2:
-        raise S2WrapError(
-            f"the masks that train in fold {number} hold class {classes.tolist()} only; a classifier needs two or "
-            f"more: add pictures, or deal them otherwise"
-        )

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from s2wrap.compare.score import mean_score
-from s2wrap.compare.tasks.base import Bench, Result, Task
+from s2wrap.compare.score import Score, mean_score
+from s2wrap.compare.tasks.base import Bench, Task
 from s2wrap.compare.tasks.correspondence import GRID, cell_at, query
 from s2wrap.compare.warps import load_square, maps_of_values
 
@@ -28,10 +28,10 @@ class Stability(Task):
         self.most = max(1, self.side // GRID - 1)  # a whole cell of the common grid would be no change of its phase
         bench.facts["shifted"] = f"squares of {self.side} pixels by 1 to {self.most} pixels"
 
-    def score(self, spec: str) -> Result:
+    def score(self, spec: str) -> dict[str, Score]:
         """As `Task.score`."""
         parts = self.bench.kept(spec, f"stability-1-{self.side}", lambda index: self._shift(spec, index))
-        return Result({name: mean_score([float(part[name]) for part in parts]) for name in ("stable", "shift cosine")})
+        return {name: mean_score([float(part[name]) for part in parts]) for name in ("stable", "shift cosine")}
 
     def _shift(self, spec: str, index: int) -> dict[str, Tensor]:
         model, pictures = self.bench.models[spec], self.bench.pictures
