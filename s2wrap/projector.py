@@ -34,7 +34,7 @@ def dynamic_s2(sizes: Any = (448, 896, 1344), *, max_tiles: int = 12) -> dict[st
         max_tiles: most tiles of the largest size; at least those of its square (9 for three times the first).
 
     >>> dynamic_s2()["scales"][0]
-    Scale(size='448px', fit='stretch', whole=False, policy=None, max_tiles=None)
+    Scale(size='448px', fit='stretch', whole=False, policy=None, max_tiles=None, phases=None)
     """
     if not isinstance(sizes, Sequence) or not all((whole_number(size) or 0) > 0 for size in sizes):
         raise S2WrapError(f"sizes={sizes!r} are no sides in pixels; use whole numbers such as (448, 896, 1344)")

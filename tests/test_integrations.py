@@ -234,7 +234,7 @@ def test_dask_maps_pictures(pictures, model, expected):
     np.testing.assert_allclose(np.stack(found), expected, atol=1e-5)
 
 
-def test_ray_data_maps_batches(pictures, model, expected):
+def test_ray_data_maps_batches(pictures, model, expected, monkeypatch):
     ray = pytest.importorskip("ray", reason="needs the [ray] extra")
 
     class Encode:
@@ -246,7 +246,9 @@ def test_ray_data_maps_batches(pictures, model, expected):
                 found = self.model.encode(list(batch["image"]))
             return {"vector": np.stack([features.pooled[0].numpy() for features in found])}
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):  # a server of another test sets them for its own cluster
+        monkeypatch.delenv(name, raising=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
     try:
         data = ray.data.from_items([{"image": picture} for picture in pictures])
         one = ray.data.ActorPoolStrategy(size=1)
