@@ -18,13 +18,13 @@ Comparisons of `s2wrap compare`, each printed as a table with its verdict and wr
 Features are cached in the user's cache folder, so that a second run is quick.
 """
 
-import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
+from command import start
 from defects import KINDS, check_installed, spread, textiles
 from photos import FILES, PIECES, squares
 from PIL import Image
@@ -33,7 +33,6 @@ from skimage import data
 
 from s2wrap.compare import compare, write_report
 from s2wrap.compare.table import print_table
-from s2wrap.errors import S2WrapError
 
 LITES = [f"sample:efficientnet_lite{size}" for size in range(3)]
 TEXTILE = [
@@ -121,8 +120,4 @@ def write_squares(folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except S2WrapError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    start(main)

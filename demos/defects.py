@@ -22,7 +22,6 @@ the farthest token is in the ring is counted over more local defects than are sh
 
 import csv
 import math
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import typer
+from command import start
 from einops import rearrange, reduce
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -313,8 +313,4 @@ def roughest(path: Path, spot: int = 9) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except S2WrapError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    start(main)

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 (the field's name for it)
 import typer
+from command import start
 from einops import rearrange
 from rich.console import Console
 from rich.progress import track
@@ -147,4 +148,4 @@ def draw(panels: dict[str, Tensor], output: Path) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    start(main)

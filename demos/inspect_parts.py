@@ -24,6 +24,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import typer
+from command import start
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
@@ -164,4 +165,4 @@ def write(wrapped, bank: Tensor, threshold: float, folder: Path, picture: Path, 
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    start(main)

@@ -9,7 +9,6 @@ that every epoch runs the backbone again. Figures are in docs/pages/tutorials/li
 """
 
 import copy
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 import typer
+from command import start
 from defects import KINDS, check_installed, spread, textiles
 from PIL import Image
 from rich.console import Console
@@ -148,8 +148,4 @@ def draw(runs: dict[str, Run], file: Path) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except S2WrapError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    start(main)

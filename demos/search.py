@@ -31,6 +31,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import typer
+from command import start
 from defects import KINDS, check_installed, spread, textiles
 from matplotlib.axes import Axes
 from photos import cut_squares
@@ -257,7 +258,4 @@ def short_name(name: str, folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except s2wrap.S2WrapError as error:
-        raise SystemExit(f"error: {error}") from error
+    start(main)

@@ -14,7 +14,7 @@ from s2wrap.errors import S2WrapError
 from s2wrap.wrapper import MultiScale
 
 OF_TRANSFORMERS = (TransformersBackbone, TowerBackbone)
-INSIDE = "model.backbone.model."
+KEY_PREFIX = "model.backbone.model."
 """Where the tower's own weights lie in a `VisionTower`; checkpoints have their keys without it."""
 HARMLESS = {"return_dict", "output_hidden_states", "use_cache"}
 """Arguments of towers that change nothing in the features."""
@@ -196,14 +196,16 @@ def _check_sizes(image_sizes: Any, image_hw: tuple[int, int]) -> None:
 
 def _own_keys(tower: VisionTower, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
     """Give weights the keys that they have in the tower that is wrapped."""
-    for key in [key for key in state if key.startswith(prefix + INSIDE)]:
-        state[prefix + key.removeprefix(prefix + INSIDE)] = state.pop(key)
+    for key in [key for key in state if key.startswith(prefix + KEY_PREFIX)]:
+        state[prefix + key.removeprefix(prefix + KEY_PREFIX)] = state.pop(key)
 
 
 def _inner_keys(tower: VisionTower, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Find weights under the keys that they have in the tower that is wrapped."""
-    outside = {name for name, _ in (*tower.named_parameters(), *tower.named_buffers()) if not name.startswith(INSIDE)}
+    outside = {
+        name for name, _ in (*tower.named_parameters(), *tower.named_buffers()) if not name.startswith(KEY_PREFIX)
+    }
     for key in [key for key in state if key.startswith(prefix)]:
         name = key.removeprefix(prefix)
-        if not name.startswith(INSIDE) and name not in outside:
-            state[prefix + INSIDE + name] = state.pop(key)
+        if not name.startswith(KEY_PREFIX) and name not in outside:
+            state[prefix + KEY_PREFIX + name] = state.pop(key)

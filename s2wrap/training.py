@@ -121,9 +121,9 @@ def set_checkpointing(
             )
         else:
             getattr(module, method)(**{f"{method.removesuffix('_enable')}_kwargs": kwargs}, **unusual)
-    except (AssertionError, NotImplementedError, TypeError, ValueError) as error:
-        if isinstance(error, S2WrapError):
-            raise
+    except S2WrapError:
+        raise
+    except (AssertionError, NotImplementedError, TypeError, ValueError) as error:  # what libraries say that have none
         raise S2WrapError(
             f"{backbone.name} does no gradient checkpointing: {first_line(error)}; {_instead()}"
         ) from error

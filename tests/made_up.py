@@ -1,4 +1,4 @@
-"""A comparison of models with made-up figures, for the tests of what shows it."""
+"""A comparison of models with made-up figures, for the tests of what shows it; and the sizes of a tiny ViT."""
 
 import numpy as np
 
@@ -6,6 +6,15 @@ from s2wrap.compare.comparison import Comparison, Row
 from s2wrap.compare.score import Score
 from s2wrap.cost import Cost
 
+TINY_VIT = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 8,
+}
+"""Arguments of many configurations of transformers: three blocks, 4 × 4 patches."""
 SPECS = (
     "sample:dinov2_s14@1",
     "sample:dinov2_s14@1,2",

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from made_up import TINY_VIT
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -149,32 +150,24 @@ def test_a_model_with_a_head_is_wrapped_without_it():
     torch.testing.assert_close(s2wrap.wrap(model, scales=(1,))(images).tokens, tokens[:, 1:])
 
 
-SMALL = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "image_size": 32,
-    "patch_size": 8,
-}
 STAGES = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8], "image_size": 64}
 WIDTHS = {"hidden_sizes": [16, 32, 64, 128], "depths": [1, 1, 1, 1]}
 BACKBONES = [
-    ("Beit", SMALL),
-    ("Beit", SMALL | {"num_hidden_layers": 4, "out_indices": [1, 2, 3, 4], "add_fpn": True}),
+    ("Beit", TINY_VIT),
+    ("Beit", TINY_VIT | {"num_hidden_layers": 4, "out_indices": [1, 2, 3, 4], "add_fpn": True}),
     ("ConvNext", WIDTHS),
     ("DINOv3ConvNext", WIDTHS),
-    ("DINOv3ViT", SMALL),
-    ("Dinov2", SMALL),
-    ("Dinov2", SMALL | {"reshape_hidden_states": False}),
-    ("Dinov2WithRegisters", SMALL | {"out_indices": [1, 3]}),
+    ("DINOv3ViT", TINY_VIT),
+    ("Dinov2", TINY_VIT),
+    ("Dinov2", TINY_VIT | {"reshape_hidden_states": False}),
+    ("Dinov2WithRegisters", TINY_VIT | {"out_indices": [1, 3]}),
     ("MaskFormerSwin", STAGES),
-    ("Pixio", SMALL),
+    ("Pixio", TINY_VIT),
     ("PvtV2", {"image_size": 64}),
     ("ResNet", WIDTHS | {"embedding_size": 16, "out_features": ["stage1", "stage2"]}),
     ("Swin", STAGES | {"window_size": 2, "out_features": ["stage2"]}),
     ("Swinv2", STAGES | {"window_size": 2}),
-    ("VitDet", SMALL | {"window_block_indices": []}),
+    ("VitDet", TINY_VIT | {"window_block_indices": []}),
 ]
 
 
@@ -214,7 +207,7 @@ def test_wrappers_of_timm_give_the_features_of_timm_without_the_head(kind, archi
 @pytest.mark.parametrize("kind", ["ViT", "Dinov2", "Beit", "DeiT", "DINOv3ViT", "CLIPVision"])
 def test_every_layer_is_the_hidden_state_after_its_block(kind):
     torch.manual_seed(0)
-    backbone = getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**SMALL)).eval()
+    backbone = getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**TINY_VIT)).eval()
     images = torch.randn(1, 3, 32, 32)
     states = backbone(images, output_hidden_states=True).hidden_states
     model = s2wrap.wrap(backbone, scales=(1,), layers=(0, 1, 2), join_layers=False)
@@ -224,7 +217,7 @@ def test_every_layer_is_the_hidden_state_after_its_block(kind):
 
 @pytest.mark.parametrize("channels", [1, 4])
 def test_models_of_transformers_for_other_channels_take_their_images(channels):
-    backbone = transformers.ViTModel(transformers.ViTConfig(**SMALL, num_channels=channels)).eval()
+    backbone = transformers.ViTModel(transformers.ViTConfig(**TINY_VIT, num_channels=channels)).eval()
     model, images = s2wrap.wrap(backbone, scales=(1,)), torch.randn(1, channels, 32, 32)
     torch.testing.assert_close(model(images).tokens, backbone(images).last_hidden_state[:, 1:])
     assert (model.input.channels, model.input.mean) == (channels, None)
@@ -237,7 +230,7 @@ def test_bands_of_a_kind_that_takes_blue_first_keep_their_order():
 
 
 def test_the_processor_of_a_folder_or_one_that_is_given_says_mean_and_std(tmp_path):
-    backbone = transformers.ViTModel(transformers.ViTConfig(**SMALL))
+    backbone = transformers.ViTModel(transformers.ViTConfig(**TINY_VIT))
     processor = transformers.ViTImageProcessor(image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6])
     backbone.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
@@ -250,7 +243,7 @@ def test_the_processor_of_a_folder_or_one_that_is_given_says_mean_and_std(tmp_pa
 
 
 def test_the_default_of_a_class_is_called_one_and_warned_of_once():
-    model = s2wrap.wrap(transformers.ViTModel(transformers.ViTConfig(**SMALL)))
+    model = s2wrap.wrap(transformers.ViTModel(transformers.ViTConfig(**TINY_VIT)))
     assert model.input.origins["mean"] == "class default"
     images = torch.randint(256, (1, 3, 40, 40), dtype=torch.uint8)
     with pytest.warns(UserWarning, match="are the default of a class, not known of these weights; give processor="):
@@ -504,7 +497,7 @@ def test_a_text_tower_that_needs_a_hub_is_told_of(monkeypatch):
 
 def test_the_feature_pipeline_of_transformers_takes_a_tower():
     torch.manual_seed(0)
-    backbone = transformers.Dinov2Model(transformers.Dinov2Config(**SMALL)).eval()
+    backbone = transformers.Dinov2Model(transformers.Dinov2Config(**TINY_VIT)).eval()
     processor = transformers.BitImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
     model = s2wrap.wrap(backbone, scales=(1, 2), fuse="mean", processor=processor)
     pipe = transformers.pipeline(

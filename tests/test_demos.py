@@ -30,7 +30,8 @@ def run(monkeypatch, capsys):
         monkeypatch.syspath_prepend(DEMOS)
         with pytest.raises(SystemExit) as stop:
             runpy.run_path(str(DEMOS / name), run_name="__main__")
-        return stop.value.code, capsys.readouterr().out
+        printed = capsys.readouterr()
+        return stop.value.code, printed.out + printed.err
 
     return run
 
@@ -218,10 +219,12 @@ def test_search_finds_what_a_plain_sort_finds_and_draws_it(tmp_path, run):
     picture = np.asarray(Image.open(output).convert("RGB")).astype(float)
     height, width = picture.shape[:2]
     assert picture[int(0.2 * height) : int(0.4 * height), : width // 10].std() > 3
-    code, _ = run(*words, "--query", "none.png")
-    assert code == "error: --query none.png: 0 pictures of the folder end so; name one of them"
-    code, _ = run(*words, "--nearest", 10)
-    assert "10 pictures, and 10 are to be found for each: give --nearest below" in code
+    code, printed = run(*words, "--query", "none.png")
+    assert code == 2
+    assert printed.endswith("\nerror: --query none.png: 0 pictures of the folder end so; name one of them\n")
+    code, printed = run(*words, "--nearest", 10)
+    assert code == 2
+    assert "10 pictures, and 10 are to be found for each: give --nearest below" in printed
 
 
 @pytest.mark.usefixtures("has_samples")
@@ -295,7 +298,11 @@ def test_inspect_parts_rejects_what_is_odder_than_flawless_parts_and_writes_the_
 def test_inspect_parts_says_which_folder_it_takes(tmp_path, run):
     for number in range(4):
         Image.new("RGB", (40, 40), (number, 0, 0)).save(tmp_path / f"{number}.png")
-    assert run("inspect_parts.py", tmp_path, "--random-weights")[0] == 2
+    code, printed = run("inspect_parts.py", tmp_path, "--random-weights")
+    assert code == 2
+    assert "as MVTec AD has them" in printed
+    code, printed = run("inspect_parts.py", tmp_path / "none", "--random-weights")
+    assert (code, printed) == (2, f"error: {tmp_path / 'none'}: there is no such folder\n")
 
 
 def test_dense_head_says_how_many_pixels_are_right_and_draws_targets_and_predictions(tmp_path, run):

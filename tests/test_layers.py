@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from made_up import TINY_VIT
 from torch import nn
 from torch.nn import functional
 
@@ -11,14 +12,6 @@ from s2wrap import S2WrapError
 
 transformers = pytest.importorskip("transformers")
 
-TINY = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "image_size": 32,
-    "patch_size": 8,
-}
 NORMS = {"ViT": "layernorm", "Dinov2": "layernorm", "DINOv3ViT": "norm", "SiglipVision": "post_layernorm"}
 
 
@@ -30,7 +23,7 @@ def as_maps(states, rows=4):
 @pytest.fixture(scope="module", params=sorted(NORMS))
 def tower(request):
     torch.manual_seed(0)
-    model = getattr(transformers, f"{request.param}Model")(getattr(transformers, f"{request.param}Config")(**TINY))
+    model = getattr(transformers, f"{request.param}Model")(getattr(transformers, f"{request.param}Config")(**TINY_VIT))
     for part in model.modules():
         if isinstance(part, nn.LayerNorm):  # a fresh one would be hard to tell from another
             nn.init.normal_(part.weight)
@@ -65,7 +58,7 @@ def test_looking_for_the_norm_leaves_the_caller_s_random_numbers_as_they_were(to
 
 def test_a_model_that_shows_its_last_layer_normed_alone_is_asked_for_no_other():
     torch.manual_seed(0)
-    model = transformers.ViTModel(transformers.ViTConfig(**TINY, tie_last_hidden_states=True)).eval()
+    model = transformers.ViTModel(transformers.ViTConfig(**TINY_VIT, tie_last_hidden_states=True)).eval()
     nn.init.normal_(model.layernorm.weight)
     images = torch.randn(1, 3, 32, 32)
     states = model(images, output_hidden_states=True).hidden_states
@@ -78,7 +71,7 @@ def test_a_model_that_shows_its_last_layer_normed_alone_is_asked_for_no_other():
 
 
 def test_a_norm_that_there_is_not_is_refused():
-    model = transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**TINY))
+    model = transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**TINY_VIT))
     with pytest.raises(S2WrapError, match="norm_layers=True: .* puts no norm on the tokens of its last block"):
         s2wrap.wrap(model, (1,), layers=(0,), norm_layers=True)
     s2wrap.wrap(model, (1,), layers=(0,), norm_layers=False)
@@ -126,8 +119,8 @@ STAGES = {"out_features": ["stage1", "stage3"]}
 @pytest.mark.parametrize(
     ("kind", "config"),
     [
-        ("Dinov2", TINY | STAGES),
-        ("Dinov2", TINY | STAGES | {"reshape_hidden_states": False}),
+        ("Dinov2", TINY_VIT | STAGES),
+        ("Dinov2", TINY_VIT | STAGES | {"reshape_hidden_states": False}),
         ("ResNet", {"embedding_size": 8, "hidden_sizes": [8, 12, 16], "depths": [1, 1, 1], **STAGES}),
     ],
 )
