@@ -82,18 +82,18 @@ def cell(comparison: Comparison, number: int, measure: str) -> str:
 
 def notes(found: dict[str, Comparison], count: int, seed: int) -> list[str]:
     """Return how the table was made, and the verdict of each set."""
-    here = Path(__file__).parent
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False, cwd=here
-    )
-    lines = [
-        f"`benchmarks/tasks.py`, commit {git.stdout.strip() or 'unknown'}, {count} pictures a set, seed {seed}.",
-        "",
-    ]
+    lines = [f"`benchmarks/tasks.py`, commit {commit()}, {count} pictures a set, seed {seed}.", ""]
     for name, comparison in found.items():
         lines += [f"- **{name}**: {facts_line(comparison)}."]
         lines += [f"    - {sentence}" for sentence in comparison.verdict]
     return lines
+
+
+def commit() -> str:
+    """Return the commit that is checked out, with "-dirty" where files differ from it."""
+    describe = ["git", "describe", "--always", "--dirty"]
+    git = subprocess.run(describe, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+    return git.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

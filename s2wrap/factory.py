@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from s2wrap.backbones.registry import as_backbone, load_backbone, parse_spec, without_peft
+from s2wrap.best_fusion import settle_fusion
 from s2wrap.errors import S2WrapError
 from s2wrap.options import BackboneOptions, LoadOptions, Options, WrapOptions, make_options, part_of, takes_options
 from s2wrap.wrapper import MultiScale
@@ -73,6 +74,7 @@ def load(spec: Any, scales: Any = None, *, backbone: Any = None, **options: Any)
     backbone = load_backbone(
         parsed, part_of(BackboneOptions, chosen), pretrained=chosen.pretrained, checkpoint=chosen.checkpoint
     )
+    chosen = settle_fusion(chosen, backbone)
     model = MultiScale(backbone, part_of(Options, chosen))
     checkpoint = chosen.checkpoint and str(Path(chosen.checkpoint).resolve())
     model.recipe = {"spec": spec} | chosen.changed() | {"checkpoint": checkpoint}

@@ -29,7 +29,7 @@ from s2wrap.errors import S2WrapError
 from s2wrap.policies import Policy, PolicyName, policy_name
 from s2wrap.scales import Fit, Scale, check_phases, check_policy, check_word, parse_scales, whole_number, whole_pair
 
-Fusion = Literal["concat", "mean", "sum", "max", "weighted", "detail", "pyramid"]
+Fusion = Literal["concat", "mean", "sum", "max", "weighted", "detail", "pyramid", "auto"]
 Norm = Literal["none", "l2", "layer", "std"]
 Blend = Literal["smooth", "trim", "constant", "triangular", "gaussian"]
 Prefix = Literal["area", "base", "drop"]
@@ -130,7 +130,8 @@ class Options(Checked):
     fuse: Annotated[
         Fusion,
         "How scales are fused: concat (on channels, as in the paper), mean, sum, max, weighted, detail (coarse scales "
-        "with the detail of finer ones, no tile borders) or pyramid (each scale on its own grid).",
+        "with the detail of finer ones, no tile borders), pyramid (each scale on its own grid) or auto (the fusion, "
+        "norm and grid that won on tasks for such backbones).",
     ] = "concat"
     weights: Annotated[Sequence[float] | None, "For fuse weighted: one factor a scale, such as 0.5,0.3,0.2."] = None
     norm: Annotated[Norm, "The scales on one footing before they are fused: each token or map normalised."] = "none"
@@ -167,6 +168,8 @@ class Options(Checked):
                 f"target_grid={self.target_grid!r} with fuse='pyramid', which leaves each scale on its own grid; use "
                 f"target_grid=None, or another fusion"
             )
+        if self.fuse == "auto" and self.norm != "none":
+            raise S2WrapError(f"norm={self.norm!r} with fuse='auto', which chooses the norm; use another fusion")
         if self.fuse == "detail" and self.norm != "none":
             raise S2WrapError(f"norm={self.norm!r} with fuse='detail', which mixes scales as they are; use norm='none'")
         self._set(target_grid=self._target_grid(len(scales)))

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from s2wrap.backbones.base import Backbone
+from s2wrap.best_fusion import settle_fusion
 from s2wrap.errors import S2WrapError
 from s2wrap.features import Features, join
 from s2wrap.fusion import float32, fuse_scales, level_out, normalise_scales
@@ -59,7 +60,7 @@ class MultiScale(TrainableModule):
 
     Attributes:
         backbone: the model.
-        options: as given, checked.
+        options: as given, checked, and without `fuse="auto"`: what that came to.
         scales: the scales with everything decided.
         order: indices of the scales, from the smallest to the largest.
         recipe: what `load` was given, if that made the model: `load(**recipe)` makes it again.
@@ -76,8 +77,8 @@ class MultiScale(TrainableModule):
 
     def __init__(self, backbone: Backbone, options: Options):
         super().__init__()
-        self.backbone, self.options = backbone, options
-        self.scales = resolve_scales(options, backbone)
+        self.backbone, self.options = backbone, settle_fusion(options, backbone)
+        self.scales = resolve_scales(self.options, backbone)
         self.order = tuple(sorted(range(len(self.scales)), key=lambda k: self.scales[k].box_hw))
         self.recipe: dict[str, Any] | None = None
         self._placements: PlacementCache[Placement] = PlacementCache()

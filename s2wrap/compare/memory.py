@@ -1,5 +1,6 @@
 """Measure the peak memory of a call."""
 
+import os
 from collections.abc import Callable
 
 import torch
@@ -21,6 +22,7 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int | None:
         return torch.cuda.max_memory_allocated(device) - before
     if device.type != "cpu":
         return None
+    os.environ.setdefault("KINETO_LOG_LEVEL", "7")  # else the profiler writes a line whenever it starts and ends
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     record = profiler.profiler
