@@ -77,7 +77,7 @@ def compare_models(
 ) -> None:
     """Compare models: what an image costs, what they know; say which wins.
 
-    With classes: accuracy of logistic regression, k-NN and few shots. With masks: mIoU of linear segmentation.
+    With classes: accuracy of logistic regression and k-NN. With masks: mIoU of linear segmentation.
     Without labels: whether a place is found again in a warped picture. With --target: how much of its features a
     linear map recovers. Without --data: costs only, with random weights. Features are kept on disk; an interrupted
     comparison goes on where it stopped.
