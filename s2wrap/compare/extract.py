@@ -5,7 +5,6 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from s2wrap.compare.data import Pictures
 from s2wrap.errors import S2WrapError
 from s2wrap.features import Features
 from s2wrap.files import disk_errors, whole_file
+from s2wrap.version import installed_version
 from s2wrap.wrapper import MultiScale
 
 POOLS = ("mean", "max", "cls")
@@ -158,15 +158,8 @@ def model_key(model: MultiScale) -> str:
     facts: dict[str, Any] = {name: value for name, value in (model.recipe or {}).items() if name not in from_options}
     facts |= {"options": model.options.to_json(), "input": model.input.to_json()}
     facts |= {"weights": weights_sha256(model.backbone), "device": model.backbone.device.type}
-    facts |= {package: _version(package) for package in LIBRARIES}
+    facts |= {package: installed_version(package) for package in LIBRARIES}
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def default_folder() -> Path:
