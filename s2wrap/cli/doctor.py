@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 
 from s2wrap.cli import output
 from s2wrap.errors import first_line
-from s2wrap.version import __version__, installed_version
+from s2wrap.version import installed_version
 
 CORE = "core"
 ALSO = ("torchvision",)
@@ -60,7 +60,11 @@ def examine(*, as_json: output.Json = False) -> None:
     failures = {name: error for name, module in modules.items() if (error := errors[module]) is not None}
     parts = {name: _judge(name, part, versions, failures) for name, part in asked.items()}
     runtimes = {module: _runtime(module, versions, failures, devices or {}) for module in RUNTIMES}
-    facts = {"s2wrap": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    facts = {
+        "s2wrap": installed_version("s2wrap"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
     if as_json:
         shown = {name: asdict(part) for name, part in parts.items()}
         packages = {"packages": versions, "devices": devices, "runtimes": runtimes, "parts": shown}
