@@ -91,26 +91,24 @@ def keep(
     if folder is not None:
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-    files = [None if folder is None else folder / f"{content}.safetensors" for content in contents]
-    found = {index: _load(file) for index, file in enumerate(files)}
-    missing = [index for index, tensors in found.items() if tensors is None]
+    found = [None if folder is None else _load(folder / f"{content}.safetensors") for content in contents]
+    missing = [index for index, tensors in enumerate(found) if tensors is None]
     done(len(found) - len(missing))
     for start in range(0, len(missing), batch):
         indices = missing[start : start + batch]
         for index, tensors in zip(indices, compute(indices), strict=True):
-            _save(files[index], tensors)
+            if folder is not None:
+                _save(folder / f"{contents[index]}.safetensors", tensors)
             found[index] = tensors
         done(len(indices))
-    return [tensors for tensors in found.values() if tensors is not None]
+    return [tensors for tensors in found if tensors is not None]
 
 
-def _load(file: Path | None) -> dict[str, Tensor] | None:
+def _load(file: Path) -> dict[str, Tensor] | None:
     """Return the tensors of a file; None if there is none, or none that can be read."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if file is None:
-        return None
     try:
         found = load_file(file)
         os.utime(file)  # it was used: `trim` deletes others first
@@ -119,12 +117,10 @@ def _load(file: Path | None) -> dict[str, Tensor] | None:
         return None
 
 
-def _save(file: Path | None, tensors: dict[str, Tensor]) -> None:
+def _save(file: Path, tensors: dict[str, Tensor]) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    if file is None:
-        return
     with whole_file(file) as draft:
         try:
             save_file(tensors, draft)

@@ -1,8 +1,7 @@
 """`compare` measures the cost and the quality of several models. The module to read first."""
 
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -170,11 +169,9 @@ def _parse_pools(pool: Any) -> tuple[str, ...]:
     return pools
 
 
-@contextmanager
-def _show_progress(console: Console) -> Iterator[Progress]:
+def _show_progress(console: Console) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as progress:
-        yield progress
+    return Progress(*columns, console=console, transient=True, disable=not console.is_interactive)
 
 
 def _facts(pictures: Pictures | None, model: MultiScale, image_hw: Pair, batch: int | None) -> dict[str, str]:
@@ -214,10 +211,10 @@ def _measure_costs(
             memory = peak_bytes(partial(model, images), model.backbone.device)
         rows.append(Row(spec, count_cost(model, image_hw), memory=memory))
     if backends:
-        task = progress.add_task("timing", total=100)
+        task = progress.add_task("timing", total=1)
 
         def update(share: float) -> None:
-            progress.update(task, completed=round(100 * share))
+            progress.update(task, completed=share)
 
         timings = time_models(models, backends, image_hw, batch=batch, seconds=seconds, progress=update)
         for row in rows:
