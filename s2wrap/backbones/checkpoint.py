@@ -130,7 +130,7 @@ def exact_loading(name: str, source: object, unused: Callable[[], Collection[str
     """
     thread, watched, handles = get_ident(), set(), []
 
-    def compare_weights(module: nn.Module, tensors: dict[str, Tensor], prefix: str, *_rest: Any) -> None:
+    def compare_weights(module: nn.Module, tensors: dict[str, Tensor], prefix: str, *_rest: object) -> None:
         if prefix:
             return  # a part of the model
         taken = fitting(module, tensors, name, source, unused=unused)

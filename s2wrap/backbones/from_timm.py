@@ -113,16 +113,16 @@ def interpolate_positions(model: Any, allow: bool) -> bool:
     return True
 
 
-def _prefix_tokens(model: Any) -> int | None:
+def _prefix_tokens(model: object) -> int | None:
     """What timm says; its LeViT has none, and does not say so."""
     return 0 if _is_levit(model) else getattr(model, "num_prefix_tokens", None)
 
 
-def _is_levit(model: Any) -> bool:
+def _is_levit(model: object) -> bool:
     return type(model).__name__ in ("Levit", "LevitDistilled")
 
 
-def is_timm(model: Any) -> bool:
+def is_timm(model: object) -> bool:
     """Whether a model has timm's feature call and configuration."""
     return isinstance(model, nn.Module) and hasattr(model, "forward_features") and hasattr(model, "pretrained_cfg")
 

@@ -88,7 +88,7 @@ class TowerBackbone(InterpolatingBackbone):
         states = [answer.last_hidden_state, *(answer.hidden_states[place] for place in self.places)]
         return [_of_each(state, tiles) for state in states]
 
-    def _run(self, tiles: Tensor, **options: Any) -> Any:
+    def _run(self, tiles: Tensor, **options: object) -> Any:
         """The answer of the tower; its first argument are the images, whatever it is called."""
         if self.pools:
             options["do_pooling"] = False  # its features alone

@@ -56,7 +56,7 @@ OWN_MODULES = "transformers.models."
 class TransformersBackbone(InterpolatingBackbone):
     """A vision model, or the vision tower of a model for images and text."""
 
-    def __init__(self, model: Any, options: BackboneOptions = NO_OPTIONS):
+    def __init__(self, model: object, options: BackboneOptions = NO_OPTIONS):
         """As `ProbedBackbone`."""
         tower = vision_tower(model)
         self.kind: str = tower.config.model_type
@@ -175,7 +175,7 @@ class TransformersBackbone(InterpolatingBackbone):
                 maps.append(spatial)
         return Features(tuple(maps), tuple(prefixes))
 
-    def _run(self, tiles: Tensor, **options: Any) -> Any:
+    def _run(self, tiles: Tensor, **options: object) -> Any:
         if self.kind in BGR and tiles.shape[1] == 3:
             tiles = tiles.flip(1)
         if self.patches is not None:  # NaFlex: patches instead of pixels, rows and columns beside them
@@ -201,7 +201,7 @@ def _rows(count: int, tiles: Tensor) -> int:
     return round((count * tiles.shape[-2] / tiles.shape[-1]) ** 0.5)
 
 
-def image_size_of(config: Any) -> Any:
+def image_size_of(config: object) -> Any:
     """The size in pixels of images that a config says; None where it says none."""
     size = getattr(config, "image_size", None) or getattr(getattr(config, "backbone_config", None), "image_size", None)
     return tuple(size) if isinstance(size, list) else size
@@ -333,7 +333,7 @@ def adapt(model: Any, options: BackboneOptions = NO_OPTIONS) -> Backbone:
     return TimmBackbone(inner, options, facts=facts)
 
 
-def matches(model: Any) -> bool:
+def matches(model: object) -> bool:
     """Whether a model is one of transformers'."""
     return made_by(model, "transformers") and hasattr(model, "config")
 

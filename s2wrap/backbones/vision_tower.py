@@ -52,7 +52,7 @@ def vision_tower(model: Any) -> Any:
     raise S2WrapError(f"{kind} of transformers {reason}")
 
 
-def is_backbone(model: Any) -> bool:
+def is_backbone(model: object) -> bool:
     """Whether a model is one of transformers' backbones, such as Dinov2Backbone: it returns maps of stages."""
     return hasattr(model, "stage_names") and hasattr(model, "out_features")
 

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from s2wrap.compare.comparison import Row, unit_of
 from s2wrap.compare.score import LEVEL
@@ -123,7 +122,7 @@ def more_pictures(difference: tuple[float, float, float], pictures: int) -> str:
     return f"about {float(f'{max(more, 1):.1g}'):,.0f} more pictures would decide, if the difference stays so"
 
 
-def recommend(rows: Sequence[Row], measures: Sequence[str], options: Mapping[str, Any]) -> list[str]:
+def recommend(rows: Sequence[Row], measures: Sequence[str], options: Mapping[str, object]) -> list[str]:
     """Return a sentence with the one command to go on with: [] without scores.
 
     That is the cheapest model of those that no other is shown to beat in any of the measures; where there is none, in
@@ -156,7 +155,7 @@ def _beaten(row: Row, rows: Sequence[Row], measure: str, level: float) -> bool:
     return any(other.scores[measure].difference(row.scores[measure], level)[1] > 0 for other in rows)
 
 
-def _flag(name: str, value: Any) -> str:
+def _flag(name: str, value: object) -> str:
     """Return an option as a flag of the command line."""
     from s2wrap.cli.model import flag_name
 

@@ -66,7 +66,7 @@ class MapWriter(GroupWriter):
         self.group: Any = None
         self.first: Arrays = {}
 
-    def start(self, rows: int, description: Mapping[str, Any]) -> list[Row]:
+    def start(self, rows: int, description: Mapping[str, object]) -> list[Row]:
         """Discard all rows but the first `rows`; those of the last block are returned if it is not full."""
         if rows == 0:
             for path in self.own():  # what is left of a run that was killed before its first commit
@@ -113,7 +113,7 @@ class MapWriter(GroupWriter):
             written += _sync(self.folder / name, range(first // array.chunks[0], -(-end // array.chunks[0])))
         return written
 
-    def _create(self, name: str, dims: tuple[str, ...], shape: tuple[int, ...], chunks: Any, dtype: Any) -> None:
+    def _create(self, name: str, dims: tuple[str, ...], shape: tuple[int, ...], chunks: object, dtype: object) -> None:
         """An array without rows, whose dimensions have names, as xarray wants it."""
         self.group.create_array(
             name, shape=(0, *shape), chunks=chunks, dtype=dtype, dimension_names=dims, overwrite=True

@@ -54,7 +54,7 @@ class SceneWriter(GroupWriter):
         self.layout = layout
         self.group: Any = None
 
-    def start(self, rows: int, description: Mapping[str, Any]) -> list[Row]:
+    def start(self, rows: int, description: Mapping[str, object]) -> list[Row]:
         """Create the arrays, or open those that are there."""
         zarr = open_zarr()
         if rows:
@@ -101,7 +101,13 @@ class SceneWriter(GroupWriter):
         return whole
 
     def _create(
-        self, name: str, dims: tuple[str, ...], shape: Any, chunks: Any, dtype: str, fill_value: float | None = None
+        self,
+        name: str,
+        dims: tuple[str, ...],
+        shape: object,
+        chunks: object,
+        dtype: str,
+        fill_value: float | None = None,
     ) -> Any:
         """An array whose dimensions have names, and which lies on the grid of cells if it has any of its axes."""
         attributes: dict[str, Any] = {"_ARRAY_DIMENSIONS": list(dims)}

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from s2wrap.compare.folds import Fold, inner_folds
 from s2wrap.compare.score import Score, mean_score
@@ -30,7 +31,9 @@ class Classification(Task):
             return classify(self.bench.vectors(spec), pictures.labels, pictures.folds, pictures.contents)
 
 
-def classify(vectors: Any, labels: Any, folds: Sequence[Fold], contents: Sequence[str]) -> dict[str, Score]:
+def classify(
+    vectors: ArrayLike, labels: ArrayLike | None, folds: Sequence[Fold], contents: Sequence[str]
+) -> dict[str, Score]:
     """Return the accuracy of each classifier on the test pictures, by the classifier's name.
 
     "accuracy" is a linear probe (logistic regression with an L2 penalty), "k-NN" a vote of the nearest neighbours by
