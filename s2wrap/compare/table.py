@@ -40,7 +40,7 @@ Columns = dict[str, list[Cell]]
 
 
 def print_table(comparison: Comparison, console: Console) -> None:
-    """Print costs, scores and times in as many tables as the console's width requires, and then the verdict.
+    """Print costs, scores and times in as many tables as the console's width requires, then pairs and the verdict.
 
     Between them: why tasks or backends did not run, and pictures that were left out (the first ten). Where output is
     not a terminal there is one table, and no line is broken.
@@ -58,7 +58,7 @@ def print_table(comparison: Comparison, console: Console) -> None:
     skipped = [f"left out: {text}" for text in comparison.skipped[:MOST_SKIPPED]]
     if len(comparison.skipped) > MOST_SKIPPED:
         skipped.append(f"left out: {len(comparison.skipped) - MOST_SKIPPED} more")
-    sentences = [*comparison.verdict, *comparison.pairs]
+    sentences = [*comparison.pairs, *comparison.verdict]  # whose last is the command to go on with
     front = ["● Pareto front: none that costs no more scores as much"] if any(row.on_front for row in rows) else []
     for style, texts in (("", front), ("yellow", not_measured(rows) + skipped), ("", sentences)):
         for text in texts:
