@@ -31,7 +31,7 @@ class SelfAttention(nn.Module):
         self.in_proj = _linear(attention.in_proj_weight, attention.in_proj_bias)
         self.out_proj = _linear(attention.out_proj.weight, attention.out_proj.bias)
 
-    def forward(self, *inputs: Any, **named: Any) -> tuple[Tensor, None]:
+    def forward(self, *inputs: object, **named: object) -> tuple[Tensor, None]:
         """What the module answers to a plain call: tokens of the shape of `query`, and no weights."""
         if not _is_plain(call := _call(inputs, named)):
             raise ValueError("an attention is called in two ways, of which one is no plain self-attention")

@@ -45,7 +45,7 @@ def load(
     runtime_cache: str | Path | None = None,
     eager: bool = False,
     threads: int | None = None,
-    **options: Any,
+    **options: object,
 ) -> "Engine":
     """An exported file as an object that is called as the wrapped model is.
 
@@ -97,7 +97,7 @@ class Engine:
         plan: for one graph, where its tiles lie; else None.
     """
 
-    def __init__(self, session: Session, manifest: dict[str, Any], **options: Any):
+    def __init__(self, session: Session, manifest: dict[str, Any], **options: object):
         """An engine around a session; `load` makes both."""
         self.session, self.manifest, self.device, self._options = session, manifest, session.device, options
         self.image_hw: Pair = manifest["image_hw"]
@@ -197,7 +197,7 @@ class Engine:
     def _name(self) -> str:
         return self.manifest["backbone"]["name"]
 
-    def _batch(self, images: Any) -> Tensor:
+    def _batch(self, images: object) -> Tensor:
         """What a call was given as a batch (b, c, h, w) on the engine's device."""
         if isinstance(images, np.ndarray) and images.ndim == 4:
             images = torch.from_numpy(images)
@@ -207,7 +207,7 @@ class Engine:
         last = images.ndim == 4 and not images.is_floating_point() and images.shape[3] == channels != images.shape[1]
         return rearrange(images, "b h w c -> b c h w") if last else images
 
-    def _read(self, images: Iterable[Any]) -> Iterable[tuple[Tensor, Pair]]:
+    def _read(self, images: Iterable[object]) -> Iterable[tuple[Tensor, Pair]]:
         """Pictures as batches of one as the graph takes them, each with its own height and width."""
         for number, source in enumerate(images):
             try:

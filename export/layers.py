@@ -111,7 +111,7 @@ def _answers(graph: Graph, images: Tensor) -> dict[str, Tensor]:
     if not isinstance(model, nn.Module):
         raise S2WrapError(f"{graph.backbone.name} is no torch module, so it has no layers to compare")
 
-    def keep(name: str, answer: Any) -> None:
+    def keep(name: str, answer: object) -> None:
         answer = answer[0] if isinstance(answer, tuple | list) and answer else answer
         if isinstance(answer, Tensor) and answer.is_floating_point() and answer.numel() > 1:
             answers.setdefault(name, answer.detach().clone())
@@ -129,7 +129,7 @@ def _answers(graph: Graph, images: Tensor) -> dict[str, Tensor]:
     return answers
 
 
-def _values(path: Path, images: Any, wanted: set[int]) -> Iterator[tuple[str, Tensor]]:
+def _values(path: Path, images: object, wanted: set[int]) -> Iterator[tuple[str, Tensor]]:
     """The values of a graph that have one of the wanted counts of numbers, in the graph's order."""
     try:
         import onnx

@@ -47,7 +47,7 @@ from s2wrap.wrapper import MultiScale
 
 
 @takes_two_and_options(ExportOptions)
-def export(model: MultiScale, path: str | Path, **options: Any) -> dict[str, Any]:
+def export(model: MultiScale, path: str | Path, **options: object) -> dict[str, Any]:
     """Write a wrapped model as a file that needs no PyTorch model, and its manifest beside it; return the manifest.
 
     The file is compared with the model in float32 first, on photographs and on noise, and gets its name only if it

@@ -51,7 +51,7 @@ class Ranges(TorchDispatchMode):
         handles = []
         for name, module in model.named_modules():
 
-            def leave_module(_module: Any, _inputs: Any, output: Any, name: str = name) -> None:
+            def leave_module(_module: object, _inputs: object, output: object, name: str = name) -> None:
                 self.stack.pop()
                 _record(self.answers, name, output)
 
@@ -185,7 +185,7 @@ def within(name: str, pattern: str) -> bool:
     return fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(name, f"{pattern}.*")
 
 
-def _record(table: dict[str, float], name: str, output: Any) -> None:
+def _record(table: dict[str, float], name: str, output: object) -> None:
     """Update the largest absolute value in `table` from an output, ignoring infinite values and masks."""
     for tensor in output if isinstance(output, tuple | list) else [output]:
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.numel():

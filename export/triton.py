@@ -26,7 +26,7 @@ __all__ = ["TritonPythonModel"]
 
 
 @takes_two_and_options(TritonOptions)
-def write_repository(file: str | Path, folder: str | Path, **options: Any) -> Path:
+def write_repository(file: str | Path, folder: str | Path, **options: object) -> Path:
     """Add an exported file to a model repository of Triton Inference Server, and return the new model folder.
 
     `folder/NAME` gets `config.pbtxt` and, as version 1, a copy of the file and its manifest: `1/model.plan`,

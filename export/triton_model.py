@@ -71,7 +71,7 @@ class TritonPythonModel:
             for number, request in enumerate(requests)
         ]
 
-    def _alone(self, request: Any) -> Any:
+    def _alone(self, request: object) -> Any:
         """The response to one request."""
         try:
             return self._answer(request, self.engine.encode(self._read(request)))
@@ -90,7 +90,7 @@ class TritonPythonModel:
                 owners.append(number)
                 yield picture
 
-    def _read(self, request: Any) -> list[Tensor]:
+    def _read(self, request: object) -> list[Tensor]:
         """The pictures (c, height, width) of a request.
 
         Raises:
@@ -109,7 +109,7 @@ class TritonPythonModel:
         self.reading.check_size("images", (images.shape[2], images.shape[3]), 0)
         return list(images)
 
-    def _input(self, request: Any, name: str) -> Tensor | None:
+    def _input(self, request: object, name: str) -> Tensor | None:
         """An input of a request; None if it has none of the name."""
         tensor = self.backend.get_input_tensor_by_name(request, name)
         return None if tensor is None else torch.from_dlpack(tensor)

@@ -42,7 +42,7 @@ def read_config(folder: Path) -> Any:
         raise S2WrapError(f"{folder} gets no new version: its config.pbtxt cannot be read ({error})") from error
 
 
-def check_same(folder: Path, old: Any, new: Any, options: TritonOptions) -> None:
+def check_same(folder: Path, old: object, new: object, options: TritonOptions) -> None:
     """Raise S2WrapError if a model folder's config does not hold for a new version.
 
     Args:

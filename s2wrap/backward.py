@@ -65,7 +65,7 @@ def _before(module: FeatureModule, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return hooks.setup_input_hook(args)
 
 
-def _after(module: FeatureModule, _args: tuple[Any, ...], features: Any) -> Features | None:
+def _after(module: FeatureModule, _args: tuple[Any, ...], features: object) -> Features | None:
     """The features of a call whose gradients its hooks will be told; None after a call that failed."""
     hooks = _CALLS.hooks.pop()
     if not isinstance(features, Features) or not (hooks.user_hooks or hooks.user_pre_hooks):

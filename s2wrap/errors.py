@@ -18,7 +18,7 @@ def printable(text: str) -> str:
 
 def first_line(error: BaseException) -> str:
     """The kind and the first line of another library's error, to be told in one of ours."""
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def warn(text: str) -> None:

@@ -11,7 +11,7 @@ from s2wrap.wrapper import MultiScale
 
 
 @takes_options(WrapOptions)
-def wrap(backbone: Any, scales: Any = (1, 2), **options: Any) -> MultiScale:
+def wrap(backbone: object, scales: object = (1, 2), **options: object) -> MultiScale:
     """The one line: any backbone as a `MultiScale` model.
 
     Args:
@@ -38,9 +38,9 @@ def wrap(backbone: Any, scales: Any = (1, 2), **options: Any) -> MultiScale:
 
 @overload
 @takes_options(LoadOptions)
-def load(spec: str, scales: Any = None, **options: Any) -> MultiScale: ...
+def load(spec: str, scales: object = None, **options: object) -> MultiScale: ...
 @overload
-def load(spec: str | Path, *, backbone: Any = None) -> MultiScale: ...
+def load(spec: str | Path, *, backbone: object = None) -> MultiScale: ...
 def load(spec: Any, scales: Any = None, *, backbone: Any = None, **options: Any) -> MultiScale:
     """A wrapped model by its name, `FAMILY:NAME[.TAG]@SCALES`, or from the folder that `model.save` wrote.
 
@@ -83,7 +83,7 @@ def load(spec: Any, scales: Any = None, *, backbone: Any = None, **options: Any)
     return model
 
 
-def _load_folder(folder: Path, backbone: Any, options: dict[str, Any]) -> MultiScale:
+def _load_folder(folder: Path, backbone: object, options: dict[str, Any]) -> MultiScale:
     """A saved model; S2WrapError for options beside it, which has its own."""
     from s2wrap.saving import load_saved
 

@@ -207,7 +207,7 @@ class Features:
         return guided_upsample(image, spatial, size) if by is guided_upsample else upsample_by(by, image, spatial, size)
 
     def upsample_strips(
-        self, size: Pair | None = None, *, height: int | None = None, index: int | None = None, image: Any = None
+        self, size: Pair | None = None, *, height: int | None = None, index: int | None = None, image: object = None
     ) -> Iterator[tuple[int, Tensor]]:
         """The result of `upsample` as (top, strip of `height` rows), where memory cannot hold it whole."""
         spatial = self._map(index)
@@ -216,7 +216,7 @@ class Features:
             return upsample_strips(spatial, image_hw, height)
         return guided_strips(image, spatial, image_hw, height)
 
-    def show(self, image: Any = None, point: Number | None = None) -> "Image":
+    def show(self, image: object = None, point: Number | None = None) -> "Image":
         """The maps as a PIL image, which notebooks display: principal components as colours, a row for each image.
 
         Equal colours are like features, in all images and in all scales of a pyramid; see `s2wrap.look.panels`.

@@ -2,12 +2,12 @@
 
 import sys
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
 from s2wrap.backbones.base import Backbone
+from s2wrap.version import installed_version
 
 SAMPLES = 16
 """Values of every feature map that are kept, to be compared after loading."""
@@ -47,7 +47,7 @@ def compare_samples(saved: list[dict[str, Any]], found: list[dict[str, Any]], dt
 
 def library_versions(backbone: Backbone) -> dict[str, str | None]:
     """The versions of s2wrap, torch, and the library of the backbone's model."""
-    versions: dict[str, str | None] = {"s2wrap": _installed("s2wrap"), "torch": torch.__version__}
+    versions: dict[str, str | None] = {"s2wrap": installed_version("s2wrap"), "torch": torch.__version__}
     for part in backbone.children():
         library = type(part).__module__.partition(".")[0]
         if library not in (*versions, "__main__"):
@@ -61,10 +61,3 @@ def changed_versions(then: Mapping[str, str | None], now: Mapping[str, str | Non
         f"{name} was {number}, and is {now.get(name)}" for name, number in then.items() if number != now.get(name)
     ]
     return ", ".join(changed) or "the libraries are the same: give the model that was saved"
-
-
-def _installed(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

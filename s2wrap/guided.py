@@ -34,7 +34,7 @@ class Upsampler(Protocol):
 
 
 def guided_upsample(
-    image: Any,
+    image: object,
     features: Float[Tensor, "b c rows columns"],
     output_size: Pair,
     *,
@@ -72,7 +72,7 @@ def guided_upsample(
 
 
 def guided_strips(
-    image: Any,
+    image: object,
     features: Float[Tensor, "b c rows columns"],
     output_size: Pair,
     height: int | None = None,
@@ -183,7 +183,7 @@ def _floats(images: Tensor) -> Tensor:
     return images.to(torch.promote_types(images.dtype, torch.float32))
 
 
-def guide_batch(image: Any, features: Tensor) -> Tensor:
+def guide_batch(image: object, features: Tensor) -> Tensor:
     """Images of any kind as a tensor (b, k, height, width) beside features of as many; integers stay so.
 
     Raises:
@@ -206,7 +206,7 @@ def guide_batch(image: Any, features: Tensor) -> Tensor:
     return images.to(features.device)
 
 
-def upsample_by(by: Upsampler, image: Any, features: Tensor, size: Pair) -> Tensor:
+def upsample_by(by: Upsampler, image: object, features: Tensor, size: Pair) -> Tensor:
     """What a learned up-sampler makes of an image and a map, checked.
 
     Args:

@@ -1,7 +1,7 @@
 """Which images of a batch an index means."""
 
 from collections.abc import Sequence
-from typing import Any, SupportsIndex
+from typing import SupportsIndex
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ def choose_images(images: Images, count: int) -> slice | Tensor:
     return index if mask else index.long()
 
 
-def _index(images: Any) -> Tensor | None:
+def _index(images: object) -> Tensor | None:
     """A tensor of numbers or bools on the CPU, which may index tensors anywhere; None for what makes none."""
     try:
         index = torch.as_tensor(images).cpu()

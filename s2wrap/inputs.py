@@ -82,7 +82,7 @@ class ModelInput:
         return json.loads(json.dumps(asdict(self) | {"origins": dict(self.origins)}))
 
     @classmethod
-    def from_json(cls, saved: Mapping[str, Any]) -> "ModelInput":
+    def from_json(cls, saved: Mapping[str, object]) -> "ModelInput":
         """The input that `to_json` wrote. Raises TypeError for names that it does not have, or lacks."""
         return cls(**as_tuples(dict(saved)))
 
@@ -134,7 +134,7 @@ class ModelInput:
         values = images.to(wide, memory_format=planes)
         return normalise_values(values, bounds, mean_std or self.mean_std(images.device))
 
-    def check(self, images: Any, name: str) -> None:
+    def check(self, images: object, name: str) -> None:
         """Raise S2WrapError for images that cannot give features, whatever their values.
 
         Args:

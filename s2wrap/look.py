@@ -4,7 +4,6 @@ import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -95,7 +94,7 @@ def panels(looks: Sequence[Sequence[Features]], place: Number | None = None) -> 
     ]
 
 
-def photographs(images: Any, count: int) -> list[Tensor]:
+def photographs(images: object, count: int) -> list[Tensor]:
     """Photographs of any kind as (3, h, w) in 0…255; S2WrapError unless there are as many as `count`."""
     photos = [as_image(image) for image in as_pictures(images)]
     for photo in photos:

@@ -191,7 +191,7 @@ class PlacementCache(Generic[Kept]):
     def __reduce__(self) -> tuple[Any, ...]:
         return PlacementCache, ()
 
-    def __deepcopy__(self, memo: Any) -> "PlacementCache[Kept]":
+    def __deepcopy__(self, memo: object) -> "PlacementCache[Kept]":
         return PlacementCache()
 
     def get(self, key: str, device: str, make: Callable[[], Kept]) -> Kept:
@@ -221,7 +221,7 @@ def _real_tensors() -> Iterator[None]:
         yield
 
 
-def moved(value: Any, device: str) -> Any:
+def moved(value: object, device: str) -> Any:
     """A tensor, or whatever tuple of tensors, on a device; everything else as it is."""
     if isinstance(value, Tensor):
         return value.to(device)

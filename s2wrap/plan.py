@@ -6,7 +6,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from s2wrap.errors import S2WrapError
 from s2wrap.notebook import html_table
@@ -183,7 +182,7 @@ def plan_image(
     return Plan(image_hw, tuple(plans))
 
 
-def parse_image_hw(image_hw: Any) -> Pair:
+def parse_image_hw(image_hw: object) -> Pair:
     """Height and width of an image as given, checked."""
     pair = whole_pair(image_hw)
     if pair is None:

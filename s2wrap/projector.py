@@ -23,7 +23,7 @@ from s2wrap.policies import Pair
 from s2wrap.scales import Scale, whole_number, whole_pair
 
 
-def dynamic_s2(sizes: Any = (448, 896, 1344), *, max_tiles: int = 12) -> dict[str, Any]:
+def dynamic_s2(sizes: object = (448, 896, 1344), *, max_tiles: int = 12) -> dict[str, Any]:
     """Return the options of NVILA's dynamic-S2, for `wrap` and `load`.
 
     The smaller sizes are squares; at the largest, the rows and columns of tiles suit the image's shape, with at most
@@ -86,7 +86,7 @@ def pixel_unshuffle(spatial: Shaped[Tensor, "b c height width"], factor: int) ->
     return rearrange(padded, "b c (h p) (w q) -> b (p q c) h w", p=side, q=side)
 
 
-def _rows_and_cols(usage: str, tensor: Any, block_size: Any) -> Pair:
+def _rows_and_cols(usage: str, tensor: object, block_size: object) -> Pair:
     """Return a block size as whole numbers. Raises S2WrapError if it is none, or the tensor not of four dimensions."""
     _check_map(usage, tensor)
     if (pair := whole_pair(block_size)) is None or min(pair) < 1:
@@ -94,7 +94,7 @@ def _rows_and_cols(usage: str, tensor: Any, block_size: Any) -> Pair:
     return pair
 
 
-def _check_map(usage: str, tensor: Any) -> None:
+def _check_map(usage: str, tensor: object) -> None:
     if not isinstance(tensor, Tensor) or tensor.ndim != 4:
         actual = tuple(tensor.shape) if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
         raise S2WrapError(f"{usage}, not {actual}")

@@ -78,7 +78,7 @@ class PyramidBackbone(nn.Module):
         self,
         model: nn.Module,
         out_channels: int | None = None,
-        strides: Any = (4, 8, 16, 32),
+        strides: object = (4, 8, 16, 32),
         *,
         as_tuple: bool = False,
     ):
@@ -254,7 +254,7 @@ def _source(stride: int, found: list[float]) -> int:
     return min(range(len(found)), key=lambda k: found[k])
 
 
-def _checked_model(model: Any) -> MultiScale:
+def _checked_model(model: object) -> MultiScale:
     """A wrapped model; S2WrapError for anything else, and for one whose maps are of several layers."""
     if not isinstance(model, MultiScale):
         raise S2WrapError(
@@ -269,7 +269,7 @@ def _checked_model(model: Any) -> MultiScale:
     return model
 
 
-def _checked_channels(out_channels: Any) -> int | None:
+def _checked_channels(out_channels: object) -> int | None:
     width = whole_number(out_channels)
     if out_channels is not None and (width is None or width < 1):
         raise S2WrapError(
@@ -279,7 +279,7 @@ def _checked_channels(out_channels: Any) -> int | None:
     return width
 
 
-def _checked_strides(strides: Any) -> tuple[int, ...]:
+def _checked_strides(strides: object) -> tuple[int, ...]:
     """Strides as they were asked for: powers of two, ascending, each once."""
     numbers = [whole_number(stride) for stride in strides] if isinstance(strides, list | tuple) else []
     known = [number for number in numbers if number is not None and number > 0 and number & (number - 1) == 0]

@@ -89,7 +89,7 @@ def save(model: MultiScale, folder: str | Path, *, overwrite: bool = False, rebu
         (draft / DESCRIPTION).write_text(text, encoding="utf-8")
 
 
-def load_saved(folder: str | Path, backbone: Any = None) -> MultiScale:
+def load_saved(folder: str | Path, backbone: object = None) -> MultiScale:
     """The model that `MultiScale.save` wrote, on the CPU, in the precision that it had.
 
     Args:
@@ -144,7 +144,7 @@ def _read_weights(folder: Path, saved: _Saved) -> Weights:
     return Weights.read(file)
 
 
-def _remake(saved: _Saved, weights: Weights, where: object, given: Any = None) -> MultiScale:
+def _remake(saved: _Saved, weights: Weights, where: object, given: object = None) -> MultiScale:
     """The model that a description and weights make; S2WrapError unless it computes the saved features."""
     name = saved.backbone["name"]
     with torch.random.fork_rng(devices=[]):  # the random weights of a new model are replaced
@@ -195,7 +195,7 @@ def _make_backbone(saved: _Saved, where: object) -> Backbone:
         ) from error
 
 
-def _given_backbone(saved: _Saved, given: Any) -> Backbone:
+def _given_backbone(saved: _Saved, given: object) -> Backbone:
     return given if isinstance(given, Backbone) else as_backbone(given, _backbone_options(saved))
 
 

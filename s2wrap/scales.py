@@ -179,27 +179,27 @@ def parse_scale(scale: Any) -> Scale:
     return Scale(size, **options)
 
 
-def parse_scales(scales: Any) -> tuple[Scale, ...]:
+def parse_scales(scales: object) -> tuple[Scale, ...]:
     """The scales of a model; S2WrapError for what is no sequence of scales."""
     if not isinstance(scales, Sequence) or isinstance(scales, str) or not scales:
         raise S2WrapError(f"scales={scales!r} names no scales; use a sequence such as (1, 2, 3)")
     return tuple(map(parse_scale, scales))
 
 
-def check_word(name: str, value: Any, words: Sequence[Any]) -> None:
+def check_word(name: str, value: object, words: Sequence[object]) -> None:
     """Raise S2WrapError for a value that is not one of the words of an option."""
     if not any(type(value) is type(word) and value == word for word in words):
         known = ", ".join(str(word) for word in words if word is not None)
         raise S2WrapError(f"{name}={value!r} is unknown; use one of {known}")
 
 
-def check_policy(policy: Any) -> None:
+def check_policy(policy: object) -> None:
     """Raise S2WrapError for what is neither a function nor the name of a policy."""
     if policy is not None and not callable(policy) and not (isinstance(policy, str) and policy in POLICIES):
         raise S2WrapError(f"policy={policy!r} is unknown; use a function or one of {', '.join(POLICIES)}")
 
 
-def check_phases(phases: Any) -> int:
+def check_phases(phases: object) -> int:
     """A number of phases. Raises S2WrapError for what is none."""
     number = whole_number(phases)
     if number is None or number < 1:
@@ -226,7 +226,7 @@ def whole_number(value: Any) -> int | None:
         return None
 
 
-def whole_pair(values: Any) -> Pair | None:
+def whole_pair(values: object) -> Pair | None:
     """Two whole numbers; None for anything else."""
     numbers = [whole_number(value) for value in values] if isinstance(values, tuple | list) else []
     if len(numbers) != 2 or numbers[0] is None or numbers[1] is None:

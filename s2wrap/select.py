@@ -27,7 +27,7 @@ Useful = str | Heat
 
 
 def choose_tiles(
-    images: Tensor, base: Features, plan: Plan, base_scale: int, select: Any, by: Any
+    images: Tensor, base: Features, plan: Plan, base_scale: int, select: object, by: object
 ) -> list[list[list[int]]]:
     """For each image and scale the indices of the tiles to run: the best of all scales but the smallest.
 
@@ -68,7 +68,7 @@ def choose_tiles(
     return chosen
 
 
-def _heat(by: Any, images: Tensor, base: Features) -> Any:
+def _heat(by: object, images: Tensor, base: Features) -> Any:
     """What a function of the user's, or one that a word names, answers."""
     function = heat_for(by)
     try:
@@ -80,7 +80,7 @@ def _heat(by: Any, images: Tensor, base: Features) -> Any:
         raise S2WrapError(f"by={name!r} failed on {len(images)} images: {first_line(error)}") from error
 
 
-def heat_for(by: Any) -> Heat:
+def heat_for(by: object) -> Heat:
     """The function that a word names, or the one given."""
     words = {"detail": detail, "saliency": saliency}
     if isinstance(by, str) and by in words:

@@ -52,7 +52,7 @@ class FeatureTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
 
     def __init__(
         self,
-        model: Any = "sample:dinov2_s14",
+        model: object = "sample:dinov2_s14",
         *,
         scales: Any = None,
         vector: str = "mean",
@@ -61,12 +61,12 @@ class FeatureTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
     ):
         self.model, self.scales, self.vector, self.options, self.device = model, scales, vector, options, device
 
-    def fit(self, X: Any = None, y: Any = None) -> "FeatureTransformer":  # noqa: N803 (scikit-learn's name)
+    def fit(self, X: object = None, y: object = None) -> "FeatureTransformer":  # noqa: N803 (scikit-learn's name)
         """Check the parameters; the pictures `X` and labels `y` are not looked at."""
         self.wrapped()
         return self
 
-    def transform(self, X: Iterable[Any]) -> np.ndarray:  # noqa: N803 (scikit-learn's name)
+    def transform(self, X: Iterable[object]) -> np.ndarray:  # noqa: N803 (scikit-learn's name)
         """The vectors (n, d) of pictures, float32.
 
         Args:

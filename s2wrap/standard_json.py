@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def dump_json(value: Any) -> str:
+def dump_json(value: object) -> str:
     """The JSON text of a value of containers and numbers, with null for numbers that are not finite.
 
     >>> print(dump_json([1.5, float("nan")]))

@@ -195,7 +195,7 @@ def wait_for(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def _try_step(timing: Timing, step: Callable[..., None], *arguments: Any) -> None:
+def _try_step(timing: Timing, step: Callable[..., None], *arguments: object) -> None:
     """Do one step of a timing, whose reason becomes the error's text if it fails."""
     try:
         step(timing, *arguments)

@@ -72,7 +72,7 @@ class VisionTower(nn.Module):
         """Where the weights are."""
         return self.model.backbone.device
 
-    def forward(self, pixel_values: Tensor, **asked: Any) -> Any:
+    def forward(self, pixel_values: Tensor, **asked: object) -> Any:
         """The fused tokens as transformers' `BaseModelOutputWithPooling`, without a pooled vector.
 
         Args:
@@ -107,7 +107,7 @@ class VisionTower(nn.Module):
             return rearrange(tokens, "b n c -> 1 (b n) c")
         return tokens
 
-    def _check(self, asked: Mapping[str, Any]) -> None:
+    def _check(self, asked: Mapping[str, object]) -> None:
         """Refuse what would change the features."""
         for name, value in asked.items():
             if name in HARMLESS or value is None or value is False:
@@ -134,7 +134,7 @@ class HiddenStates:
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: Any) -> Tensor:
+    def __getitem__(self, index: object) -> Tensor:
         known = {place % self.count if self.count else place: state for place, state in self.states.items()}
         place = index % self.count if self.count and isinstance(index, int) else index
         if not isinstance(place, int) or place not in known:
@@ -194,13 +194,13 @@ def _check_sizes(image_sizes: Any, image_hw: tuple[int, int]) -> None:
         )
 
 
-def _own_keys(tower: VisionTower, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
+def _own_keys(tower: VisionTower, state: dict[str, Any], prefix: str, _metadata: object) -> None:
     """Give weights the keys that they have in the tower that is wrapped."""
     for key in [key for key in state if key.startswith(prefix + KEY_PREFIX)]:
         state[prefix + key.removeprefix(prefix + KEY_PREFIX)] = state.pop(key)
 
 
-def _inner_keys(tower: VisionTower, state: dict[str, Any], prefix: str, *_: Any) -> None:
+def _inner_keys(tower: VisionTower, state: dict[str, Any], prefix: str, *_: object) -> None:
     """Find weights under the keys that they have in the tower that is wrapped."""
     outside = {
         name for name, _ in (*tower.named_parameters(), *tower.named_buffers()) if not name.startswith(KEY_PREFIX)

@@ -47,7 +47,7 @@ class TrainableModule(FeatureModule):
         set_checkpointing(self.backbone, enable, frozen=self.options.frozen)
 
     def activation_checkpointing_enable(
-        self, activation_checkpointing_kwargs: Mapping[str, Any] | None = None, **others: Any
+        self, activation_checkpointing_kwargs: Mapping[str, Any] | None = None, **others: object
     ) -> None:
         """The same, as transformers names it from version 5; `others` are `every_n_layers` and `offload`."""
         frozen = self.options.frozen
@@ -58,7 +58,7 @@ class TrainableModule(FeatureModule):
         self.set_grad_checkpointing(False)
 
     def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None, **others: Any
+        self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None, **others: object
     ) -> None:
         """The same, as transformers named it before."""
         self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **others)
@@ -83,7 +83,7 @@ def train_adapters(module: nn.Module, mode: bool) -> None:
 
 
 def set_checkpointing(
-    backbone: Backbone, enable: bool, *, frozen: bool, kwargs: Mapping[str, Any] | None = None, **others: Any
+    backbone: Backbone, enable: bool, *, frozen: bool, kwargs: Mapping[str, Any] | None = None, **others: object
 ) -> None:
     """Switch gradient checkpointing of a backbone's model on or off, by the method that it has.
 
@@ -146,7 +146,7 @@ def _replaced(layer: nn.Module) -> list[nn.Module]:
     return [part for part in parts if isinstance(part, nn.Module)]
 
 
-def _check_usual(backbone: Backbone, asked: Mapping[str, Any]) -> None:
+def _check_usual(backbone: Backbone, asked: Mapping[str, object]) -> None:
     """Raise S2WrapError for arguments of transformers' method that timm's has no place for."""
     for name, value in asked.items():
         if name not in USUAL or value != USUAL[name]:

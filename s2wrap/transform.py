@@ -16,7 +16,7 @@ from s2wrap.plan import parse_image_hw
 from s2wrap.policies import Pair
 
 
-def _is_pixels(part: Any) -> bool:
+def _is_pixels(part: object) -> bool:
     """Whether a part of a sample is an array or tensor of pixels, and no label."""
     if isinstance(part, np.ndarray):
         return part.ndim in (2, 3) and part.dtype in (np.uint8, np.uint16)
@@ -37,7 +37,7 @@ class NormalisePicture(v2.Transform):
         super().__init__()
         self.input, self.name = model_input, name
 
-    def forward(self, *inputs: Any) -> Any:
+    def forward(self, *inputs: object) -> Any:
         """A picture, or a sample with one among its parts, which keep their places; S2WrapError if there is none."""
         parts, _ = tree_flatten(inputs)
         if not any(isinstance(part, PIL.Image.Image | tv_tensors.Image) or _is_pixels(part) for part in parts):
@@ -45,7 +45,7 @@ class NormalisePicture(v2.Transform):
             raise S2WrapError(f"no picture among {kinds}; give a PIL image, or a uint8 array (height, width, channels)")
         return super().forward(*inputs)
 
-    def transform(self, inpt: Any, params: dict[str, Any]) -> tv_tensors.Image:
+    def transform(self, inpt: object, params: dict[str, Any]) -> tv_tensors.Image:
         """One picture of a sample; what is no picture, such as a label, torchvision passes by."""
         images = as_image(inpt, self.input.channels, self.input.value_range)[None].as_subclass(torch.Tensor)
         self.input.check(images, self.name)

@@ -94,9 +94,9 @@ class MultiScale(TrainableModule):
 
         def __call__(
             self,
-            images: Any = None,
+            images: object = None,
             *,
-            pixel_values: Any = None,
+            pixel_values: object = None,
             select: SupportsIndex | None = None,
             by: Useful = "detail",
         ) -> Features:
@@ -105,9 +105,9 @@ class MultiScale(TrainableModule):
 
     def forward(
         self,
-        images: Any = None,
+        images: object = None,
         *,
-        pixel_values: Any = None,
+        pixel_values: object = None,
         select: SupportsIndex | None = None,
         by: Useful = "detail",
     ) -> Features:
@@ -145,7 +145,7 @@ class MultiScale(TrainableModule):
                 f"images.to({str(self.device)!r}), or move the model"
             ) from error
 
-    def encode(self, images: Any, *, select: SupportsIndex | None = None, by: Useful = "detail") -> list[Features]:
+    def encode(self, images: object, *, select: SupportsIndex | None = None, by: Useful = "detail") -> list[Features]:
         """The features of images of any sizes, one `Features` (of a batch of one) each.
 
         Tiles of all images share backbone calls. Images are read one after the other, so that memory holds few.
@@ -164,7 +164,7 @@ class MultiScale(TrainableModule):
         tile_batch = self.tile_batch_for(1, self.device)
         return list(self._run(self._read(as_pictures(images)), tile_batch, select, by))
 
-    def encode_image(self, images: Any, *, normalize: bool = False) -> Tensor:
+    def encode_image(self, images: object, *, normalize: bool = False) -> Tensor:
         """Image embeddings (b, d), a row for each image, to compare with the embeddings of text (open_clip models).
 
         Every tile is embedded as the model's own `encode_image` does. A scale's embedding is the average of those of
@@ -340,7 +340,7 @@ class MultiScale(TrainableModule):
     def _repr_html_(self) -> str:
         return html_table("MultiScale", [], summary(self).items())
 
-    def _batch(self, images: Any) -> Tensor:
+    def _batch(self, images: object) -> Tensor:
         """A checked batch (b, c, h, w) of whatever a call was given."""
         if not isinstance(images, Tensor):
             from s2wrap.images import as_batch
@@ -438,7 +438,7 @@ class MultiScale(TrainableModule):
             features = fuse_scales(levels, self.options.fuse, self.options.weights)
         return features if self.options.prefix == "area" else _with_prefix(features, base, self.options.prefix)
 
-    def _read(self, images: Iterable[Any]) -> Iterator[Tensor]:
+    def _read(self, images: Iterable[object]) -> Iterator[Tensor]:
         """Images of any kind as checked batches of one."""
         from s2wrap.images import as_image
 

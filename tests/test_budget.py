@@ -3,31 +3,20 @@ import pytest
 import s2wrap
 from s2wrap import S2WrapError
 from s2wrap.backbones import parse_spec
-from s2wrap.compare import budget as budget_module
 from s2wrap.compare.budget import LADDER, parse_budget, propose, siblings
 from s2wrap.cost import count_cost
 
 
 @pytest.mark.parametrize(
-    ("text", "amount", "timed"),
-    [
-        ("20GMAC", 20e9, False),
-        ("20 gmacs", 20e9, False),
-        ("500MMAC", 5e8, False),
-        ("1.5TMACs", 1.5e12, False),
-        (".5GMAC", 5e8, False),
-        ("15ms", 15, True),
-        ("0.2 s", 200, True),
-    ],
+    ("text", "amount"), [("20GMAC", 20e9), ("20 gmacs", 20e9), ("500MMAC", 5e8), ("1.5TMACs", 1.5e12), (".5GMAC", 5e8)]
 )
-def test_a_budget_is_work_or_time(text, amount, timed):
-    found = parse_budget(text)
-    assert (found.amount, found.timed) == (pytest.approx(amount), timed)
+def test_a_budget_is_in_multiply_adds(text, amount):
+    assert parse_budget(text) == pytest.approx(amount)
 
 
-@pytest.mark.parametrize("text", ["20", "GMAC", "20 GFLOP", "-3ms", "0ms", "", "2e9"])
+@pytest.mark.parametrize("text", ["20", "GMAC", "20 GFLOP", "15ms", "-3GMAC", "0GMAC", "", "2e9"])
 def test_another_budget_is_told(text):
-    with pytest.raises(S2WrapError, match="write multiply-adds or a time, such as 20GMAC or 15ms"):
+    with pytest.raises(S2WrapError, match="write the multiply-adds of an image, such as 20GMAC"):
         parse_budget(text)
 
 
@@ -40,7 +29,7 @@ def test_siblings_are_the_other_sizes_of_a_family():
 
 
 def test_what_is_proposed_fits_and_what_is_left_out_does_not():
-    found = {each.spec: each.multiply_adds for each in propose(["timm:test_vit@1,2,2.5"], "0.25GMAC")}
+    found = propose(["timm:test_vit@1,2,2.5"], "0.25GMAC")
     plain = count_cost(s2wrap.load("timm:test_vit@1", pretrained=False)).multiply_adds
     assert found["timm:test_vit@1"] == plain
     assert found["timm:test_vit@1,2"] == 5 * plain
@@ -57,8 +46,7 @@ def test_an_images_shape_counts_where_it_is_kept():
     """In a square 2× has four tiles, in a long image two: 3 backbone passes with 1×."""
     budgets = {}
     for image_hw in ((160, 160), (100, 200)):
-        found = propose(["timm:test_vit@1"], "0.12GMAC", image_hw=image_hw, fit="aspect")
-        budgets[image_hw] = {each.spec: each.multiply_adds for each in found}
+        budgets[image_hw] = propose(["timm:test_vit@1"], "0.12GMAC", image_hw=image_hw, fit="aspect")
     assert "timm:test_vit@1,2" not in budgets[160, 160]
     plain = count_cost(s2wrap.load("timm:test_vit@1", pretrained=False)).multiply_adds
     assert budgets[100, 200]["timm:test_vit@1,2"] == 3 * plain
@@ -68,23 +56,3 @@ def test_where_nothing_fits_the_nearest_is_named():
     words = r"nothing fits a budget of 0.001 G multiply-adds; the nearest is timm:test_\w+@1 with 0\.\d+ G"
     with pytest.raises(S2WrapError, match=words):
         propose(["timm:test_vit@1"], "1MMAC")
-
-
-def test_a_time_is_measured_where_it_may_fit(monkeypatch):
-    """By a clock on which time is work: 10 ms for the plain model."""
-    timed = []
-
-    def by_work(models, backends, image_hw, **options):
-        timed.extend(models)
-        times = {spec: count_cost(model).multiply_adds for spec, model in models.items()}
-        plain = count_cost(s2wrap.load("timm:test_vit@1", pretrained=False)).multiply_adds
-        return {spec: {"eager": {"median_ms": 10 * work / plain}} for spec, work in times.items()}
-
-    monkeypatch.setattr(budget_module, "time_models", by_work)
-    monkeypatch.setattr(budget_module, "siblings", lambda spec: [spec.backbone])
-    found = {each.spec: each.milliseconds for each in propose(["timm:test_vit@1"], "60ms")}
-    assert found["timm:test_vit@1,2"] == pytest.approx(50)
-    assert "timm:test_vit@1,2,3" not in found
-    assert "timm:test_vit@1,2,3,4" not in timed
-    with pytest.raises(S2WrapError, match=r"nothing fits a budget of 5 ms; the nearest is timm:test_vit@1 with 10 ms"):
-        propose(["timm:test_vit@1"], "5ms")

@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from s2wrap.compare.folds import Fold, deal, inner_folds
 from s2wrap.compare.score import Score
 from s2wrap.compare.tasks import classification as module
-from s2wrap.compare.tasks.classification import classify, draw
+from s2wrap.compare.tasks.classification import classify
 
 
 def pictures(count=90, classes=3, width=200, apart=3.0, seed=0):
@@ -53,17 +53,6 @@ def test_probes_are_those_of_a_grid_search_over_the_whole_pipeline(right_of, wid
         np.testing.assert_array_equal(found[name], expected[name])
 
 
-def test_few_shots_are_the_average_over_draws_of_a_plain_logistic_regression(right_of):
-    vectors, labels, contents = pictures()
-    (fold, *_) = deal(labels, contents)
-    shares = []
-    for time in range(10):
-        drawn = draw(labels, fold, 5, (0, time))
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=1 / 200, tol=1e-7))
-        shares.append(model.fit(vectors[drawn], labels[drawn]).predict(vectors[fold.test]) == labels[fold.test])
-    np.testing.assert_allclose(right_of(vectors, labels, [fold], contents)["5-shot"], np.mean(shares, axis=0))
-
-
 def test_two_gaussians_are_told_apart_as_well_as_bayes_can():
     rng = np.random.default_rng(0)
     labels = np.arange(3000) % 2
@@ -74,7 +63,6 @@ def test_two_gaussians_are_told_apart_as_well_as_bayes_can():
     noise = np.sqrt(best * (1 - best) / 1500)
     assert abs(found["accuracy"].value - best) < 3 * noise
     assert best - 0.05 < found["k-NN"].value < best + 3 * noise
-    assert found["1-shot"].value < found["5-shot"].value < found["accuracy"].value
 
 
 def test_random_labels_give_chance():
@@ -87,7 +75,7 @@ def test_random_labels_give_chance():
 def fitted(monkeypatch, fold, labels, contents):
     """Numbers of the pictures that any scikit-learn estimator was fitted to; the first channel tells them.
 
-    Two channels and five shots: there is no rotation, and standardised rows are known by their bytes.
+    Two channels: there is no rotation, and standardised rows are known by their bytes.
     """
     vectors = np.stack([np.arange(len(labels)), np.random.default_rng(0).normal(size=len(labels))], axis=1)
     numbers, seen = {}, set()
@@ -115,7 +103,6 @@ def fitted(monkeypatch, fold, labels, contents):
     monkeypatch.setattr(StandardScaler, "transform", spied_transform)
     spy(LogisticRegression)
     spy(KNeighborsClassifier)
-    monkeypatch.setattr(module, "SHOTS", (5,))
     classify(vectors, labels, [fold], contents)
     return seen
 
@@ -127,7 +114,7 @@ def test_no_tested_picture_reaches_a_fit(monkeypatch, number):
     assert fitted(monkeypatch, fold, labels, contents) == set(fold.train)
 
 
-@pytest.mark.parametrize("fault", ["scaler", "classifier", "shots"])
+@pytest.mark.parametrize("fault", ["scaler", "classifier"])
 def test_the_spy_would_see_a_tested_picture(monkeypatch, fault):
     _, labels, contents = pictures(count=60, classes=2)
     (fold, *_) = deal(labels, contents)
@@ -145,10 +132,6 @@ def test_the_spy_would_see_a_tested_picture(monkeypatch, fault):
             return task(vectors, labels, Fold(np.concatenate([fold.train, fold.test]), fold.test))
 
         monkeypatch.setattr(module, "_make_task", swapped)
-    if fault == "shots":
-        monkeypatch.setattr(
-            module, "draw", lambda labels, fold, *_: draw(labels, Fold(fold.test, fold.train), 5, (0, 0))
-        )
     assert fitted(monkeypatch, fold, labels, contents) & set(fold.test)
 
 
@@ -168,7 +151,7 @@ def test_channels_told_twice_or_constant_or_in_other_units_change_nothing(right_
     folds = deal(labels, contents)[:2]
     told = np.concatenate([vectors, 1000 * vectors + 7, np.full((90, 3), 2.0)], axis=1)
     one, other = right_of(vectors, labels, folds, contents), right_of(told, labels, folds, contents)
-    assert list(one) == ["accuracy", "k-NN", "1-shot", "5-shot"]
+    assert list(one) == ["accuracy", "k-NN"]
     for name in one:
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
@@ -182,25 +165,6 @@ def test_two_runs_are_equal():
         np.testing.assert_array_equal(one[name].samples, other[name].samples)
 
 
-def test_two_models_get_the_same_draws_of_training_pictures(monkeypatch):
-    drawn = {8: [], 300: []}
-    _, labels, contents = pictures()
-    folds = deal(labels, contents, 2)
-    for width in drawn:
-        vectors = pictures(width=width, seed=width)[0]
-        monkeypatch.setattr(
-            module, "draw", lambda *args, kept=drawn[width]: kept.append((args[1], draw(*args))) or kept[-1][1]
-        )
-        classify(vectors, labels, folds, contents)
-    assert len(drawn[8]) == 2 * 10 * len(folds)
-    assert len({tuple(indices) for _, indices in drawn[8]}) > 35
-    for (fold, one), (_, other) in zip(drawn[8], drawn[300], strict=True):
-        np.testing.assert_array_equal(one, other)
-        assert set(one) <= set(fold.train)
-        assert len(set(one)) == len(one)
-        assert set(np.bincount(labels[one])) in ({1}, {5})
-
-
 def test_a_score_is_over_all_tested_pictures_in_their_order():
     vectors, labels, contents = pictures(apart=2, width=10)
     folds = deal(labels, contents, 3)
@@ -209,9 +173,3 @@ def test_a_score_is_over_all_tested_pictures_in_their_order():
     assert found["accuracy"].pictures == 90
     np.testing.assert_array_equal(found["accuracy"].samples, turned["accuracy"].samples)
     assert classify(vectors, labels, folds[:1], contents)["k-NN"].pictures == len(folds[0].test)
-
-
-def test_shots_that_the_rarest_class_cannot_give_are_left_out():
-    vectors, labels, contents = pictures(count=18, classes=3)
-    found = classify(vectors, labels, deal(labels, contents, 3), contents)
-    assert list(found) == ["accuracy", "k-NN", "1-shot"]

@@ -117,7 +117,7 @@ def test_another_vector_does_not_enter_a_store(folder, timm_vit, tmp_path):
 @pytest.mark.parametrize(
     ("spec", "options", "vector", "words"),
     [
-        ("timm:test_resnet@1", {}, "cls", "--vector cls: test_resnet has no prefix tokens.*use --vector mean"),
+        ("timm:test_resnet@1", {}, "cls", "vector cls: test_resnet has no prefix tokens.*use vector mean"),
         ("timm:test_vit@1", {"prefix": "drop"}, "cls", "prefix='drop' leaves out the CLS token of test_vit"),
         ("timm:vit_medium_patch16_reg4_gap_256@1", {}, "cls+mean", "has 4 registers as prefix tokens, and no CLS"),
         ("timm:test_vit@1", {}, "joint", "test_vit has no embedding in a space with text; models of open_clip have"),
@@ -134,7 +134,7 @@ def test_a_model_without_such_a_vector_is_refused_before_any_work(folder, tmp_pa
 
 @pytest.mark.parametrize("name", ["x.zarr", "x.safetensors", "x.npz"])
 def test_formats_of_maps_have_no_choice_of_vector(folder, timm_vit, tmp_path, name):
-    with pytest.raises(S2WrapError, match=f"--vector cls with .*{name}, which holds maps and prefix tokens"):
+    with pytest.raises(S2WrapError, match=f"vector cls with .*{name}, which holds maps and prefix tokens"):
         write(folder, tmp_path / name, s2wrap.wrap(timm_vit), vector="cls", shard=None)
 
 
@@ -152,7 +152,7 @@ def test_an_exported_file_has_a_cls_token_or_says_that_it_has_none(folder, tmp_p
         )
     capsys.readouterr()
     for file, vector, problem in (
-        ("maps.onnx", "cls", "maps.onnx has no output prefix, and so no CLS token; use --vector mean"),
+        ("maps.onnx", "cls", "maps.onnx has no output prefix, and so no CLS token; use vector mean"),
         ("x.onnx", "joint", "exported files have no embedding in a space with text"),
     ):
         output = tmp_path / "none.parquet"

@@ -10,7 +10,7 @@ from made_up import comparison, row
 
 from s2wrap import S2WrapError
 from s2wrap.compare.comparison import Comparison
-from s2wrap.compare.report import NEEDED, check_ending, to_csv, to_frame, to_json, write_report
+from s2wrap.compare.report import WRITERS, check_ending, to_csv, to_frame, to_json, write_report
 from s2wrap.errors import MissingExtraError
 
 
@@ -51,7 +51,7 @@ def test_json_is_standard_and_holds_everything():
     assert (told["verdict"], told["skipped"]) == (found.verdict, found.skipped)
 
 
-@pytest.mark.parametrize("ending", NEEDED)
+@pytest.mark.parametrize("ending", WRITERS)
 def test_two_writings_give_the_same_bytes(tmp_path, ending):
     paths = [tmp_path / f"{name}{ending}" for name in "ab"]
     for path in paths:
@@ -62,7 +62,7 @@ def test_two_writings_give_the_same_bytes(tmp_path, ending):
     assert one.startswith(start[ending])
 
 
-@pytest.mark.parametrize("ending", NEEDED)
+@pytest.mark.parametrize("ending", WRITERS)
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, ending):
     path = tmp_path / f"report{ending}"
     path.write_text("old")
@@ -75,7 +75,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, ending):
 
 
 def test_endings_are_checked_before_the_work(monkeypatch, tmp_path):
-    assert [check_ending(f"x{ending.upper()}") for ending in NEEDED] == list(NEEDED)
+    assert [check_ending(f"x{ending.upper()}") for ending in WRITERS] == list(WRITERS)
     for name in ("report.pdf", "report"):
         with pytest.raises(S2WrapError, match=rf"'{name}' as a report: use an ending of \.html, \.csv, \.json"):
             write_report(comparison(), name)

@@ -45,7 +45,7 @@ def test_a_terminal_tells_what_is_missing_and_the_verdict_last():
     assert f"compile ({SPECS[1]}): no compiler" in lines
     assert "left out: 9.jpg: broken" in lines
     assert "left out: 10.jpg: broken" not in lines
-    assert lines[-3:] == ["left out: 3 more", "The best is first.", "One against another: worse."]
+    assert lines[-3:] == ["left out: 3 more", "One against another: worse.", "The best is first."]
 
 
 def test_why_a_backend_did_not_run_is_said_once_with_the_models_that_it_holds_for():

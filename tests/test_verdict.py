@@ -143,10 +143,9 @@ def test_as_many_more_pictures_as_are_said_decide_the_same_difference():
 
 def test_one_command_is_recommended_for_the_cheapest_that_nothing_is_shown_to_beat():
     rows = [row(SMALL, 100, 1), row(f"{S2} fuse=mean overlap=2", 188, 5), row(WHOLE, 190, 8)]
-    (sentence,) = recommend(rows, ["accuracy"], {"norm": "l2", "whole": False})
-    command = (
-        f"s2wrap features PICTURES --model {S2} --norm l2 --tiled --fuse mean --overlap 2 --output features.parquet"
-    )
+    (sentence,) = recommend(rows, ["accuracy"], {"norm": "l2", "whole": False, "output": "image_features"})
+    flags = "--norm l2 --tiled --output-part image_features --fuse mean --overlap 2"
+    command = f"s2wrap features PICTURES --model {S2} {flags} --output features.parquet"
     assert sentence.startswith(f"Next: {command}: the cheapest")
     for one, right in zip(rows, (190, 100, 100), strict=True):
         one.scores["mIoU"] = mean_score(np.arange(200) < right)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from s2wrap.errors import S2WrapError
+from s2wrap.errors import S2WrapError, first_line
 
 Answer = TypeVar("Answer")
 WRAPPERS = ("state_dict", "model")
@@ -39,7 +39,7 @@ def read_tensors(path: str | Path, wrappers: Collection[str] = WRAPPERS) -> dict
     except S2WrapError:
         raise
     except Exception as error:
-        raise S2WrapError(f"{path} cannot be read as weights: {type(error).__name__}: {_first_line(error)}") from error
+        raise S2WrapError(f"{path} cannot be read as weights: {first_line(error)}") from error
     if isinstance(content, dict):
         content = next((content[key] for key in wrappers if isinstance(content.get(key), dict)), content)
     if not isinstance(content, dict) or not all(isinstance(part, Tensor) for part in content.values()):
@@ -130,7 +130,7 @@ def exact_loading(name: str, source: object, unused: Callable[[], Collection[str
     """
     thread, watched, handles = get_ident(), set(), []
 
-    def compare_weights(module: nn.Module, tensors: dict[str, Tensor], prefix: str, *_rest: Any) -> None:
+    def compare_weights(module: nn.Module, tensors: dict[str, Tensor], prefix: str, *_rest: object) -> None:
         if prefix:
             return  # a part of the model
         taken = fitting(module, tensors, name, source, unused=unused)
@@ -166,14 +166,10 @@ def from_hub(get: Callable[[], Answer], name: str) -> Answer:
         raise
     except Exception as error:
         raise S2WrapError(
-            f"the weights or configuration of {name} could not be had ({type(error).__name__}: {_first_line(error)}); "
+            f"the weights or configuration of {name} could not be had ({first_line(error)}); "
             f"give a file with --checkpoint FILE (checkpoint=) where the model has one, draw random weights "
             f"(pretrained=False), or use packaged ones such as sample:dinov2_s14"
         ) from error
-
-
-def _first_line(error: Any) -> str:
-    return str(error).strip().partition("\n")[0]
 
 
 def weights_sha256(module: nn.Module) -> str:

@@ -49,7 +49,7 @@ class FeaturesOnlyBackbone(ProbedBackbone):
         return [spatial.permute(0, 3, 1, 2) for spatial in maps] if last == "NHWC" else maps
 
 
-def is_features_only(model: Any) -> bool:
+def is_features_only(model: object) -> bool:
     """Whether a model is one that timm made with `features_only=True`."""
     info = getattr(model, "feature_info", None)
     return isinstance(model, nn.Module) and hasattr(model, "pretrained_cfg") and hasattr(info, "out_indices")

@@ -46,7 +46,7 @@ class HubDinoBackbone(ProbedBackbone):
         return Features(tuple(part[0] for part in answer), tuple(part[1][:, None] for part in answer))
 
 
-def matches(model: Any) -> bool:
+def matches(model: object) -> bool:
     """Whether a model has the methods of these, and is none of timm's, which share their names."""
     methods = hasattr(model, "get_intermediate_layers") and hasattr(model, "forward_features")
     return isinstance(model, nn.Module) and methods and not hasattr(model, "pretrained_cfg")

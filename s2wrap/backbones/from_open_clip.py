@@ -89,7 +89,7 @@ class OpenClipTimmBackbone(_Tower, TimmBackbone):
         return self.visual
 
 
-def adapt(model: Any, options: BackboneOptions = NO_OPTIONS) -> Backbone:
+def adapt(model: object, options: BackboneOptions = NO_OPTIONS) -> Backbone:
     """A backbone of a CLIP, CoCa, … or of its vision tower alone."""
     visual = getattr(model, "visual", model)
     if hasattr(visual, "trunk"):
@@ -154,7 +154,7 @@ def _tower_facts(visual: Any) -> BackboneOptions:
     )
 
 
-def _is_transformer(visual: Any) -> bool:
+def _is_transformer(visual: object) -> bool:
     return hasattr(visual, "transformer")
 
 

@@ -29,7 +29,7 @@ class RadioBackbone(ProbedBackbone):
         return self.model(tiles)[1]
 
 
-def matches(model: Any) -> bool:
+def matches(model: object) -> bool:
     """Whether a model says the sizes that it prefers, as RADIO does."""
     return isinstance(model, nn.Module) and hasattr(model, "preferred_resolution") and hasattr(model, "summary_idxs")
 

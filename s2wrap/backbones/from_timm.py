@@ -13,7 +13,7 @@ from s2wrap.backbones.base import Backbone
 from s2wrap.backbones.checkpoint import cached_file, exact_loading, read_tensors
 from s2wrap.backbones.family import Family, Place, allowed
 from s2wrap.backbones.probed import NO_OPTIONS, ProbedBackbone
-from s2wrap.errors import S2WrapError
+from s2wrap.errors import S2WrapError, first_line
 from s2wrap.features import Features
 from s2wrap.options import BackboneOptions, Interpolation
 
@@ -113,16 +113,16 @@ def interpolate_positions(model: Any, allow: bool) -> bool:
     return True
 
 
-def _prefix_tokens(model: Any) -> int | None:
+def _prefix_tokens(model: object) -> int | None:
     """What timm says; its LeViT has none, and does not say so."""
     return 0 if _is_levit(model) else getattr(model, "num_prefix_tokens", None)
 
 
-def _is_levit(model: Any) -> bool:
+def _is_levit(model: object) -> bool:
     return type(model).__name__ in ("Levit", "LevitDistilled")
 
 
-def is_timm(model: Any) -> bool:
+def is_timm(model: object) -> bool:
     """Whether a model has timm's feature call and configuration."""
     return isinstance(model, nn.Module) and hasattr(model, "forward_features") and hasattr(model, "pretrained_cfg")
 
@@ -197,8 +197,7 @@ def create(
     except S2WrapError:
         raise
     except Exception as error:
-        first_line = str(error).partition("\n")[0]
-        raise S2WrapError(f"timm cannot make {name}{origin}: {type(error).__name__}: {first_line}") from error
+        raise S2WrapError(f"timm cannot make {name}{origin}: {first_line(error)}") from error
     return TimmBackbone(model, options)
 
 
@@ -253,11 +252,9 @@ def _hub_file(name: str) -> str:
             filenames = filenames[1:]
         return huggingface_hub.hf_hub_download(repo, filenames[0])
     except Exception as error:
-        first_line = str(error).partition("\n")[0]
         raise S2WrapError(
-            f"the weights of timm:{name} are on the Hugging Face hub, which gave none ({type(error).__name__}: "
-            f"{first_line}); give a file with --checkpoint FILE (checkpoint=), or use packaged weights such as "
-            f"sample:dinov2_s14"
+            f"the weights of timm:{name} are on the Hugging Face hub, which gave none ({first_line(error)}); give a "
+            f"file with --checkpoint FILE (checkpoint=), or use packaged weights such as sample:dinov2_s14"
         ) from error
 
 

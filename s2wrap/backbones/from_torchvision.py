@@ -54,7 +54,7 @@ class TorchvisionBackbone(ProbedBackbone):
         return functional.relu(tiles) if type(model).__name__ == "DenseNet" else tiles
 
 
-def matches(model: Any) -> bool:
+def matches(model: object) -> bool:
     """Whether a model is one of torchvision's classification models."""
     module = type(model).__module__
     below = ("detection", "segmentation", "video", "quantization", "optical_flow")

@@ -1,19 +1,18 @@
 """The vision tower of a multimodal model of transformers, with the states that the model reads of it as layers."""
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from s2wrap.backbones.from_transformers import image_size_of, tower_facts
-from s2wrap.backbones.probed import ProbedBackbone
+from s2wrap.backbones.vision_tower import InterpolatingBackbone, parameters
 from s2wrap.errors import S2WrapError, first_line
 from s2wrap.features import Features
 from s2wrap.options import BackboneOptions
 
 
-class TowerBackbone(ProbedBackbone):
+class TowerBackbone(InterpolatingBackbone):
     """A vision tower whose layers are its `last_hidden_state` and then some of its `hidden_states`, as it gives them.
 
     Args:
@@ -32,8 +31,8 @@ class TowerBackbone(ProbedBackbone):
 
     def __init__(self, tower: Any, places: Sequence[int] = (), image_size: Any = None):
         self.kind: str = tower.config.model_type
-        takes = inspect.signature(tower.forward).parameters
-        self.takes = frozenset(takes)
+        takes = parameters(tower)
+        self.pools = "do_pooling" in takes  # a model of timm
         if needed := _needed(takes.values()):
             raise S2WrapError(
                 f"{type(tower).__name__} takes no images alone: it needs {', '.join(needed)} too. It looks at images "
@@ -44,7 +43,6 @@ class TowerBackbone(ProbedBackbone):
                 f"the config of {type(tower).__name__} says no image size; give the size in pixels of the images that "
                 f"the model was trained with: image_size=768, say"
             )
-        self.interpolate = False
         self.places: tuple[int, ...] = ()
         self.num_states = 0
         try:
@@ -83,13 +81,6 @@ class TowerBackbone(ProbedBackbone):
         parts = [self._read(state, tile_hw, self.grid_hw(tile_hw)) for state in states]
         return Features(tuple(part.spatial for part in parts), tuple(part.prefix for part in parts))
 
-    def any_size(self, allow: bool) -> bool:
-        """Have position embeddings interpolated, where the tower's forward can be told to, or no longer."""
-        if "interpolate_pos_encoding" not in self.takes:
-            return False
-        self.interpolate = allow
-        return True
-
     def _states(self, tiles: Tensor) -> list[Tensor]:
         if not self.places:
             return [self.call(tiles)]
@@ -97,13 +88,11 @@ class TowerBackbone(ProbedBackbone):
         states = [answer.last_hidden_state, *(answer.hidden_states[place] for place in self.places)]
         return [_of_each(state, tiles) for state in states]
 
-    def _run(self, tiles: Tensor, **options: Any) -> Any:
+    def _run(self, tiles: Tensor, **options: object) -> Any:
         """The answer of the tower; its first argument are the images, whatever it is called."""
-        if self.interpolate:
-            options["interpolate_pos_encoding"] = True
-        if "do_pooling" in self.takes:  # a model of timm: its features alone
-            options["do_pooling"] = False
-        return self.model(tiles, return_dict=True, **options)
+        if self.pools:
+            options["do_pooling"] = False  # its features alone
+        return self.model(tiles, return_dict=True, **self.size_options, **options)
 
 
 def _needed(parameters: Any) -> list[str]:

@@ -16,10 +16,10 @@ from s2wrap.backbones.checkpoint import from_hub, load_exactly
 from s2wrap.backbones.family import Family, allowed, made_by
 from s2wrap.backbones.from_timm import TimmBackbone
 from s2wrap.backbones.last_norm import LastNorm, find_last_norm
-from s2wrap.backbones.probed import NO_OPTIONS, ProbedBackbone
+from s2wrap.backbones.probed import NO_OPTIONS
 from s2wrap.backbones.processors import processor_options
 from s2wrap.backbones.transformers_models import POOLER, default_config, library, make, names, pretrained_model
-from s2wrap.backbones.vision_tower import is_backbone, parameters, vision_tower
+from s2wrap.backbones.vision_tower import InterpolatingBackbone, is_backbone, parameters, vision_tower
 from s2wrap.errors import S2WrapError
 from s2wrap.features import Features, join
 from s2wrap.inputs import Origin, has_values
@@ -53,17 +53,16 @@ OWN_MODULES = "transformers.models."
 """Where the classes of transformers itself lie; the code of repositories lies elsewhere."""
 
 
-class TransformersBackbone(ProbedBackbone):
+class TransformersBackbone(InterpolatingBackbone):
     """A vision model, or the vision tower of a model for images and text."""
 
-    def __init__(self, model: Any, options: BackboneOptions = NO_OPTIONS):
+    def __init__(self, model: object, options: BackboneOptions = NO_OPTIONS):
         """As `ProbedBackbone`."""
         tower = vision_tower(model)
         self.kind: str = tower.config.model_type
         self.patches: int | None = tower.config.patch_size if "spatial_shapes" in parameters(tower) else None
         if self.kind == "vit_mae":
             tower.config.mask_ratio = 0.0  # a frozen backbone sees the whole image; its order is kept by `noise`
-        self.interpolate = False
         self._last_norm: LastNorm | None = None
         self._norm_sought = False
         facts, origins = tower_facts(tower, options, self.patches)
@@ -176,16 +175,7 @@ class TransformersBackbone(ProbedBackbone):
                 maps.append(spatial)
         return Features(tuple(maps), tuple(prefixes))
 
-    def any_size(self, allow: bool) -> bool:
-        """Have position embeddings interpolated, where the model's forward can be told to, or no longer."""
-        if "interpolate_pos_encoding" not in parameters(self.model):
-            return False
-        self.interpolate = allow
-        return True
-
-    def _run(self, tiles: Tensor, **options: Any) -> Any:
-        if self.interpolate:
-            options["interpolate_pos_encoding"] = True
+    def _run(self, tiles: Tensor, **options: object) -> Any:
         if self.kind in BGR and tiles.shape[1] == 3:
             tiles = tiles.flip(1)
         if self.patches is not None:  # NaFlex: patches instead of pixels, rows and columns beside them
@@ -196,7 +186,7 @@ class TransformersBackbone(ProbedBackbone):
         if self.kind == "vit_mae":
             count = self.model.embeddings.patch_embeddings.num_patches
             options["noise"] = torch.arange(count, device=tiles.device).expand(len(tiles), -1)
-        return self.model(pixel_values=tiles, return_dict=True, **options)
+        return self.model(pixel_values=tiles, return_dict=True, **self.size_options, **options)
 
 
 def _prefix_tokens(tower: Any) -> int | None:
@@ -211,7 +201,7 @@ def _rows(count: int, tiles: Tensor) -> int:
     return round((count * tiles.shape[-2] / tiles.shape[-1]) ** 0.5)
 
 
-def image_size_of(config: Any) -> Any:
+def image_size_of(config: object) -> Any:
     """The size in pixels of images that a config says; None where it says none."""
     size = getattr(config, "image_size", None) or getattr(getattr(config, "backbone_config", None), "image_size", None)
     return tuple(size) if isinstance(size, list) else size
@@ -343,7 +333,7 @@ def adapt(model: Any, options: BackboneOptions = NO_OPTIONS) -> Backbone:
     return TimmBackbone(inner, options, facts=facts)
 
 
-def matches(model: Any) -> bool:
+def matches(model: object) -> bool:
     """Whether a model is one of transformers'."""
     return made_by(model, "transformers") and hasattr(model, "config")
 

@@ -52,7 +52,7 @@ def find_last_norm(model: nn.Module, run: Callable[[], Any]) -> LastNorm | None:
 
 
 def _keeper(outputs: dict[str, tuple[nn.Module, Tensor]], name: str) -> Callable[..., None]:
-    def keep(module: nn.Module, _: Any, output: Any) -> None:
+    def keep(module: nn.Module, _: object, output: object) -> None:
         if isinstance(output, Tensor):
             outputs[name] = (module, output)
 

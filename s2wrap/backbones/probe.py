@@ -13,7 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from s2wrap.errors import S2WrapError
+from s2wrap.errors import S2WrapError, first_line
 from s2wrap.inputs import has_values
 from s2wrap.options import Order
 
@@ -169,9 +169,8 @@ def _answer(call: Call, image: Tensor, name: str) -> Tensor:
     except S2WrapError:
         raise
     except Exception as error:
-        first_line = str(error).partition("\n")[0]
         raise S2WrapError(
-            f"{name} failed on an image of {_shape(image)}: {type(error).__name__}: {first_line}; "
+            f"{name} failed on an image of {_shape(image)}: {first_line(error)}; "
             f"if it takes another size or number of channels, pass image_size= or in_channels="
         ) from error
     if (

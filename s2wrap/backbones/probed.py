@@ -122,7 +122,7 @@ class ProbedBackbone(Backbone):
             prefixes.append(layout.prefix(parts[key]))
         return Features(tuple(maps), tuple(prefixes))
 
-    def _probe_part(self, key: Any) -> Layout:
+    def _probe_part(self, key: object) -> Layout:
         """How one part of the model's answer lies."""
         return probe(
             lambda tiles: parts_of(self.call(tiles))[key],
@@ -330,7 +330,7 @@ class ProbedBackbone(Backbone):
 
 
 def _model_input(
-    model: Any, name: str, options: BackboneOptions, facts: BackboneOptions, told: Mapping[str, Origin]
+    model: object, name: str, options: BackboneOptions, facts: BackboneOptions, told: Mapping[str, Origin]
 ) -> ModelInput:
     """What a model takes, from the caller, its processor, its family, its first layer; and which says what."""
     origins: dict[str, Origin] = {key: told.get(key, "model") for key in facts.changed()}
@@ -391,7 +391,7 @@ def _of_channels(
     return None
 
 
-def _first_channels(model: Any) -> int | None:
+def _first_channels(model: object) -> int | None:
     """The channels that the first convolution of a model takes; None if it has none."""
     owner = model if isinstance(model, nn.Module) else getattr(model, "__self__", None)
     modules = owner.modules() if isinstance(owner, nn.Module) else ()

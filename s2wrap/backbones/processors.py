@@ -10,7 +10,7 @@ INTERPOLATIONS: dict[Any, Interpolation] = {2: "bilinear", 3: "bicubic"}
 """PIL's numbers of those that s2wrap has."""
 
 
-def processor_options(processor: Any) -> BackboneOptions:
+def processor_options(processor: object) -> BackboneOptions:
     """The size, mean, std and interpolation of an image processor; None where it does not say.
 
     A processor computes (pixel · rescale_factor − mean) ÷ std; here mean and std are those of values in 0…1.

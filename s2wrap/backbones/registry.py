@@ -65,7 +65,7 @@ class Spec:
         return f"{self.backbone}@{','.join(map(str, self.scales))}"
 
 
-def parse_spec(text: Any) -> Spec:
+def parse_spec(text: object) -> Spec:
     """A spec's parts; without `@SCALES` it is the plain backbone at scale 1.
 
     >>> parse_spec("timm:vit_base_patch14_dinov2.lvd142m@1,448px").scales[1].in_pixels
@@ -145,7 +145,7 @@ def load_backbone(
     return family.load(spec.name, options, pretrained=pretrained, checkpoint=checkpoint, **resampled)
 
 
-def as_backbone(model: Any, options: BackboneOptions = NO_OPTIONS) -> Backbone:
+def as_backbone(model: object, options: BackboneOptions = NO_OPTIONS) -> Backbone:
     """Any model as a `Backbone`: by the adapter of its family, else by the probe alone.
 
     Args:

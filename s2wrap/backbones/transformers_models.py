@@ -38,7 +38,7 @@ def _takes_pixels(source: str, name: str) -> bool:
     return own[1] == '"pixel_values"' if own else any(_takes_pixels(source, base) for base in bases)
 
 
-def pretrained_model(name: str, config: Any) -> Any:
+def pretrained_model(name: str, config: object) -> Any:
     """The model of a repository. Keys of a head, which it is without, are ignored; every other weight must be there."""
     from_pretrained = library().AutoModel.from_pretrained
     options = {"output_loading_info": True, "use_safetensors": True, "ignore_mismatched_sizes": True}

@@ -3,6 +3,7 @@
 import inspect
 from typing import Any
 
+from s2wrap.backbones.probed import ProbedBackbone
 from s2wrap.errors import S2WrapError
 
 OTHER_INPUT = {
@@ -11,6 +12,19 @@ OTHER_INPUT = {
     "lightglue": "takes pairs of images",
     "seggpt": "takes an image with a prompt: another image and its mask",
 }
+
+
+class InterpolatingBackbone(ProbedBackbone):
+    """A model of transformers, which may interpolate its position embeddings where its forward is told to."""
+
+    size_options: dict[str, bool] = {}  # noqa: RUF012 (replaced, never changed)
+
+    def any_size(self, allow: bool) -> bool:
+        """Have position embeddings interpolated, where the model's forward can be told to, or no longer."""
+        if "interpolate_pos_encoding" not in parameters(self.model):
+            return False
+        self.size_options = {"interpolate_pos_encoding": True} if allow else {}
+        return True
 
 
 def vision_tower(model: Any) -> Any:
@@ -38,7 +52,7 @@ def vision_tower(model: Any) -> Any:
     raise S2WrapError(f"{kind} of transformers {reason}")
 
 
-def is_backbone(model: Any) -> bool:
+def is_backbone(model: object) -> bool:
     """Whether a model is one of transformers' backbones, such as Dinov2Backbone: it returns maps of stages."""
     return hasattr(model, "stage_names") and hasattr(model, "out_features")
 

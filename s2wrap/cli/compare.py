@@ -47,7 +47,7 @@ def compare_models(
     ] = None,
     budget: Annotated[
         str | None,
-        typer.Option(help="Propose models that cost no more, such as 20GMAC or 15ms, and compare those."),
+        typer.Option(help="Propose models of no more multiply-adds an image, such as 20GMAC, and compare those."),
     ] = None,
     target: Annotated[
         str | None, typer.Option(help="The larger model whose features the others are to reconstruct (paper, §4).")
@@ -77,7 +77,7 @@ def compare_models(
 ) -> None:
     """Compare models: what an image costs, what they know; say which wins.
 
-    With classes: accuracy of logistic regression, k-NN and few shots. With masks: mIoU of linear segmentation.
+    With classes: accuracy of logistic regression and k-NN. With masks: mIoU of linear segmentation.
     Without labels: whether a place is found again in a warped picture. With --target: how much of its features a
     linear map recovers. Without --data: costs only, with random weights. Features are kept on disk; an interrupted
     comparison goes on where it stopped.
@@ -99,21 +99,18 @@ def compare_models(
     backends = () if backend == "none" else tuple(part.strip() for part in backend.split(","))
     console, image_hw = output.notes(), flags.image_hw(image) if image else None
     if budget is not None:
-        found = propose(
+        proposed = propose(
             specs,
             budget,
-            backend=(backends or ("eager",))[0],
             image_hw=image_hw,
-            device=place,
             progress=lambda names: track(
                 names, "proposing", console=console, transient=True, disable=not console.is_interactive
             ),
             **options,
         )
-        dropped = {str(parse_spec(spec)) for spec in specs} - {candidate.spec for candidate in found}
-        for spec in sorted(dropped):
+        for spec in sorted({str(parse_spec(spec)) for spec in specs} - proposed.keys()):
             output.print_line(f"above the budget: {spec}", console, "yellow")
-        specs = [candidate.spec for candidate in found]
+        specs = list(proposed)
     found = compare(
         specs,
         data=data,

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, distribution, metadata, requires, version
+from importlib.metadata import distribution, metadata, requires
 from importlib.util import find_spec
 from os import environ, pathsep
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 
 from s2wrap.cli import output
 from s2wrap.errors import first_line
+from s2wrap.version import installed_version
 
 CORE = "core"
 ALSO = ("torchvision",)
@@ -52,14 +53,18 @@ def examine(*, as_json: output.Json = False) -> None:
     extras = [extra for extra in metadata("s2wrap").get_all("Provides-Extra") or () if extra not in FOR_DEVELOPERS]
     asked = {CORE: list(needed("s2wrap"))} | {extra: list(needed("s2wrap", extra)) for extra in extras}
     names = dict.fromkeys([*ALSO, *(requirement.name for part in asked.values() for requirement in part)])
-    versions = {name: installed for name in names if (installed := _version(name)) is not None}
+    versions = {name: installed for name in names if (installed := installed_version(name)) is not None}
     modules = {name: module for name in versions if (module := _module(name)) is not None}
     with output.notes().status("Importing what is installed"):
         errors, devices = try_imports(list(modules.values()))
     failures = {name: error for name, module in modules.items() if (error := errors[module]) is not None}
     parts = {name: _judge(name, part, versions, failures) for name, part in asked.items()}
     runtimes = {module: _runtime(module, versions, failures, devices or {}) for module in RUNTIMES}
-    facts = {"s2wrap": version("s2wrap"), "python": platform.python_version(), "platform": platform.platform()}
+    facts = {
+        "s2wrap": installed_version("s2wrap"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
     if as_json:
         shown = {name: asdict(part) for name, part in parts.items()}
         packages = {"packages": versions, "devices": devices, "runtimes": runtimes, "parts": shown}
@@ -81,15 +86,8 @@ def needed(package: str, extra: str = "") -> Iterator[Requirement]:
         if requirement.name != package:
             yield requirement
         for inner in sorted(requirement.extras):
-            if _version(requirement.name) is not None:
+            if installed_version(requirement.name) is not None:
                 yield from needed(requirement.name, inner)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _module(package: str) -> str | None:

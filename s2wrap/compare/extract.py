@@ -5,7 +5,6 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from s2wrap.compare.data import Pictures
 from s2wrap.errors import S2WrapError
 from s2wrap.features import Features
 from s2wrap.files import disk_errors, whole_file
+from s2wrap.version import installed_version
 from s2wrap.wrapper import MultiScale
 
 POOLS = ("mean", "max", "cls")
@@ -91,26 +91,24 @@ def keep(
     if folder is not None:
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-    files = [None if folder is None else folder / f"{content}.safetensors" for content in contents]
-    found = {index: _load(file) for index, file in enumerate(files)}
-    missing = [index for index, tensors in found.items() if tensors is None]
+    found = [None if folder is None else _load(folder / f"{content}.safetensors") for content in contents]
+    missing = [index for index, tensors in enumerate(found) if tensors is None]
     done(len(found) - len(missing))
     for start in range(0, len(missing), batch):
         indices = missing[start : start + batch]
         for index, tensors in zip(indices, compute(indices), strict=True):
-            _save(files[index], tensors)
+            if folder is not None:
+                _save(folder / f"{contents[index]}.safetensors", tensors)
             found[index] = tensors
         done(len(indices))
-    return [tensors for tensors in found.values() if tensors is not None]
+    return [tensors for tensors in found if tensors is not None]
 
 
-def _load(file: Path | None) -> dict[str, Tensor] | None:
+def _load(file: Path) -> dict[str, Tensor] | None:
     """Return the tensors of a file; None if there is none, or none that can be read."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if file is None:
-        return None
     try:
         found = load_file(file)
         os.utime(file)  # it was used: `trim` deletes others first
@@ -119,12 +117,10 @@ def _load(file: Path | None) -> dict[str, Tensor] | None:
         return None
 
 
-def _save(file: Path | None, tensors: dict[str, Tensor]) -> None:
+def _save(file: Path, tensors: dict[str, Tensor]) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    if file is None:
-        return
     with whole_file(file) as draft:
         try:
             save_file(tensors, draft)
@@ -158,15 +154,8 @@ def model_key(model: MultiScale) -> str:
     facts: dict[str, Any] = {name: value for name, value in (model.recipe or {}).items() if name not in from_options}
     facts |= {"options": model.options.to_json(), "input": model.input.to_json()}
     facts |= {"weights": weights_sha256(model.backbone), "device": model.backbone.device.type}
-    facts |= {package: _version(package) for package in LIBRARIES}
+    facts |= {package: installed_version(package) for package in LIBRARIES}
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def default_folder() -> Path:

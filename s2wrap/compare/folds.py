@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from s2wrap.errors import S2WrapError
 
@@ -22,7 +23,7 @@ class Fold:
     test: np.ndarray
 
 
-def deal(labels: Any, contents: Sequence[str], count: int = FOLDS) -> list[Fold]:
+def deal(labels: ArrayLike | None, contents: Sequence[str], count: int = FOLDS) -> list[Fold]:
     """Return folds that test each picture once, with copies of a picture kept together; the same on every call.
 
     Args:
@@ -50,7 +51,7 @@ def deal(labels: Any, contents: Sequence[str], count: int = FOLDS) -> list[Fold]
     return [Fold(*parts) for parts in splitter.split(np.zeros(len(groups)), labels, groups)]
 
 
-def inner_folds(fold: Fold, labels: Any, contents: Sequence[str]) -> list[Fold]:
+def inner_folds(fold: Fold, labels: ArrayLike | None, contents: Sequence[str]) -> list[Fold]:
     """Return folds of a fold's training pictures, to choose regularisation by: indices into `fold.train`."""
     of_train = None if labels is None else np.asarray(labels)[fold.train]
     return deal(of_train, [contents[int(index)] for index in fold.train], INNER_FOLDS)

@@ -68,10 +68,13 @@ def plot(comparison: Comparison, measure: str | None = None, panels: Sequence[st
     colours, panels_of_points = _colours(rows), []
     for number, (title, costs) in enumerate(drawn, start=1):
         axes = figure.add_subplot(1, len(drawn), number)
-        _style_axes(axes, title)
         points = _points(rows, costs, measure, colours)
-        _draw_points(axes, points, measure)
-        panels_of_points.append((axes, points))
+        _style_axes(axes, title, measure)
+        if points:
+            _draw_points(axes, points, unit_of(measure).factor)
+            panels_of_points.append((axes, points))
+        else:
+            axes.text(0.5, 0.5, "nothing to show", ha="center", transform=axes.transAxes, **TEXT)
     _draw_key(figure, rows, names, colours, columns)
     for axes, points in panels_of_points:
         _number(axes, points)
@@ -138,30 +141,26 @@ def _colours(rows: Sequence[Row]) -> list[str]:
     return [colours.get(name, GREY) for name in names]
 
 
-def _style_axes(axes: Any, title: str) -> None:
-    axes.set_facecolor("none")
-    axes.set_xlabel(title, **TEXT | {"fontsize": 10})
-    axes.grid(color=GREY, alpha=0.2, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=INK, labelsize=9, length=3)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(GREY)
-
-
-def _draw_points(axes: Any, points: Sequence[Point], measure: str) -> None:
-    """Draw points with intervals, rings around the Pareto front, and the step line of the best score up to a cost."""
+def _style_axes(axes: Any, title: str, measure: str) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    factor, sign, _ = unit_of(measure)
+    sign = unit_of(measure).sign
+    axes.set_facecolor("none")
+    axes.set_xlabel(title, **TEXT | {"fontsize": 10})
     axes.set_ylabel(f"{printable(measure)}{sign and f', {sign}'} (with 95 % intervals)", **TEXT | {"fontsize": 10})
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
-    if not points:
-        axes.text(0.5, 0.5, "nothing to show", ha="center", transform=axes.transAxes, **TEXT)
-        return
+    axes.grid(color=GREY, alpha=0.2, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=INK, labelsize=9, length=3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)
+
+
+def _draw_points(axes: Any, points: Sequence[Point], factor: float) -> None:
+    """Draw points with intervals, rings around the Pareto front, and the step line of the best score up to a cost."""
     ends = [end for point in points for end in (point.low, point.value, point.high)]
     pad = 0.1 * (max(ends) - min(ends)) or 0.05 * factor
     axes.set_ylim(min(ends) - pad, max(ends) + pad)
@@ -170,8 +169,7 @@ def _draw_points(axes: Any, points: Sequence[Point], measure: str) -> None:
     for point in points:
         axes.vlines(point.cost, point.low, point.high, colors=point.colour, linewidth=1.4, alpha=0.75)
         axes.scatter(point.cost, point.value, 48, point.colour, marker=point.marker, zorder=3, edgecolors=PAPER)
-    front = sorted((point.cost, point.value) for point in points if point.on_front)
-    costs, values = ([place[axis] for place in front] for axis in (0, 1))
+    costs, values = zip(*sorted((point.cost, point.value) for point in points if point.on_front), strict=True)
     axes.plot(costs, values, linestyle="none", zorder=4, **RING)
     axes.step([*costs, axes.get_xlim()[1]], [*values, values[-1]], where="post", color=INK, linewidth=0.9, alpha=0.7)
 
@@ -195,8 +193,6 @@ def _number(axes: Any, points: Sequence[Point]) -> None:
     """Write the points' numbers beside them, where they cover neither each other nor a point nor an interval."""
     import textalloc
 
-    if not points:
-        return
     xs, ys = [point.cost for point in points], [point.value for point in points]
     texts = [str(point.number) for point in points]
     bars = {"x_lines": [[point.cost] * 2 for point in points], "y_lines": [[point.low, point.high] for point in points]}

@@ -10,19 +10,11 @@ from s2wrap.compare.comparison import Comparison
 from s2wrap.compare.disagree import disagreements, two_best
 from s2wrap.compare.page import to_html
 from s2wrap.compare.plots import image, plot
-from s2wrap.compare.table import COSTS, keys, score_figures
+from s2wrap.compare.table import costs, keys, score_figures
 from s2wrap.errors import MissingExtraError, S2WrapError
 from s2wrap.files import disk_errors, whole_file
 from s2wrap.standard_json import dump_json
 
-NEEDED = {
-    ".html": ("jinja2", "matplotlib", "textalloc"),
-    ".csv": ("pandas",),
-    ".json": (),
-    ".png": ("matplotlib", "textalloc"),
-    ".svg": ("matplotlib", "textalloc"),
-}
-"""The suffixes that can be written, and the libraries that each needs."""
 TIMES = {"p50_ms": "median_ms"} | {name: name for name in ("p90_ms", "p99_ms", "images_per_second", "reason")}
 """The figures of a timing that are reported, and their names in `Row.timings`."""
 
@@ -35,9 +27,9 @@ def check_ending(path: str | Path) -> str:
         MissingExtraError: a library that it needs is not installed.
     """
     ending = Path(path).suffix.lower()
-    if ending not in NEEDED:
-        raise S2WrapError(f"cannot write {str(path)!r} as a report: use an ending of {', '.join(NEEDED)}")
-    for library in NEEDED[ending]:
+    if ending not in WRITERS:
+        raise S2WrapError(f"cannot write {str(path)!r} as a report: use an ending of {', '.join(WRITERS)}")
+    for library in WRITERS[ending][1]:
         if find_spec(library) is None:
             raise MissingExtraError(f"{library}, which {ending} reports take,", "compare")
     return ending
@@ -50,14 +42,7 @@ def write_report(comparison: Comparison, path: str | Path) -> None:
         S2WrapError: another suffix, or a file that cannot be written.
         MissingExtraError: a library that the suffix needs is not installed.
     """
-    writers: dict[str, Callable[[Comparison], str | bytes]] = {
-        ".html": to_html,
-        ".csv": to_csv,
-        ".json": to_json,
-        ".png": lambda comparison: image(plot(comparison), format="png", dpi=160),
-        ".svg": lambda comparison: image(plot(comparison), format="svg", metadata={"Date": None}),
-    }
-    write = writers[check_ending(path)]
+    write, _ = WRITERS[check_ending(path)]
     with whole_file(path) as draft:
         content = write(comparison)
         with disk_errors(Path(path)):
@@ -74,8 +59,7 @@ def to_frame(comparison: Comparison) -> Any:
     import pandas
 
     records = [
-        {"model": row.spec}
-        | {name: cost(row) for name, cost in COSTS.items()}
+        {"model": row.spec, **costs(row)}
         | {
             f"{measure}{end}": score_figures(row, measure).get(key)
             for measure in comparison.measures
@@ -100,8 +84,7 @@ def to_csv(comparison: Comparison) -> str:
 def to_json(comparison: Comparison) -> str:
     """Return the whole comparison as standard JSON, with null for numbers that are not finite."""
     rows = [
-        {"model": row.spec}
-        | {name: cost(row) for name, cost in COSTS.items()}
+        {"model": row.spec, **costs(row)}
         | {"scores": {measure: score_figures(row, measure) for measure in row.scores}}
         | {"unable": row.unable, "timings": row.timings, "pareto_front": row.on_front}
         for row in comparison.rows
@@ -114,3 +97,14 @@ def to_json(comparison: Comparison) -> str:
     ]
     data |= {"verdict": comparison.verdict, "pairs": comparison.pairs, "skipped": comparison.skipped}
     return dump_json(data)
+
+
+_PLOT = ("matplotlib", "textalloc")
+WRITERS: dict[str, tuple[Callable[[Comparison], str | bytes], tuple[str, ...]]] = {
+    ".html": (to_html, ("jinja2", *_PLOT)),
+    ".csv": (to_csv, ("pandas",)),
+    ".json": (to_json, ()),
+    ".png": (lambda comparison: image(plot(comparison), format="png", dpi=160), _PLOT),
+    ".svg": (lambda comparison: image(plot(comparison), format="svg", metadata={"Date": None}), _PLOT),
+}
+"""What writes each kind of file, by its suffix, and the libraries that it needs."""

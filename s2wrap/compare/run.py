@@ -1,8 +1,7 @@
 """`compare` measures the cost and the quality of several models. The module to read first."""
 
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -36,7 +35,7 @@ def compare(
     data: str | Path | None = None,
     tasks: Sequence[str] | None = None,
     target: str | None = None,
-    pool: Any = "mean",
+    pool: str | Sequence[str] = "mean",
     backends: Sequence[str] = ("eager",),
     seconds: float = 2.0,
     batch: int = 1,
@@ -45,7 +44,7 @@ def compare(
     cache: str | Path | bool = True,
     skip_errors: bool = False,
     console: Console | None = None,
-    **options: Any,
+    **options: object,
 ) -> Comparison:
     """Return the cost of several models for one image, and with pictures their quality on those.
 
@@ -119,7 +118,7 @@ def compare(
     return comparison
 
 
-def _check_specs(specs: Sequence[str], data: Any, target: str | None) -> tuple[list[str], str | None]:
+def _check_specs(specs: Sequence[str], data: object, target: str | None) -> tuple[list[str], str | None]:
     """Return all specs in their canonical spelling. Raises S2WrapError for specs that cannot be compared."""
     if isinstance(specs, str) or not specs:
         raise S2WrapError(f"compare() takes a list of models, not {specs!r}; give one spec or more")
@@ -149,7 +148,7 @@ def _check_reconstruction(options: dict[str, Any]) -> None:
         raise S2WrapError("fuse='pyramid' has several maps, and a reconstruction needs one; use another fusion")
 
 
-def _load_seeded(spec: str, device: str | torch.device, **options: Any) -> MultiScale:
+def _load_seeded(spec: str, device: str | torch.device, **options: object) -> MultiScale:
     """Return a model, with random weights, if any, that depend on the backbone's name only."""
     spec, own = split_name(spec)
     with torch.random.fork_rng(devices=[]):
@@ -163,18 +162,16 @@ def _check_installed() -> None:
             raise MissingExtraError(package, "compare")
 
 
-def _parse_pools(pool: Any) -> tuple[str, ...]:
+def _parse_pools(pool: str | Sequence[str]) -> tuple[str, ...]:
     pools = tuple(part.strip() for part in pool.split(",")) if isinstance(pool, str) else tuple(pool)
     if not pools or not set(pools) <= set(POOLS) or len(set(pools)) < len(pools):
         raise S2WrapError(f"pool={pool!r} is unknown; use some of {', '.join(POOLS)}, with commas")
     return pools
 
 
-@contextmanager
-def _show_progress(console: Console) -> Iterator[Progress]:
+def _show_progress(console: Console) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as progress:
-        yield progress
+    return Progress(*columns, console=console, transient=True, disable=not console.is_interactive)
 
 
 def _facts(pictures: Pictures | None, model: MultiScale, image_hw: Pair, batch: int | None) -> dict[str, str]:
@@ -214,10 +211,10 @@ def _measure_costs(
             memory = peak_bytes(partial(model, images), model.backbone.device)
         rows.append(Row(spec, count_cost(model, image_hw), memory=memory))
     if backends:
-        task = progress.add_task("timing", total=100)
+        task = progress.add_task("timing", total=1)
 
         def update(share: float) -> None:
-            progress.update(task, completed=round(100 * share))
+            progress.update(task, completed=share)
 
         timings = time_models(models, backends, image_hw, batch=batch, seconds=seconds, progress=update)
         for row in rows:

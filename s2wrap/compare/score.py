@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 RESAMPLES = 2000
 """Number of bootstrap resamples of the pictures."""
@@ -61,7 +61,7 @@ def resampled(count: int, seed: int = 0) -> np.ndarray:
     return rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
 
 
-def score(parts: Any, measure: Callable[[np.ndarray], np.ndarray]) -> Score:
+def score(parts: ArrayLike, measure: Callable[[np.ndarray], np.ndarray]) -> Score:
     """Return the score of a measure of sums over pictures, such as accuracy or mean IoU.
 
     Args:
@@ -74,7 +74,7 @@ def score(parts: Any, measure: Callable[[np.ndarray], np.ndarray]) -> Score:
     return Score(float(measure(parts.sum(axis=0)[None])[0]), measure(totals), measure(parts))
 
 
-def mean_score(parts: Any) -> Score:
+def mean_score(parts: ArrayLike) -> Score:
     """Return the score of an average over pictures, such as accuracy from 0 or 1 for each.
 
     >>> mean_score([0, 1, 1, 1]).value

@@ -1,7 +1,7 @@
 """Print a comparison in the terminal, and make the columns of its tables."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
@@ -12,16 +12,6 @@ from rich.text import Text
 from s2wrap.compare.comparison import Comparison, Row, unit_of
 from s2wrap.compare.plots import printable
 
-COSTS: dict[str, Callable[[Row], int | None]] = {
-    "parameters": lambda row: row.cost.parameters,
-    "multiply_adds": lambda row: row.cost.multiply_adds,
-    "multiply_adds_attention_once": lambda row: row.cost.multiply_adds_attention_once,
-    "activations": lambda row: row.cost.activations,
-    "tiles": lambda row: row.cost.tiles,
-    "tokens": lambda row: row.cost.tokens,
-    "memory_bytes": lambda row: row.memory,
-}
-"""Functions that return a row's costs, by name; costs are in single units."""
 COST_COLUMNS = {
     "M parameters": ("parameters", 1e6),
     "G multiply-adds": ("multiply_adds", 1e9),
@@ -30,7 +20,7 @@ COST_COLUMNS = {
     "tokens": ("tokens", 1),
     "MiB": ("memory_bytes", 2**20),
 }
-"""Shown costs by column heading: the name in `COSTS`, and the divisor."""
+"""Shown costs by column heading: the name in `costs`, and the divisor."""
 MOST_SKIPPED = 10
 """Most skipped pictures that the terminal lists."""
 PIPED_WIDTH, GAP = 1000, 2
@@ -50,7 +40,7 @@ Columns = dict[str, list[Cell]]
 
 
 def print_table(comparison: Comparison, console: Console) -> None:
-    """Print costs, scores and times in as many tables as the console's width requires, and then the verdict.
+    """Print costs, scores and times in as many tables as the console's width requires, then pairs and the verdict.
 
     Between them: why tasks or backends did not run, and pictures that were left out (the first ten). Where output is
     not a terminal there is one table, and no line is broken.
@@ -68,7 +58,7 @@ def print_table(comparison: Comparison, console: Console) -> None:
     skipped = [f"left out: {text}" for text in comparison.skipped[:MOST_SKIPPED]]
     if len(comparison.skipped) > MOST_SKIPPED:
         skipped.append(f"left out: {len(comparison.skipped) - MOST_SKIPPED} more")
-    sentences = [*comparison.verdict, *comparison.pairs]
+    sentences = [*comparison.pairs, *comparison.verdict]  # whose last is the command to go on with
     front = ["● Pareto front: none that costs no more scores as much"] if any(row.on_front for row in rows) else []
     for style, texts in (("", front), ("yellow", not_measured(rows) + skipped), ("", sentences)):
         for text in texts:
@@ -125,7 +115,7 @@ def column_groups(comparison: Comparison) -> list[Columns]:
 def _cost_columns(rows: Sequence[Row]) -> Columns:
     """Return the columns of costs, without those that are empty for all models."""
     shown = COST_COLUMNS.items()
-    columns = {heading: [cell(COSTS[name](row), per=per) for row in rows] for heading, (name, per) in shown}
+    columns = {heading: [cell(costs(row)[name], per=per) for row in rows] for heading, (name, per) in shown}
     return {heading: cells for heading, cells in columns.items() if any(cell != EMPTY for cell in cells)}
 
 
@@ -190,6 +180,12 @@ def _digits(value: float) -> str:
 def keys(mappings: Iterable[Mapping[str, Any]]) -> list[str]:
     """Return all keys of several mappings, in the order in which they appear first."""
     return list(dict.fromkeys(key for mapping in mappings for key in mapping))
+
+
+def costs(row: Row) -> dict[str, int | None]:
+    """Return a row's costs by name, in single units."""
+    names = ("parameters", "multiply_adds", "multiply_adds_attention_once", "activations", "tiles", "tokens")
+    return {name: getattr(row.cost, name) for name in names} | {"memory_bytes": row.memory}
 
 
 def score_figures(row: Row, measure: str) -> dict[str, float]:

@@ -2,8 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from s2wrap.compare.comparison import Row, unit_of
 from s2wrap.compare.score import LEVEL
@@ -37,14 +35,14 @@ def judge(rows: Sequence[Row], measure: str, pictures: str) -> tuple[list[str], 
     best = max(rows, key=lambda row: (row.scores[measure].value, -row.cost.multiply_adds))
     count = len(rows) * (len(rows) - 1) // 2
     level = _level(len(rows))
-    pairs = [_Pair(*rival, measure, level, names) for rival in scaled_pairs(rows)]
+    pairs = [(pair[2], *_judge_pair(*pair, measure, level, names)) for pair in scaled_pairs(rows)]
     verdict = [
         _describe_best(best, [row for row in rows if row is not best], measure, level, names),
-        *_summarise_pairs(pairs),
+        *_summarise_pairs(measure, Counter((rival, result) for rival, result, _ in pairs)),
         f"Judged on {pictures}. Intervals are over resampled pictures, and so wide that those of all {count} pairs of "
         f"models hold together with {100 * LEVEL:.0f} %. What other training pictures would change is not in them.",
     ]
-    return verdict, [pair.sentence() for pair in pairs]
+    return verdict, [sentence for *_, sentence in pairs]
 
 
 def scaled_pairs(rows: Sequence[Row]) -> list[tuple[Row, Row, str]]:
@@ -77,50 +75,31 @@ def pareto_front(rows: Sequence[Row], measure: str, cost: Callable[[Row], float]
     return front
 
 
-@dataclass(frozen=True)
-class _Pair:
-    """A model at several scales, and a rival that spends the same compute in another way."""
+def _judge_pair(
+    one: Row, other: Row, rival: str, measure: str, level: float, names: Mapping[str, str]
+) -> tuple[str, str]:
+    """Return whether several scales are "better" or "worse" than a rival by more than the noise, or "undecided".
 
-    one: Row
-    other: Row
-    rival: str
-    measure: str
-    level: float
-    names: Mapping[str, str]
-
-    @property
-    def difference(self) -> tuple[float, float, float]:
-        """How much better several scales are, and the ends of that difference's interval."""
-        return self.one.scores[self.measure].difference(self.other.scores[self.measure], self.level)
-
-    @property
-    def result(self) -> str:
-        """Whether several scales are "better" or "worse" by more than the noise, or that is "undecided"."""
-        _, low, high = self.difference
-        return "better" if low > 0 else "worse" if high < 0 else "undecided"
-
-    def sentence(self) -> str:
-        """Return a sentence with the figures and the conclusion."""
-        share = self.one.cost.multiply_adds / self.other.cost.multiply_adds
-        difference, low, high = (_signed(self.measure, value) for value in self.difference)
-        unit = " points" if unit_of(self.measure).sign == "%" else ""
-        return (
-            f"{self.names[self.one.spec]} against {self.rival}, {self.names[self.other.spec]}: "
-            f"{self.measure} {difference}{unit} "
-            f"({low} to {high}) at {_times(share)} the multiply-adds{_time_ratio(self.one, self.other)}. "
-            f"{self._conclusion(share)}."
-        )
-
-    def _conclusion(self, share: float) -> str:
-        cheaper, dearer = share <= CHEAPER, share >= 1 / CHEAPER
-        if self.result == "better":
-            return "Several scales are better" + (", and cheaper" if cheaper else ", and cost more" if dearer else "")
-        if self.result == "worse":
-            costs = "and costs more" if cheaper else "and simply wins: it costs less" if dearer else "at the same cost"
-            return f"{self.rival[0].upper()}{self.rival[1:]} is better, {costs}"
-        costs = "several scales cost less" if cheaper else f"{self.rival} costs less" if dearer else "at the same cost"
-        more = more_pictures(self.difference, self.one.scores[self.measure].pictures)
-        return f"Undecided, {costs}; {more}"
+    The second text is a sentence with the figures and the conclusion.
+    """
+    difference = one.scores[measure].difference(other.scores[measure], level)
+    result = "better" if difference[1] > 0 else "worse" if difference[2] < 0 else "undecided"
+    share = one.cost.multiply_adds / other.cost.multiply_adds
+    cheaper, dearer = share <= CHEAPER, share >= 1 / CHEAPER
+    if result == "better":
+        conclusion = "Several scales are better" + (", and cheaper" if cheaper else ", and cost more" if dearer else "")
+    elif result == "worse":
+        costs = "and costs more" if cheaper else "and simply wins: it costs less" if dearer else "at the same cost"
+        conclusion = f"{rival[0].upper()}{rival[1:]} is better, {costs}"
+    else:
+        costs = "several scales cost less" if cheaper else f"{rival} costs less" if dearer else "at the same cost"
+        conclusion = f"Undecided, {costs}; {more_pictures(difference, one.scores[measure].pictures)}"
+    value, low, high = (_signed(measure, number) for number in difference)
+    unit = " points" if unit_of(measure).sign == "%" else ""
+    return result, (
+        f"{names[one.spec]} against {rival}, {names[other.spec]}: {measure} {value}{unit} ({low} to {high}) at "
+        f"{_times(share)} the multiply-adds{_time_ratio(one, other)}. {conclusion}."
+    )
 
 
 def more_pictures(difference: tuple[float, float, float], pictures: int) -> str:
@@ -143,7 +122,7 @@ def more_pictures(difference: tuple[float, float, float], pictures: int) -> str:
     return f"about {float(f'{max(more, 1):.1g}'):,.0f} more pictures would decide, if the difference stays so"
 
 
-def recommend(rows: Sequence[Row], measures: Sequence[str], options: Mapping[str, Any]) -> list[str]:
+def recommend(rows: Sequence[Row], measures: Sequence[str], options: Mapping[str, object]) -> list[str]:
     """Return a sentence with the one command to go on with: [] without scores.
 
     That is the cheapest model of those that no other is shown to beat in any of the measures; where there is none, in
@@ -176,12 +155,14 @@ def _beaten(row: Row, rows: Sequence[Row], measure: str, level: float) -> bool:
     return any(other.scores[measure].difference(row.scores[measure], level)[1] > 0 for other in rows)
 
 
-def _flag(name: str, value: Any) -> str:
+def _flag(name: str, value: object) -> str:
     """Return an option as a flag of the command line."""
+    from s2wrap.cli.model import flag_name
+
     if isinstance(value, bool):
-        return {"whole": ("--tiled", "--whole")}.get(name, (f"--no-{name}", f"--{name}"))[value].replace("_", "-")
-    text = ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
-    return f"--{name.replace('_', '-')} {text}"
+        on, off = flag_name(name).split("/")
+        return on if value else off
+    return f"{flag_name(name)} {','.join(map(str, value)) if isinstance(value, tuple | list) else value}"
 
 
 def _level(count: int) -> float:
@@ -189,14 +170,13 @@ def _level(count: int) -> float:
     return 1 - (1 - LEVEL) / (count * (count - 1) // 2)
 
 
-def _summarise_pairs(pairs: Sequence[_Pair]) -> list[str]:
+def _summarise_pairs(measure: str, counts: Counter[tuple[str, str]]) -> list[str]:
     """Return a sentence on how often several scales are better or worse than each kind of rival; [] without rivals."""
-    texts = []
-    for rival in dict.fromkeys(pair.rival for pair in pairs):
-        counts = Counter(pair.result for pair in pairs if pair.rival == rival)
-        better, worse, equal = (counts[result] for result in ("better", "worse", "undecided"))
-        texts.append(f"against {rival} better in {better}, worse in {worse}, undecided in {equal}")
-    return [f"Several scales, {pairs[0].measure} beyond the noise: {'; '.join(texts)}."] if texts else []
+    texts = [
+        f"against {rival} " + ", ".join(f"{word} in {counts[rival, word]}" for word in ("better", "worse", "undecided"))
+        for rival in dict.fromkeys(rival for rival, _ in counts)
+    ]
+    return [f"Several scales, {measure} beyond the noise: {'; '.join(texts)}."] if texts else []
 
 
 def _describe_best(best: Row, others: list[Row], measure: str, level: float, names: Mapping[str, str]) -> str:

@@ -187,7 +187,7 @@ def _file_system(address: str) -> tuple[Any, str]:
         raise S2WrapError(f"{address} cannot be read: {first_line(error)}") from error
 
 
-def asked(address: str, call: Callable[..., Result], *arguments: Any) -> Result:
+def asked(address: str, call: Callable[..., Result], *arguments: object) -> Result:
     """The answer of a file system, after several attempts; S2WrapError that names the address if none comes."""
     with answers(address):
         return patiently(partial(within, LISTING_SECONDS, partial(call, *arguments)))

@@ -155,7 +155,7 @@ class _Encoder:
         except Exception as error:  # reported with the first block, as Ray would restart the actor
             self.error = error
 
-    def __call__(self, block: Any) -> Iterator[Any]:
+    def __call__(self, block: object) -> Iterator[Any]:
         """Blocks of rows and failures, from a block of decoded pictures."""
         return _step(self.folder, self._encode, block)
 
@@ -166,7 +166,7 @@ class _Encoder:
         return grouped(items, _tensor_bytes, count=FILES, most=BYTES)
 
 
-def _step(folder: str, work: Callable[[Any], Iterator[Any]], block: Any) -> Iterator[Any]:
+def _step(folder: str, work: Callable[[Any], Iterator[Any]], block: object) -> Iterator[Any]:
     """A block for each result of `work` on the content of a block; called by Ray."""
     _change_folder(folder)
     for content in _unpack(block):
@@ -180,11 +180,11 @@ def _step(folder: str, work: Callable[[Any], Iterator[Any]], block: Any) -> Iter
             yield _table(portable(error))
 
 
-def _pack(content: Any) -> bytes:
+def _pack(content: object) -> bytes:
     return pickle.dumps(content, protocol=pickle.HIGHEST_PROTOCOL)
 
 
-def _table(content: Any) -> Any:
+def _table(content: object) -> Any:
     """A block of one row, which Ray does not split."""
     import pyarrow as pa
 

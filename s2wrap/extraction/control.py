@@ -94,7 +94,7 @@ class Log:
             os.truncate(path, length)
             self.stream = path.open("ab")
 
-    def add(self, **entry: Any) -> None:
+    def add(self, **entry: object) -> None:
         """Write a line, which counts once its length is committed."""
         with disk_errors(self.path):
             self.stream.write(json.dumps(entry).encode() + b"\n")

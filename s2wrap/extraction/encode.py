@@ -32,7 +32,7 @@ def weights_of(model: Encoder) -> str:
     return weights_sha256(model.backbone) if isinstance(model, MultiScale) else model.manifest["sha256"]
 
 
-def made_by(model: Encoder, spec: str, options: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+def made_by(model: Encoder, spec: str, options: Mapping[str, object], dtype: str) -> dict[str, Any]:
     """What makes features, as every store keeps it: a run that goes on with one must have the same."""
     return {
         "spec": spec,
@@ -52,7 +52,7 @@ def whole_maps(features: Features) -> Arrays:
     return arrays
 
 
-def encode_vectors(model: Encoder, pictures: Any, vector: str) -> Tensor:
+def encode_vectors(model: Encoder, pictures: object, vector: str) -> Tensor:
     """The vectors (n, channels) of pictures, on the CPU, as a store of such vectors has them.
 
     Args:
@@ -168,7 +168,7 @@ def _encode(model: Encoder, images: list[Tensor], keep: Keep) -> list[Answer | S
     return [result for image in images for result in _encode(model, [image], keep)]
 
 
-def _answers(model: Encoder, images: Any, keep: Keep) -> Iterable[Answer]:
+def _answers(model: Encoder, images: object, keep: Keep) -> Iterable[Answer]:
     """For each image what `keep` picks from: its features, or its embedding in the space with text."""
     return model.encode_image(images) if keep is joint_vector else model.encode(images)
 

@@ -47,7 +47,7 @@ def make_writer(output: Path, dtype: str, shard: int | None, vector: str | None 
         return VectorWriter(output, dtype, shard or PART, vector or "mean")
     if vector is not None:
         raise S2WrapError(
-            f"--vector {vector} with {output}, which holds maps and prefix tokens; write vectors to a .parquet, or "
+            f"vector {vector} with {output}, which holds maps and prefix tokens; write vectors to a .parquet, or "
             f"leave it out"
         )
     if suffix == ".zarr":

@@ -36,7 +36,25 @@ def filled_maps(features: Features) -> Arrays:
     return {name: array for name, array in whole_maps(features).items() if array.numel()}
 
 
-class MapWriter(Writer):
+class GroupWriter(Writer):
+    """What the writers of Zarr groups share: of maps of pictures, and of the map of a scene."""
+
+    def own(self) -> list[Path]:
+        """The arrays of a store of maps, and of the map of a scene."""
+        return own_arrays(self.folder)
+
+    def metadata_files(self) -> list[Path]:
+        """The files that say how the rows lie: metadata, and coordinates."""
+        files = [path for own in self.own() for path in (own, *own.rglob("*")) if path.is_file()]
+        return [path for path in files if path.name in METADATA or path.parent.name in COORDINATES]
+
+    def made_by(self, own: Sequence[Path]) -> dict[str, Any]:
+        """The spec and the hash of the weights as the group has them."""
+        attributes = dict(open_zarr().open_group(self.folder, mode="r").attrs)
+        return {key: attributes[key] for key in ("spec", "weights_sha256") if key in attributes}
+
+
+class MapWriter(GroupWriter):
     """A Zarr group with one row per picture: spatial (n, c, h, w), prefix (n, p, c), path (n,), image_hw (n, 2)."""
 
     keep: Keep = staticmethod(filled_maps)
@@ -48,7 +66,7 @@ class MapWriter(Writer):
         self.group: Any = None
         self.first: Arrays = {}
 
-    def start(self, rows: int, description: Mapping[str, Any]) -> list[Row]:
+    def start(self, rows: int, description: Mapping[str, object]) -> list[Row]:
         """Discard all rows but the first `rows`; those of the last block are returned if it is not full."""
         if rows == 0:
             for path in self.own():  # what is left of a run that was killed before its first commit
@@ -79,18 +97,6 @@ class MapWriter(Writer):
         self._create("image_hw", ("picture", "height_width"), (2,), (self.block, 2), "int32")
         self.group.attrs["arrays"] = list(row.arrays)
 
-    def own(self) -> list[Path]:
-        """The arrays of a store of maps, and of the map of a scene."""
-        return own_arrays(self.folder)
-
-    def metadata_files(self) -> list[Path]:
-        """The metadata of the group and of its arrays."""
-        return metadata_files(self.folder)
-
-    def made_by(self, own: Sequence[Path]) -> dict[str, Any]:
-        """The spec and the hash of the weights as the group has them."""
-        return group_made_by(self.folder)
-
     def write(self, first: int, rows: Sequence[Row]) -> list[Path]:
         """Write the rows of a block so far; the file of each chunk is replaced as a whole."""
         for row in rows:
@@ -107,7 +113,7 @@ class MapWriter(Writer):
             written += _sync(self.folder / name, range(first // array.chunks[0], -(-end // array.chunks[0])))
         return written
 
-    def _create(self, name: str, dims: tuple[str, ...], shape: tuple[int, ...], chunks: Any, dtype: Any) -> None:
+    def _create(self, name: str, dims: tuple[str, ...], shape: tuple[int, ...], chunks: object, dtype: object) -> None:
         """An array without rows, whose dimensions have names, as xarray wants it."""
         self.group.create_array(
             name, shape=(0, *shape), chunks=chunks, dtype=dtype, dimension_names=dims, overwrite=True
@@ -149,21 +155,9 @@ def own_arrays(folder: Path) -> list[Path]:
     return [path for path in entries(folder) if OWN.fullmatch(path.name)]
 
 
-def metadata_files(folder: Path) -> list[Path]:
-    """The files of a Zarr store that say how its rows lie: metadata, and coordinates."""
-    files = [path for own in own_arrays(folder) for path in (own, *own.rglob("*")) if path.is_file()]
-    return [path for path in files if path.name in METADATA or path.parent.name in COORDINATES]
-
-
 def is_scene(folder: Path) -> bool:
     """Whether a Zarr store holds the map of one scene, and not maps of pictures."""
     return (folder / "seen").is_dir()
-
-
-def group_made_by(folder: Path) -> dict[str, Any]:
-    """The spec and the hash of the weights as a group has them."""
-    attributes = dict(open_zarr().open_group(folder, mode="r").attrs)
-    return {key: attributes[key] for key in ("spec", "weights_sha256") if key in attributes}
 
 
 def open_zarr() -> Any:

@@ -45,12 +45,12 @@ VECTORS: dict[str, Callable[[Any], Arrays]] = {
 def check_vector(model: Any, vector: str) -> None:
     """Raise S2WrapError if a model, or an exported file, has no such vector."""
     if vector in ("cls", "cls+mean") and model.lacks_cls:
-        raise S2WrapError(f"--vector {vector}: {model.lacks_cls}; use --vector mean, or a model with a CLS token")
+        raise S2WrapError(f"vector {vector}: {model.lacks_cls}; use vector mean, or a model with a CLS token")
     if vector == "joint":
         exported = not isinstance(model, MultiScale)
         if exported or not model.backbone.has_embeddings:
             lack = "exported files have" if exported else f"{model.backbone.name} has"
             raise S2WrapError(
-                f"--vector joint: {lack} no embedding in a space with text; models of open_clip have one: --model "
-                f"open_clip:NAME/TAG@SCALES, or use another --vector: {', '.join(VECTORS)}"
+                f"vector joint: {lack} no embedding in a space with text; models of open_clip have one "
+                f"(open_clip:NAME/TAG@SCALES), or use another vector: {', '.join(VECTORS)}"
             )

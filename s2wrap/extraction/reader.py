@@ -115,7 +115,7 @@ class FeatureStore(ABC):
             )
         return model
 
-    def search(self, pictures: Any, k: int = 5, *, model: MultiScale | None = None) -> list[list[Found]]:
+    def search(self, pictures: object, k: int = 5, *, model: MultiScale | None = None) -> list[list[Found]]:
         """The pictures of the store that are most alike to others, by the cosine of their vectors; exact.
 
         Args:

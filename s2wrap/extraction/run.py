@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import torch
 
@@ -86,7 +85,7 @@ def extract_features(
     *,
     load: Callable[[], Encoder],
     spec: str,
-    options: Mapping[str, Any],
+    options: Mapping[str, object],
     dtype: str = "float32",
     vector: str | None = None,
     shard: int | None = None,

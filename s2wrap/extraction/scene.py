@@ -113,7 +113,7 @@ def extract_scene(
     *,
     load: Callable[[], MultiScale],
     spec: str,
-    options: Mapping[str, Any],
+    options: Mapping[str, object],
     windows: WindowOptions,
     dtype: str = "float32",
     reading: Reading,

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from s2wrap.extraction.maps import group_made_by, metadata_files, open_zarr, own_arrays
+from s2wrap.extraction.maps import GroupWriter, open_zarr
 from s2wrap.extraction.picture import Row
-from s2wrap.extraction.writer import Writer
 from s2wrap.files import sync_folder
 from s2wrap.images.ground import Affine, Ground
 
@@ -42,7 +41,7 @@ class SceneLayout:
         return a * width, b * height, c, d * width, e * height, f
 
 
-class SceneWriter(Writer):
+class SceneWriter(GroupWriter):
     """A Zarr group (format 2, which GDAL reads too) of spatial (channel, y, x), seen (y, x), coordinates, spatial_ref.
 
     A "row" of it are the rows of cells that are finished with one row of windows.
@@ -55,7 +54,7 @@ class SceneWriter(Writer):
         self.layout = layout
         self.group: Any = None
 
-    def start(self, rows: int, description: Mapping[str, Any]) -> list[Row]:
+    def start(self, rows: int, description: Mapping[str, object]) -> list[Row]:
         """Create the arrays, or open those that are there."""
         zarr = open_zarr()
         if rows:
@@ -81,18 +80,6 @@ class SceneWriter(Writer):
                 self.group[name].attrs["_CRS"] = {"wkt": wkt}  # as GDAL reads it
         return []
 
-    def own(self) -> list[Path]:
-        """The arrays of the map of a scene, and of a store of maps."""
-        return own_arrays(self.folder)
-
-    def metadata_files(self) -> list[Path]:
-        """The metadata of the group and of its arrays, and the coordinates."""
-        return metadata_files(self.folder)
-
-    def made_by(self, own: Sequence[Path]) -> dict[str, Any]:
-        """The spec and the hash of the weights as the group has them."""
-        return group_made_by(self.folder)
-
     def write(self, first: int, rows: Sequence[Row]) -> list[Path]:
         """Write the rows of cells that one row of windows has finished to the disk, and name the chunks now whole."""
         (row,) = rows
@@ -114,7 +101,13 @@ class SceneWriter(Writer):
         return whole
 
     def _create(
-        self, name: str, dims: tuple[str, ...], shape: Any, chunks: Any, dtype: str, fill_value: float | None = None
+        self,
+        name: str,
+        dims: tuple[str, ...],
+        shape: object,
+        chunks: object,
+        dtype: str,
+        fill_value: float | None = None,
     ) -> Any:
         """An array whose dimensions have names, and which lies on the grid of cells if it has any of its axes."""
         attributes: dict[str, Any] = {"_ARRAY_DIMENSIONS": list(dims)}

@@ -13,7 +13,7 @@ from s2wrap.files import disk_errors
 class SingleFile:
     """The rows of a single file, written whole or not at all; it has the interface of `Store`, but cannot resume."""
 
-    def __init__(self, path: Path, draft: Path, description: Mapping[str, Any]):
+    def __init__(self, path: Path, draft: Path, description: Mapping[str, object]):
         self.path, self.draft, self.description = path, draft, description
         self.encoded: list[Row] = []
         self.failures: dict[str, Failure] = {}

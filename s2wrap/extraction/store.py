@@ -45,7 +45,7 @@ class Store:
         S2WrapError: the store was begun with another description, or is damaged.
     """
 
-    def __init__(self, folder: Path, writer: Writer, description: Mapping[str, Any]):
+    def __init__(self, folder: Path, writer: Writer, description: Mapping[str, object]):
         self.folder, self.writer = folder, writer
         self.state, finished = _opened_state(folder, writer, json.loads(json.dumps(description)))
         write_state(folder, self.state)  # before any row: where it is missing beside rows, it was removed
@@ -123,7 +123,7 @@ class Store:
 
 @contextmanager
 def opened_store(
-    folder: Path, writer: Writer, description: Mapping[str, Any], overwrite: bool = False
+    folder: Path, writer: Writer, description: Mapping[str, object], overwrite: bool = False
 ) -> Iterator[Store]:
     """A store, created if missing, emptied if it is to be overwritten, and locked against other runs.
 
@@ -243,7 +243,7 @@ def _opened_state(folder: Path, writer: Writer, description: dict[str, Any]) -> 
     return replace(state, finished=False), state.finished
 
 
-def _check_same(folder: Path, existing: Mapping[str, Any], requested: Mapping[str, Any]) -> None:
+def _check_same(folder: Path, existing: Mapping[str, object], requested: Mapping[str, object]) -> None:
     """Raise S2WrapError if features were made by something else than what is asked for."""
     if differences := list(_differences(existing, requested)):
         raise S2WrapError(
@@ -251,7 +251,7 @@ def _check_same(folder: Path, existing: Mapping[str, Any], requested: Mapping[st
         )
 
 
-def _differences(existing: Any, requested: Any, name: str = "") -> Iterator[str]:
+def _differences(existing: object, requested: object, name: str = "") -> Iterator[str]:
     """What differs between two descriptions, in words; of descriptions in them, each part that differs."""
     if isinstance(existing, dict) and isinstance(requested, dict):
         for key in sorted(existing.keys() | requested.keys()):

@@ -47,7 +47,7 @@ class TensorWriter(PartWriter):
             return file.metadata()
 
 
-def write_tensors(rows: Sequence[Row], description: Mapping[str, Any], path: Path) -> None:
+def write_tensors(rows: Sequence[Row], description: Mapping[str, object], path: Path) -> None:
     """Write rows to one file, in the format of its suffix.
 
     It holds `spatial` (pictures, channels, rows, columns) and `prefix` (pictures, tokens, channels); for a pyramid,
@@ -83,5 +83,5 @@ def _stack(rows: list[Arrays]) -> Arrays:
     return {f"{number}/{name}": tensor for number, row in enumerate(rows) for name, tensor in row.items()}
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)

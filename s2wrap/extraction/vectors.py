@@ -47,7 +47,7 @@ class VectorWriter(PartWriter):
         """Have a column geometry if the first row of the store has one."""
         self.located = row.footprint is not None
 
-    def start(self, rows: int, description: Mapping[str, Any]) -> list[Row]:
+    def start(self, rows: int, description: Mapping[str, object]) -> list[Row]:
         """As `PartWriter.start`."""
         open_pyarrow()
         import pyarrow.parquet as pq
@@ -116,7 +116,7 @@ def printable(name: str) -> str:
     return name.encode(errors="backslashreplace").decode()
 
 
-def text(value: Any) -> str:
+def text(value: object) -> str:
     """A value of the description as text, for metadata."""
     return value if isinstance(value, str) else json.dumps(value)
 

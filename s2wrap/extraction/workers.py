@@ -171,11 +171,11 @@ class _Work(Dataset):
     def __init__(self, work: Callable[[Any], Any]):
         self.work = work
 
-    def __getitem__(self, item: Any) -> Any:
+    def __getitem__(self, item: object) -> Any:
         return self.work(item)
 
 
-def _identity(result: Any) -> Any:
+def _identity(result: object) -> Any:
     return result
 
 

@@ -35,7 +35,7 @@ class Writer(ABC):
         self.folder, self.dtype = folder, dtype
 
     @abstractmethod
-    def start(self, rows: int, description: Mapping[str, Any]) -> list[Row]:
+    def start(self, rows: int, description: Mapping[str, object]) -> list[Row]:
         """Discard all rows but the first `rows`; those of the last block are returned if it is not full."""
 
     @abstractmethod
@@ -80,7 +80,7 @@ class PartWriter(Writer):
     def read_metadata(self, path: Path) -> dict[str, str]:
         """The description in a part file."""
 
-    def start(self, rows: int, description: Mapping[str, Any]) -> list[Row]:
+    def start(self, rows: int, description: Mapping[str, object]) -> list[Row]:
         """Discard all rows but the first `rows`; those of the last part file are returned if it is not full."""
         self.description = description
         full, rest = divmod(rows, self.block)

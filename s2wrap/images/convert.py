@@ -17,7 +17,7 @@ from s2wrap.images.pillow import orientation_of, stored_pixels, upright
 from s2wrap.images.read import load_image, readable
 
 
-def as_image(source: Any, channels: int = 3, value_range: Range | None = None) -> Tensor:
+def as_image(source: object, channels: int = 3, value_range: Range | None = None) -> Tensor:
     """One image of any kind as a tensor (channels, height, width); integers where it was a picture.
 
     Args:
@@ -51,7 +51,7 @@ def as_image(source: Any, channels: int = 3, value_range: Range | None = None) -
     return source
 
 
-def as_batch(images: Any, channels: int = 3, value_range: Range | None = None) -> Tensor:
+def as_batch(images: object, channels: int = 3, value_range: Range | None = None) -> Tensor:
     """What a model is called with, if it is no tensor, as a batch (b, channels, height, width).
 
     Args:
@@ -82,7 +82,7 @@ def as_batch(images: Any, channels: int = 3, value_range: Range | None = None) -
     return as_image(images, channels, value_range)[None]
 
 
-def as_pictures(images: Any) -> Iterable[Any]:
+def as_pictures(images: object) -> Iterable[Any]:
     """What `encode` or `encode_image` was given as an iterable of pictures: one picture is one of them.
 
     Raises:

@@ -81,7 +81,7 @@ def check_page(page: Any, name: object, reading: Reading) -> None:
         )
 
 
-def check_numbers(page: Any, name: object) -> None:
+def check_numbers(page: object, name: object) -> None:
     """Raise S2WrapError for a damaged page, of which a size is no number: tifffile gives all values of a tag."""
     names = ("imagelength", "imagewidth", "imagedepth", "samplesperpixel", "rowsperstrip", "tilelength", "tilewidth")
     for each in (*names, "bitspersample"):

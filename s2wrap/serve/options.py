@@ -73,7 +73,7 @@ class ServeOptions(Checked):
         return 2 * self.batch
 
 
-def parse_settings(settings: Mapping[str, Any]) -> tuple[str, ServeOptions, dict[str, Any]]:
+def parse_settings(settings: Mapping[str, object]) -> tuple[str, ServeOptions, dict[str, Any]]:
     """What `application` was given: what to serve, the options of the server, and those of the model.
 
     Args:
@@ -96,7 +96,7 @@ def parse_settings(settings: Mapping[str, Any]) -> tuple[str, ServeOptions, dict
     return spec, make_options(ServeOptions, "application()", server), model
 
 
-def parse_option(name: str, value: Any, kind: type) -> Any:
+def parse_option(name: str, value: object, kind: type) -> Any:
     """The value of an option from its text; other values, and text that cannot be read, are returned as they are.
 
     >>> parse_option("num_replicas", "2", ServeOptions), parse_option("pretrained", "false", LoadOptions)

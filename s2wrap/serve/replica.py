@@ -113,7 +113,7 @@ class Replica:
 
         return encode_batch
 
-    async def _read(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    async def _read(self, function: Callable[..., Any], *arguments: object) -> Any:
         """The value of a function that runs beside the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self.reading, function, *arguments)
 

@@ -56,7 +56,7 @@ class Bench:
         """Return a model's vector of each picture, (n, d). Raises UnableError where the model lacks a pooling."""
         return vectors_of(self._features(spec, None, maps=False), self.pools)
 
-    def track(self, things: Iterable[Any], description: str = "scoring") -> Iterable[Any]:
+    def track(self, things: Iterable[object], description: str = "scoring") -> Iterable[Any]:
         """Return the things, and show how many of them are done."""
         return self.progress.track(list(things), description=description)
 

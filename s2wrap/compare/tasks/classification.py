@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from s2wrap.compare.folds import Fold, inner_folds
 from s2wrap.compare.score import Score, mean_score
@@ -12,14 +13,8 @@ from s2wrap.compare.tasks.base import Task
 
 STRENGTHS = tuple(10.0 ** np.arange(-3, 5))
 """Candidate values of C times the mean squared length of a vector, from a constant guess to hardly any penalty."""
-FEW_SHOT_STRENGTH = 1.0
-"""The same for few-shot classifiers, which have too few pictures to choose by."""
 NEIGHBOURS = (1, 3, 5, 10, 20)
 """Candidate values of k for k-NN, as far as there are pictures."""
-SHOTS = (1, 5)
-"""Training pictures a class of the few-shot classifiers."""
-DRAWS = 10
-"""How often the training pictures of a few-shot classifier are drawn."""
 
 
 class Classification(Task):
@@ -36,15 +31,15 @@ class Classification(Task):
             return classify(self.bench.vectors(spec), pictures.labels, pictures.folds, pictures.contents)
 
 
-def classify(vectors: Any, labels: Any, folds: Sequence[Fold], contents: Sequence[str]) -> dict[str, Score]:
+def classify(
+    vectors: ArrayLike, labels: ArrayLike | None, folds: Sequence[Fold], contents: Sequence[str]
+) -> dict[str, Score]:
     """Return the accuracy of each classifier on the test pictures, by the classifier's name.
 
     "accuracy" is a linear probe (logistic regression with an L2 penalty), "k-NN" a vote of the nearest neighbours by
-    cosine, and "1-shot" the linear probe trained on one picture a class. C and k are chosen by cross-validation among
-    the training pictures of a fold. Channels are standardised by the pictures that a classifier is fitted to, and C is
-    relative to the vectors' squared length, so that repeated channels change nothing: models of different widths are
-    regularised alike. Few-shot classifiers are fitted to ten draws, the same for every model, and a picture's score is
-    the share of draws that classify it correctly; those with more shots than the rarest class has are left out.
+    cosine. C and k are chosen by cross-validation among the training pictures of a fold. Channels are standardised by
+    the pictures that a classifier is fitted to, and C is relative to the vectors' squared length, so that repeated
+    channels change nothing: models of different widths are regularised alike.
 
     Args:
         vectors: (n, d), one a picture; any finite numbers.
@@ -53,35 +48,16 @@ def classify(vectors: Any, labels: Any, folds: Sequence[Fold], contents: Sequenc
         contents: (n) a hash of each picture; copies have the same.
     """
     vectors, labels = np.asarray(vectors, dtype=np.float64), np.asarray(labels)
-    rarest = min(np.unique(labels[fold.train], return_counts=True)[1].min() for fold in folds)
-    shots = [shot for shot in SHOTS if shot <= rarest]
-    correct = {name: np.zeros(len(labels)) for name in ("accuracy", "k-NN", *(f"{shot}-shot" for shot in shots))}
-    for number, fold in enumerate(folds):
+    correct = {name: np.zeros(len(labels)) for name in ("accuracy", "k-NN")}
+    for fold in folds:
         task = _make_task(vectors, labels, fold)
         train = vectors[fold.train], labels[fold.train]
         inner = [_make_task(*train, part) for part in inner_folds(fold, labels, contents)]
         counts = [count for count in NEIGHBOURS if count <= min(len(part.train_labels) for part in inner)]
         for name, fit, options in (("accuracy", _fit_logistic, STRENGTHS), ("k-NN", _fit_nearest, counts)):
             correct[name][fold.test] = _is_correct(fit, _best_option(fit, options, inner), task)
-        for shot in shots:
-            correct[f"{shot}-shot"][fold.test] = _few_shot_accuracy(vectors, labels, fold, number, shot)
     tested = np.sort(np.concatenate([fold.test for fold in folds]))
     return {name: mean_score(values[tested]) for name, values in correct.items()}
-
-
-def draw(labels: np.ndarray, fold: Fold, shot: int, seed: tuple[int, int]) -> np.ndarray:
-    """Return indices of training pictures of a fold, `shot` of each class, the same for every model.
-
-    Args:
-        labels: (n,) class numbers of all pictures.
-        fold: pictures are drawn from its `train`.
-        shot: pictures a class.
-        seed: number of the fold and number of the draw.
-    """
-    rng = np.random.default_rng(seed)
-    of_train = labels[fold.train]
-    drawn = [rng.choice(fold.train[of_train == label], shot, replace=False) for label in np.unique(of_train)]
-    return np.concatenate(drawn)
 
 
 @dataclass(frozen=True)
@@ -123,13 +99,6 @@ def _is_correct(fit: Callable[..., Any], option: float, task: _Task) -> np.ndarr
 def _best_option(fit: Callable[..., Any], options: Sequence[float], tasks: Sequence[_Task]) -> float:
     """Return the option with the most correct predictions over all tasks; of equals, the first."""
     return max(options, key=lambda option: sum(_is_correct(fit, option, task).sum() for task in tasks))
-
-
-def _few_shot_accuracy(vectors: np.ndarray, labels: np.ndarray, fold: Fold, number: int, shot: int) -> np.ndarray:
-    """Return for each test picture of the fold the share of draws whose classifier is correct."""
-    draws = [Fold(draw(labels, fold, shot, (number, time)), fold.test) for time in range(DRAWS)]
-    tasks = [_make_task(vectors, labels, each) for each in draws]
-    return np.mean([_is_correct(_fit_logistic, FEW_SHOT_STRENGTH, task) for task in tasks], axis=0)
 
 
 def _fit_logistic(strength: float, task: _Task) -> Any:

@@ -81,7 +81,7 @@ class Masks(Task):
 
 
 def predict(
-    maps: Sequence[Tensor], masks: Sequence[Any], folds: Sequence[Fold], fit: Callable[[Fold], Classifier]
+    maps: Sequence[Tensor], masks: Sequence[np.ndarray], folds: Sequence[Fold], fit: Callable[[Fold], Classifier]
 ) -> dict[int, np.ndarray]:
     """Return the class of each pixel (H, W) of the test pictures, by index.
 
@@ -105,7 +105,10 @@ def predict(
 
 
 def iou_score(
-    predicted: Mapping[int, np.ndarray], masks: Sequence[Any], classes: int, bands: Sequence[np.ndarray] | None = None
+    predicted: Mapping[int, np.ndarray],
+    masks: Sequence[np.ndarray],
+    classes: int,
+    bands: Sequence[np.ndarray] | None = None,
 ) -> Score:
     """Return the mIoU of predicted masks, by index; with bands (H, W) only over the pixels in those."""
     counts = []
@@ -153,7 +156,7 @@ def band(mask: np.ndarray) -> np.ndarray:
 
 
 def draw_cells(
-    maps: Sequence[Tensor], masks: Sequence[Any], folds: Sequence[Fold], classes: int, most: int
+    maps: Sequence[Tensor], masks: Sequence[np.ndarray], folds: Sequence[Fold], classes: int, most: int
 ) -> list[Cells]:
     """Return cells of each picture, drawn from those with a pixel that counts: `most` in all that train in a fold."""
     count, cells = max(1, most // min(len(fold.train) for fold in folds)), []
