@@ -111,18 +111,16 @@ def test_the_bank_is_bounded_and_the_same_each_time(monkeypatch):
     maps = some_maps()
     assert make_bank(maps).shape == (4 * 30, 8)
     assert torch.equal(make_bank(maps), make_bank(maps))
-    monkeypatch.setattr(module, "BANK", 33)
-    assert make_bank(maps).shape == (33, 8)
+    assert make_bank(maps, 33).shape == (33, 8)
     monkeypatch.setattr(module, "DRAWN", 20)
     assert make_bank(maps).shape == (20, 8)
     monkeypatch.setattr(module, "DRAWN", 3)
     assert make_bank(maps).shape == (2, 8)  # of every second picture
 
 
-def test_the_bank_covers_what_is_rare(monkeypatch):
+def test_the_bank_covers_what_is_rare():
     """One token of a kind among hundreds of another is left out by most random draws, and never by a coreset."""
     common = F.normalize(torch.tensor([1.0, 0, 0, 0, 0, 0, 0, 0]) + 0.01 * torch.randn(300, 8), dim=1)
     common[::100] = F.normalize(torch.eye(8)[5:8] + 0.01 * torch.randn(3, 8), dim=1)
-    monkeypatch.setattr(module, "BANK", 4)
-    bank = make_bank([common.T.reshape(8, 15, 20)])
+    bank = make_bank([common.T.reshape(8, 15, 20)], 4)
     assert sorted(bank.argmax(dim=1).tolist()) == [0, 5, 6, 7]

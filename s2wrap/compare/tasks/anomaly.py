@@ -52,8 +52,8 @@ class Anomaly(Task):
         return pixel_scores(scores, masks) | {"image AUROC": image_auroc(scores, defective)}
 
 
-def make_bank(maps: Sequence[Tensor]) -> Tensor:
-    """Return tokens (n, c) of unit length of maps (c, h, w), `BANK` at most: a coreset, as PatchCore's.
+def make_bank(maps: Sequence[Tensor], size: int = BANK) -> Tensor:
+    """Return tokens (n, c) of unit length of maps (c, h, w), `size` at most: a coreset, as PatchCore's.
 
     Of `DRAWN` random tokens each is taken that is the farthest from those before it, by `PROJECTED` random projections.
     """
@@ -66,7 +66,7 @@ def make_bank(maps: Sequence[Tensor]) -> Tensor:
     points = drawn @ torch.from_numpy(rng.normal(size=(drawn.shape[1], PROJECTED))).to(drawn)
     lengths, chosen = points.square().sum(dim=1), [0]
     nearest = torch.full_like(lengths, torch.inf)
-    while len(chosen) < min(BANK, len(drawn)):
+    while len(chosen) < min(size, len(drawn)):
         last = chosen[-1]
         nearest = torch.minimum(nearest, lengths + lengths[last] - 2 * points @ points[last])  # squared distances
         chosen.append(int(nearest.argmax()))
