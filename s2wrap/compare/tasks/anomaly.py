@@ -63,10 +63,12 @@ def make_bank(maps: Sequence[Tensor], size: int = BANK) -> Tensor:
         flat = rearrange(spatial, "c h w -> (h w) c")
         tokens.append(F.normalize(flat[np.sort(rng.permutation(len(flat))[:count])], dim=1))
     drawn = torch.cat(tokens)
+    if len(drawn) <= size:
+        return drawn
     points = drawn @ torch.from_numpy(rng.normal(size=(drawn.shape[1], PROJECTED))).to(drawn)
     lengths, chosen = points.square().sum(dim=1), [0]
     nearest = torch.full_like(lengths, torch.inf)
-    while len(chosen) < min(size, len(drawn)):
+    while len(chosen) < size:
         last = chosen[-1]
         nearest = torch.minimum(nearest, lengths + lengths[last] - 2 * points @ points[last])  # squared distances
         chosen.append(int(nearest.argmax()))
