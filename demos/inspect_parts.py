@@ -1,16 +1,16 @@
 """Find defective parts from pictures of flawless ones, and show where the defect is. Nothing is trained.
 
     python benchmarks/tasks_data.py made && python demos/inspect_parts.py made/defects
-    python demos/inspect_parts.py mvtec/bottle --export bottle/
+    python demos/inspect_parts.py mvtec/bottle --export bottle.onnx
 
-A folder as MVTec AD has it: `train/good`, `test/good`, `test/KIND` for each kind of defect, and masks in
-`ground_truth/KIND/`. The first line makes a woven cloth with planted defects, from a seed.
+A folder as MVTec AD, MVTec AD 2 or VisA has it: `train/good`, `test/good`, `test/KIND` for each kind of defect, and
+masks in `ground_truth/KIND/`. The first line makes a woven cloth with planted defects, from a seed.
 
-Every token of flawless training pictures goes into a bank; a spot of a new picture is as odd as its token is far from
+A bank keeps tokens of flawless training pictures; a spot of a new picture is as odd as its token is far from
 the nearest of the bank (as in PatchCore, arXiv 2106.08265, with cosines). A quarter of the flawless pictures stays out
 of the bank: a part is rejected if its oddest spots are odder than those of all but `--false-alarms` of them, so no
-defect has to be seen before. With `--export` the model is written as an ONNX graph, and bank and threshold beside it;
-the file is then loaded, and its answer compared.
+defect has to be seen before. With `--export` model and bank become one file whose output "head" is the map of oddness,
+with the threshold in its manifest; the file is then loaded, and its answer compared.
 """
 
 import math
@@ -29,12 +29,13 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from safetensors.torch import save_file
 from torch import Tensor
 
 import s2wrap
 from s2wrap.compare.data import load_mask, read_folder
-from s2wrap.compare.tasks.anomaly import TOP, distances, make_bank, pixel_scores
+from s2wrap.compare.tasks.anomaly import TOP, AnomalyMap, make_bank, pixel_scores
+from s2wrap.export.manifest import kind_of
+from s2wrap.export.pipeline import check_unwritten
 from s2wrap.files import whole_file
 from s2wrap.upsample import upsample
 
@@ -43,7 +44,7 @@ SHOWN = 3
 
 
 def main(
-    folder: Annotated[Path, typer.Argument(help="A set of parts, as MVTec AD has it.")],
+    folder: Annotated[Path, typer.Argument(help="A set of parts, as MVTec AD, MVTec AD 2 or VisA has it.")],
     model: Annotated[str, typer.Option(help="As for s2wrap.load.")] = "sample:dinov2_s14@1:phases=2,2",
     fuse: Annotated[str, typer.Option(help="How scales are fused.")] = "detail",
     layer: Annotated[
@@ -53,11 +54,16 @@ def main(
     false_alarms: Annotated[
         float, typer.Option(min=0, max=1, help="Share of flawless parts that may be rejected.")
     ] = 0.05,
-    export: Annotated[Path | None, typer.Option(help="Write the model and its bank into this new folder.")] = None,
+    export: Annotated[
+        Path | None, typer.Option(help="Write the model with its bank into this file: .onnx, .plan, .rtx or .pt2.")
+    ] = None,
     output: Annotated[Path, typer.Option(help="The figure.")] = Path("inspect_parts.png"),
 ) -> None:
     """Print how many parts of each kind are rejected, and draw where the defects are."""
     console = Console()
+    if export is not None:  # said before the work
+        kind_of(export)
+        check_unwritten(export, overwrite=False)
     pictures = read_folder(folder)
     if pictures.kind != "defective":
         raise typer.BadParameter(f"{folder} has no train/good and test/KIND, as MVTec AD has them")
@@ -69,8 +75,8 @@ def main(
             index: wrapped(paths[index]).spatial[0].float() for index in track([*fold.train, *fold.test], "looking")
         }
     kept = set(list(fold.train)[::4])  # a quarter sets the threshold
-    bank = make_bank([maps[index] for index in fold.train if index not in kept])
-    heats = {index: distances(maps[index], bank) for index in [*kept, *fold.test]}
+    nearest = AnomalyMap(make_bank([maps[index] for index in fold.train if index not in kept]))
+    heats = {index: nearest(maps[index][None])[0, 0] for index in [*kept, *fold.test]}
     flawless = [oddness(heats[index]) for index in kept]
     threshold = float(np.quantile(flawless, 1 - false_alarms))
     test = {index: (paths[index].parent.name, oddness(heats[index])) for index in fold.test}
@@ -87,7 +93,7 @@ def main(
     )
     console.print(f"wrote {output}", highlight=False)
     if export is not None:
-        write(wrapped, bank, threshold, export, paths[fold.test[0]], console)
+        write(wrapped, nearest, threshold, export, paths[fold.test[0]], console)
 
 
 def oddness(heat: Tensor) -> float:
@@ -147,20 +153,28 @@ def draw(shown: dict[int, tuple[Image.Image, Tensor, np.ndarray]], test, thresho
     plt.close(figure)
 
 
-def write(wrapped, bank: Tensor, threshold: float, folder: Path, picture: Path, console: Console) -> None:
-    """Write the model as an ONNX graph with the bank beside it, and compare a picture's oddness."""
+def write(
+    wrapped: s2wrap.MultiScale, nearest: AnomalyMap, threshold: float, file: Path, picture: Path, console: Console
+) -> None:
+    """Write the model with its bank as one file, and compare a picture's oddness."""
     from s2wrap.export import export, load
 
-    folder.mkdir(parents=True)
-    side = max(wrapped.image_hw)
-    export(wrapped, folder / "features.onnx", image_hw=(side, side), console=console)
-    save_file({"bank": bank.contiguous(), "threshold": torch.tensor(threshold)}, folder / "bank.safetensors")
+    side, notes = max(wrapped.image_hw), {"threshold": threshold, "top": TOP}
+    export(
+        wrapped,
+        file,
+        image_hw=(side, side),
+        head=nearest,
+        outputs=("pooled", "head"),  # without the features' map, which is large
+        notes=notes,
+        console=console,
+    )
     image = wrapped.transform((side, side))(Image.open(picture).convert("RGB"))[None]
     with torch.inference_mode():
-        own = oddness(distances(wrapped(image).spatial[0].float(), bank))
-    exported = oddness(distances(load(folder / "features.onnx")(image).spatial[0].float(), bank))
+        own = oddness(nearest(wrapped(image).spatial.float()))
+    exported = oddness(load(file)(image).head)
     console.print(
-        f"wrote {folder}: a picture's oddness is {exported:.5f} from the file, {own:.5f} in PyTorch", highlight=False
+        f"wrote {file}: a picture's oddness is {exported:.5f} from the file, {own:.5f} in PyTorch", highlight=False
     )
 
 

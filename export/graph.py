@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from s2wrap.errors import S2WrapError
+from s2wrap.errors import S2WrapError, first_line
 from s2wrap.export.attention import open_attention
 from s2wrap.export.options import GraphOptions, Output, Precision
 from s2wrap.export.products import CutTiles, MergeTiles, Normalise, Spread
@@ -37,6 +37,7 @@ class ModelGraph(nn.Module):
         outputs: the kinds of its outputs.
         geometry: for every map, where its cells lie on the image.
         model: the copy of the wrapped model that it computes.
+        head: a copy of the caller's module that takes the maps, in float32; None without one.
         backbone: of that model, in its precision.
         dtype: the torch type of that precision.
     """
@@ -48,11 +49,11 @@ class ModelGraph(nn.Module):
 
         Args:
             model: on any device and in any precision; it is not changed.
-            options: image size (at most 4096 pixels a side), precision, pixels, outputs and fp32_layers.
+            options: image size (at most 4096 pixels a side), precision, pixels, outputs, head and fp32_layers.
 
         Raises:
             S2WrapError: an image too large, integer pixels without mean and std, an output that the model does not
-                have, or no module of the name in fp32_layers.
+                have, no module of the name in fp32_layers, or a head that does not take or return what it must.
         """
         super().__init__()
         self.image_hw, self.pixels = parse_image_hw(options.image_hw or model.image_hw), options.pixels
@@ -68,14 +69,15 @@ class ModelGraph(nn.Module):
                 f"pixels={self.pixels!r} needs the mean and std of {model.backbone.name}, which are unknown; give "
                 f"mean= and std= to wrap(), or use normalised float32 without value_range"
             )
-        self.outputs = _outputs(model, options.outputs)
+        self.outputs = _outputs(model, options)
+        self.head = None if options.head is None else _head(options.head, model.map_shapes(self.image_hw))
         self.model, self.dtype = _in_precision(model, options)
         self.backbone = self.model.backbone
         self.normalise = None if bounds is None else Normalise(self.backbone.input, bounds)
         self.placement = self.model.placement(self.image_hw)
         self.geometry = self.model.geometry(self.placement, self.image_hw)
         numbers = _numbers(len(self.geometry))
-        self.names = tuple(kind + number for kind in self.outputs for number in numbers)
+        self.names = tuple(kind + number for kind in self.outputs for number in (numbers if kind != "head" else [""]))
         self._make_products()
         self.eval()
 
@@ -116,12 +118,18 @@ class ModelGraph(nn.Module):
                 sums[k], averages[k] = Features(maps, prefixes), means
         for (coarse, k), spreads in zip(pairwise(self.model.order), self.spreads, strict=False):
             sums[k] = _spread(sums[k], sums[coarse], spreads)
-        features = self.model.fuse_sums(sums, averages, dtype)
+        features = self.add_head(self.model.fuse_sums(sums, averages, dtype))
         return tuple(tensor for kind in self.outputs for tensor in tensors_of(features, kind))
+
+    def add_head(self, features: Features) -> Features:
+        """Features with the answer of the head, if there is one."""
+        if self.head is None:
+            return features
+        return replace(features, heads=(self.head(*(spatial.float() for spatial in features.maps)),))
 
     @property
     def multiply_adds(self) -> int:
-        """Of everything but the backbone, for one image."""
+        """Of everything but the backbone and the head, for one image."""
         groups: Any = zip(self.cuts, self.merges, strict=True)
         total = 0
         for cut, merges in groups:
@@ -142,7 +150,7 @@ class TilesGraph(nn.Module):
     Attributes: as of `ModelGraph`; the input is named "tiles".
     """
 
-    input_name, pixels = "tiles", "float32"
+    input_name, pixels, head = "tiles", "float32", None
 
     def __init__(self, model: MultiScale, options: GraphOptions):
         """A copy of a wrapped model's backbone, on the CPU, with the precision and fp32_layers of `options`.
@@ -258,11 +266,35 @@ def _spread(features: Features, coarse: Features, spreads: Any) -> Features:
     return Features(tuple(detail + spread(below) for detail, spread, below in layers), features.prefixes)
 
 
-def _outputs(model: MultiScale, outputs: Sequence[Output] | None) -> tuple[Output, ...]:
+def _head(head: Any, shapes: Sequence[tuple[int, int, int]]) -> nn.Module:
+    """A copy of a head in float32 on the CPU, after a try on maps of these shapes of two images, and of three."""
+    if not isinstance(head, nn.Module):
+        raise S2WrapError(f"head={head!r} is no torch.nn.Module; give a module that takes the maps (b, c, h, w)")
+    copied = copy.deepcopy(head).float().cpu().eval()
+    for count in (2, 3):
+        taken = [(count, *shape) for shape in shapes]
+        called = f"head={type(head).__name__}, called with float32 maps {', '.join(map(str, taken))},"
+        try:
+            with torch.no_grad():
+                answer: Any = copied(*map(torch.zeros, taken))
+        except Exception as error:  # it is the caller's
+            raise S2WrapError(f"{called} fails: {first_line(error)}") from error
+        if not isinstance(answer, Tensor):
+            raise S2WrapError(f"{called} returns {type(answer).__name__}; let it return one tensor")
+        if answer.dtype != torch.float32 or answer.ndim < 2 or len(answer) != count:
+            raise S2WrapError(
+                f"{called} returns {answer.dtype} {tuple(answer.shape)}; let it return float32 ({count}, …), of two "
+                f"dimensions or more, one row an image"
+            )
+    return copied
+
+
+def _outputs(model: MultiScale, options: GraphOptions) -> tuple[Output, ...]:
     """The kinds of outputs, checked against what the model gives."""
+    outputs = options.outputs
     has_prefix = bool(model.backbone.layouts[-1].num_prefix_tokens) and model.options.prefix != "drop"
     if outputs is None:
-        return ("spatial", "prefix") if has_prefix else ("spatial",)
+        return ("spatial", *(("prefix",) if has_prefix else ()), *(("head",) if options.head is not None else ()))
     if "prefix" in outputs and not has_prefix:
         raise S2WrapError(f"outputs={tuple(outputs)!r}: {model.backbone.name} gives no prefix tokens here; use spatial")
     return tuple(outputs)
@@ -277,6 +309,8 @@ def tensors_of(features: Features, kind: Output) -> Tensors:
     """The tensors of one kind of output, one a map."""
     if kind == "prefix":
         return features.prefixes
+    if kind == "head":
+        return features.heads
     if kind == "spatial":
         return features.maps
     if kind == "tokens":

@@ -115,6 +115,7 @@ class Manifest(TypedDict):
     geometry: tuple[Geometry, ...] | None
     gate: Gate
     build: NotRequired[BuildFacts]
+    notes: NotRequired[dict[str, Any]]
     recipe: RecipeFacts | None
 
 
@@ -347,7 +348,7 @@ def features_from(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> Featu
         maps = [t.transpose(1, 2).unflatten(2, grid) for t, grid in zip(kinds["tokens"], grids, strict=True)]
     maps = maps or [tensor[:, :, None, None] for tensor in kinds["pooled"]]
     prefixes = kinds["prefix"] or [spatial.new_zeros(len(spatial), 0, spatial.shape[1]) for spatial in maps]
-    return Features(tuple(maps), tuple(prefixes))
+    return Features(tuple(maps), tuple(prefixes), heads=tuple(kinds["head"]))
 
 
 def view_of(plan: Plan, maps: Sequence[Tensor], geometry: Sequence[Geometry]) -> View:

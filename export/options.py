@@ -4,8 +4,9 @@
 command line makes its flags of both.
 """
 
+import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar, get_args
@@ -20,7 +21,7 @@ from s2wrap.scales import whole_number
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 Pixels = Literal["float32", "uint8", "uint16"]
-Output = Literal["spatial", "tokens", "prefix", "pooled"]
+Output = Literal["spatial", "tokens", "prefix", "pooled", "head"]
 Batch = tuple[int, int, int]
 P = ParamSpec("P")
 Result = TypeVar("Result")
@@ -89,7 +90,13 @@ class GraphOptions(Checked):
         "(b, h, w, c) that it normalises itself. uint16 is for .onnx and .pt2 only.",
     ] = "float32"
     outputs: Annotated[
-        Sequence[Output] | None, "Some of spatial, tokens, prefix, pooled (default: spatial and, where any, prefix)."
+        Sequence[Output] | None,
+        "Some of spatial, tokens, prefix, pooled, head (default: spatial and, where any, prefix and head).",
+    ] = None
+    head: Annotated[
+        Callable[..., Any] | None,
+        "A torch.nn.Module that the file ends with, such as a linear probe: it takes the maps (b, c, h, w) in float32, "
+        "and returns a float32 tensor (b, …), the output head.",
     ] = None
     tiles: Annotated[
         bool, "Export the backbone alone, on tiles; s2wrap.export.load puts the rest around it, for images of any size."
@@ -121,6 +128,13 @@ class GraphOptions(Checked):
             raise S2WrapError(
                 "tiles (--tiles) exports the backbone alone, on its own tiles: image size, outputs and pixels are "
                 "chosen when it is loaded; leave them out"
+            )
+        if self.tiles and self.head is not None:
+            raise S2WrapError("head= takes the maps of the whole model, and tiles exports the backbone alone; drop one")
+        if outputs is not None and (("head" in outputs) != (self.head is not None) or outputs == ("head",)):
+            raise S2WrapError(
+                f"outputs={outputs!r} with head={self.head!r}: head= (in Python) and the output head go together, "
+                f"beside another output: ('pooled', 'head') is the least"
             )
         if self.onnx is not None and (self.opset is not None or self.fp32_layers):
             raise S2WrapError("opset and fp32_layers are for a graph that is traced; a ready ONNX file has its own")
@@ -206,11 +220,19 @@ class VerifyOptions(Checked):
 class ExportOptions(GraphOptions, BuildOptions, VerifyOptions):
     """What `export` takes."""
 
+    notes: Annotated[
+        Mapping[str, Any] | None,
+        "What the manifest keeps for whoever reads the file, as JSON: a threshold, the names of classes.",
+    ] = None
     verify: Annotated[bool, "Compare the file with PyTorch before it gets its name."] = True
     overwrite: Annotated[bool, "Whether to replace a file that is there already."] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        try:
+            json.dumps(self.notes, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise S2WrapError(f"notes={self.notes!r} cannot be JSON: {error}; use numbers, texts, lists") from error
         if self.quantised and self.pictures is None:
             raise S2WrapError(
                 f"precision={self.precision!r} is calibrated on pictures: give some like those that the model will see "

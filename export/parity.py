@@ -144,7 +144,7 @@ def compare(name: str, output: Tensor, expected: Tensor) -> Parity:
     """How far an output is from PyTorch's.
 
     Args:
-        name: of the output: spatial (b, c, h, w), tokens or prefix (b, n, c), or pooled (b, c).
+        name: of the output: spatial (b, c, h, w), tokens or prefix (b, n, c), pooled (b, c), or head (b, …).
         output: in any precision.
         expected: of the same shape.
 
@@ -229,6 +229,7 @@ def compare_own_sizes(reference: Run, graph: ModelGraph, pictures: Sequence[str 
     pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for picture in _photographs(pictures, 3, known.channels):
         (features,) = graph.model.encode([picture])
+        features = graph.add_head(features)
         expected = [tensor for kind in graph.outputs for tensor in tensors_of(features, kind)]
         outputs = reference(_as_graph_takes(_fit(picture, graph.image_hw, known.interpolation), graph)[None])
         for name, values in zip(graph.names, expected, strict=True):
@@ -328,5 +329,6 @@ def _to_channels(picture: Tensor, channels: int) -> Tensor:
 
 
 def _tokens(values: Tensor) -> Tensor:
-    """One row a token."""
-    return rearrange(values, "b c h w -> (b h w) c") if values.ndim == 4 else values.flatten(0, -2)
+    """One row a token; tokens of one number, which have no direction, make one row together."""
+    rows = rearrange(values, "b c h w -> (b h w) c") if values.ndim == 4 else values.flatten(0, -2)
+    return rows.T if rows.shape[1] == 1 else rows

@@ -79,6 +79,7 @@ def export(model: MultiScale, path: str | Path, **options: object) -> dict[str, 
     needed = chosen.verify or graph_options.quantised or plain.precision == "fp16"
     samples = sample_images(wide, chosen.pictures) if needed else []
     about: dict[str, Any] = {"kind": kind, "batch": chosen.batch}
+    about |= {} if chosen.notes is None else {"notes": chosen.notes}
     with _staged(path) as folder:
         if plain.precision == "fp16" and chosen.onnx is None:
             plain = _with_wide_layers(wide, samples, plain, chosen.fp32_layers, about, console)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 from s2wrap.backbones.checkpoint import weights_sha256
 from s2wrap.errors import S2WrapError
@@ -41,6 +41,7 @@ def verify(
     path: str | Path,
     *,
     model: MultiScale | None = None,
+    head: nn.Module | None = None,
     gate: Any = None,
     pictures: Sequence[str | Path] | None = None,
     layers: bool = False,
@@ -51,6 +52,7 @@ def verify(
     Args:
         path: the file, with its manifest beside it; or one that others built of `model`, without a manifest.
         model: the wrapped model that it was made from; by default it is loaded as described in the manifest.
+        head: the head that it was exported with, if any.
         gate: as for `export`; by default the gate of the export.
         pictures: files or folders; by default photographs of scikit-image.
         layers: look inside an .onnx file too, for the first layer whose values depart.
@@ -58,7 +60,8 @@ def verify(
 
     Raises:
         VerificationError: the outputs do not pass the gate.
-        S2WrapError: the file cannot run here, or the model cannot be loaded or has other weights.
+        S2WrapError: the file cannot run here, the model cannot be loaded or has other weights, or the file has a head
+            and none is given.
     """
     path, console = Path(path), console or Console(quiet=True)
     if layers and kind_of(path) != "onnx":
@@ -75,7 +78,9 @@ def verify(
     if weights_sha256(model.backbone) != manifest["backbone"]["weights_sha256"]:
         raise S2WrapError(f"{path} was made with other weights than {model.backbone.name} has now; give the model")
 
-    options = _graph_options(manifest).unquantised(manifest["kind"])
+    if head is None and any(port["name"] == "head" for port in manifest["outputs"]):
+        raise S2WrapError(f"{path} has a head of its maker's; verify it in Python: verify({path.name!r}, head=module)")
+    options = _graph_options(manifest, head).unquantised(manifest["kind"])
     wide = make_graph(model, in_float32(options))
     graph = make_graph(model, options) if options.precision == "bf16" else None
     with tempfile.TemporaryDirectory() as folder:
@@ -190,7 +195,7 @@ def _reference(graph: Graph) -> Callable[[Tensor], dict[str, Tensor]]:
     def run_model(images: Tensor) -> dict[str, Tensor]:
         assert isinstance(graph, ModelGraph)
         images = images if graph.pixels == "float32" else images.permute(0, 3, 1, 2)
-        features = graph.model(images)
+        features = graph.add_head(graph.model(images))
         tensors = [tensor for kind in graph.outputs for tensor in tensors_of(features, kind)]
         return dict(zip(graph.names, tensors, strict=True))
 
@@ -200,9 +205,9 @@ def _reference(graph: Graph) -> Callable[[Tensor], dict[str, Tensor]]:
     return run_model if isinstance(graph, ModelGraph) else run_tiles
 
 
-def _graph_options(manifest: dict[str, Any]) -> GraphOptions:
-    """The options of the graph that a manifest describes."""
-    names = {"precision": manifest["precision"], "fp32_layers": manifest["fp32_layers"]}
+def _graph_options(manifest: dict[str, Any], head: nn.Module | None) -> GraphOptions:
+    """The options of the graph that a manifest describes, with its head."""
+    names = {"precision": manifest["precision"], "fp32_layers": manifest["fp32_layers"], "head": head}
     if manifest["part"] == "tiles":
         return GraphOptions(tiles=True, **names)
     outputs = tuple(dict.fromkeys(output["name"].partition("_")[0] for output in manifest["outputs"]))

@@ -43,7 +43,7 @@ def trace(graph: Graph, *, opset: int, weights: Path | None = None) -> Any:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise MissingExtraError("onnx with onnxscript", "export") from error
-    name = graph.backbone.name
+    name = graph.backbone.name + (f" with head={type(graph.head).__name__}" if graph.head is not None else "")
     lowest = 22 if graph.dtype == torch.bfloat16 else OPSETS[0]
     if opset not in OPSETS or opset < lowest:
         raise S2WrapError(f"opset={opset} for a graph in {graph.dtype}; use {lowest} to {OPSETS[-1]}")

@@ -36,6 +36,7 @@ class Features:
         maps: spatial maps (b, c, h, w), top row first.
         prefixes: prefix tokens (b, p, c): CLS first, then registers; p is 0 where the backbone has none.
         view: how the images were looked at; None from a traced model, or for images of several sizes joined.
+        heads: the answer (b, …) of the head of an exported file, see `head`; empty where there is none.
 
     >>> features = Features((torch.rand(4, 8, 16, 16),), (torch.rand(4, 1, 8),))
     >>> features.tokens.shape, features[1:3].pooled.shape, len(features)
@@ -45,6 +46,7 @@ class Features:
     maps: tuple[Float[Tensor, "b _c _h _w"], ...]
     prefixes: tuple[Float[Tensor, "b _p _c"], ...]
     view: View | None = None
+    heads: tuple[Float[Tensor, "b ..."], ...] = ()
 
     @property
     def spatial(self) -> Float[Tensor, "b c h w"]:
@@ -65,6 +67,13 @@ class Features:
     def pooled(self) -> Float[Tensor, "b c"]:
         """The average of the spatial map: one vector an image."""
         return reduce(self.spatial, "b c h w -> b c", "mean")
+
+    @property
+    def head(self) -> Float[Tensor, "b ..."]:
+        """The answer of the head of an exported file. Raises S2WrapError where there is none."""
+        if not self.heads:
+            raise S2WrapError("these features have no head: only those of a file exported with head= have one")
+        return self.heads[0]
 
     @property
     def plan(self) -> Plan:
@@ -163,10 +172,10 @@ class Features:
     def numpy(self) -> dict[str, np.ndarray]:
         """Arrays by the names of exported files and stores: "spatial" and "prefix", or "spatial_0", … for several maps.
 
-        bfloat16, which numpy lacks, becomes float32.
+        "head" is among them where there is one. bfloat16, which numpy lacks, becomes float32.
         """
         arrays = {}
-        for name, tensors in (("spatial", self.maps), ("prefix", self.prefixes)):
+        for name, tensors in (("spatial", self.maps), ("prefix", self.prefixes), ("head", self.heads)):
             for k, tensor in enumerate(tensors):
                 plain = tensor.detach().cpu()
                 array = (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()
@@ -255,6 +264,8 @@ class Features:
         facts = {name: _some(tuple(tensor.shape) for tensor in tensors) for name, tensors in named.items()}
         if self.maps:
             facts["values"] = f"{str(self.maps[0].dtype).removeprefix('torch.')} on {self.maps[0].device}"
+        if self.heads:
+            facts["head"] = str(tuple(self.head.shape))
         if self.view is not None:
             facts["images"] = f"{self.plan.image_hw[0]}×{self.plan.image_hw[1]} pixels in {self.plan.num_tiles} tiles"
             strides = (geometry.stride for geometry in self.geometry)
@@ -270,7 +281,8 @@ class Features:
         return self.view
 
     def _each(self, change: Callable[[Tensor], Tensor], view: View | None) -> "Features":
-        return Features(tuple(map(change, self.maps)), tuple(map(change, self.prefixes)), view)
+        maps, prefixes, heads = (tuple(map(change, tensors)) for tensors in (self.maps, self.prefixes, self.heads))
+        return Features(maps, prefixes, view, heads)
 
 
 def join(parts: Sequence[Features]) -> Features:
@@ -283,7 +295,8 @@ def join(parts: Sequence[Features]) -> Features:
     if len(parts) == 1:
         return first
     for part in parts[1:]:
-        shapes, others = ([tensor.shape[1:] for tensor in (*each.maps, *each.prefixes)] for each in (first, part))
+        parts_of = ((*each.maps, *each.prefixes, *each.heads) for each in (first, part))
+        shapes, others = ([tensor.shape[1:] for tensor in tensors] for tensors in parts_of)
         if shapes != others:
             raise S2WrapError(
                 f"{first} and {part} make no batch; keep a list, or use fit='stretch' or target_grid=(rows, columns), "
@@ -291,7 +304,8 @@ def join(parts: Sequence[Features]) -> Features:
             )
     maps = map(torch.cat, zip(*(part.maps for part in parts), strict=True))
     prefixes = map(torch.cat, zip(*(part.prefixes for part in parts), strict=True))
-    return Features(tuple(maps), tuple(prefixes), join_views([part.view for part in parts]))
+    heads = map(torch.cat, zip(*(part.heads for part in parts), strict=True))
+    return Features(tuple(maps), tuple(prefixes), join_views([part.view for part in parts]), tuple(heads))
 
 
 def _only(tensors: tuple[Tensor, ...], name: str) -> Tensor:

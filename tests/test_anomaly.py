@@ -1,5 +1,3 @@
-from math import prod
-
 import numpy as np
 import pytest
 import torch
@@ -8,7 +6,7 @@ from scipy.ndimage import label
 from sklearn.metrics import precision_recall_curve, roc_auc_score
 
 from s2wrap.compare.tasks import anomaly as module
-from s2wrap.compare.tasks.anomaly import distances, image_auroc, make_bank, pixel_scores
+from s2wrap.compare.tasks.anomaly import AnomalyMap, image_auroc, make_bank, pixel_scores
 
 HW = (40, 60)
 
@@ -83,11 +81,14 @@ def test_pictures_are_ranked_by_their_largest_scores(scored):
     assert found.interval()[0] < found.value < found.interval()[1] <= 1
 
 
-def test_a_token_is_as_far_as_the_nearest_of_the_bank_and_the_bank_is_bounded(monkeypatch):
-    maps = [torch.randn(8, 5, 6, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
-    bank = make_bank(maps[:3])
-    assert bank.shape == (90, 8)
-    spatial = maps[3]
+def some_maps(count=4):
+    return [torch.randn(8, 5, 6, generator=torch.Generator().manual_seed(seed)) for seed in range(count)]
+
+
+def test_a_token_is_as_far_as_the_nearest_of_the_bank():
+    maps = some_maps()
+    nearest, spatial = AnomalyMap(make_bank(maps[:3])), maps[3]
+    found = nearest(torch.stack(maps))[3, 0]
     for row in range(5):
         for column in range(6):
             cosines = [
@@ -96,9 +97,30 @@ def test_a_token_is_as_far_as_the_nearest_of_the_bank_and_the_bank_is_bounded(mo
                 for i in range(5)
                 for j in range(6)
             ]
-            assert float(distances(spatial, bank)[row, column]) == pytest.approx(1 - float(max(cosines)), abs=1e-5)
-    assert distances(maps[0], bank).abs().max() < 1e-5
-    monkeypatch.setattr(module, "BANK", 33)
-    assert make_bank(maps[:3]).shape == (33, 8)
-    assert torch.equal(make_bank(maps[:3]), make_bank(maps[:3]))
-    assert prod(make_bank(maps).shape) == 4 * 8 * 8
+            assert float(found[row, column]) == pytest.approx(1 - float(max(cosines)), abs=1e-5)
+    assert nearest(maps[0][None]).abs().max() < 1e-5
+
+
+def test_a_bank_of_more_than_one_part_is_searched_in_full():
+    bank, spatial = torch.randn(2500, 8), torch.randn(1, 8, 5, 6)
+    cosines = F.cosine_similarity(spatial[:, None], bank[None, :, :, None, None], dim=2)
+    torch.testing.assert_close(AnomalyMap(bank)(spatial)[:, 0], 1 - cosines.amax(dim=1), atol=1e-5, rtol=0)
+
+
+def test_the_bank_is_bounded_and_the_same_each_time(monkeypatch):
+    maps = some_maps()
+    assert make_bank(maps).shape == (4 * 30, 8)
+    assert torch.equal(make_bank(maps), make_bank(maps))
+    assert make_bank(maps, 33).shape == (33, 8)
+    monkeypatch.setattr(module, "DRAWN", 20)
+    assert make_bank(maps).shape == (20, 8)
+    monkeypatch.setattr(module, "DRAWN", 3)
+    assert make_bank(maps).shape == (2, 8)  # of every second picture
+
+
+def test_the_bank_covers_what_is_rare():
+    """One token of a kind among hundreds of another is left out by most random draws, and never by a coreset."""
+    common = F.normalize(torch.tensor([1.0, 0, 0, 0, 0, 0, 0, 0]) + 0.01 * torch.randn(300, 8), dim=1)
+    common[::100] = F.normalize(torch.eye(8)[5:8] + 0.01 * torch.randn(3, 8), dim=1)
+    bank = make_bank([common.T.reshape(8, 15, 20)], 4)
+    assert sorted(bank.argmax(dim=1).tolist()) == [0, 5, 6, 7]

@@ -191,15 +191,15 @@ def measured(folder, count=6, ending=".npy"):
     return folder
 
 
-def defective(folder):
+def defective(folder, test="test", truth="ground_truth", ending="_mask.png"):
     for i in range(5):
         picture(folder / "train" / "good" / f"{i}.png", i)
-        picture(folder / "test" / "good" / f"{i}.png", 100 + i)
-        picture(folder / "test" / "hole" / f"{i}.png", 200 + i)
-        (folder / "ground_truth" / "hole").mkdir(parents=True, exist_ok=True)
+        picture(folder / test / "good" / f"{i}.png", 100 + i)
+        picture(folder / test / "hole" / f"{i}.bmp", 200 + i)
+        (folder / truth / "hole").mkdir(parents=True, exist_ok=True)
         mask = np.zeros((40, 50), dtype=np.uint8)
         mask[3:9, 4:20] = 255
-        Image.fromarray(mask).save(folder / "ground_truth" / "hole" / f"{i}_mask.png")
+        Image.fromarray(mask).save(folder / truth / "hole" / f"{i}{ending}")
     return folder
 
 
@@ -227,12 +227,36 @@ def test_flawless_pictures_train_and_defective_ones_are_tested_with_their_masks(
     assert pictures.masks[-1].name == "4_mask.png"
 
 
+def test_the_sets_of_mvtec_ad_2_and_visa_are_read_by_their_own_names(tmp_path):
+    as_mvtec_ad = read_folder(defective(tmp_path / "mvtec"))
+    visa = defective(tmp_path / "visa", ending=".png")
+    second = defective(tmp_path / "mvtec2", "test_public", "test_public/ground_truth")
+    picture(second / "validation" / "good" / "0.png", 300)  # for a threshold
+    picture(second / "test_private" / "0.png", 301)  # without masks
+    picture(second / "test_private_mixed" / "0.png", 302)
+    for folder in (visa, second):
+        pictures = read_folder(folder)
+        assert pictures.kind == "defective"
+        assert pictures.contents == as_mvtec_ad.contents
+        assert [mask and mask.stem[0] for mask in pictures.masks] == [m and m.stem[0] for m in as_mvtec_ad.masks]
+        assert all(mask is None or load_mask(mask).sum() == 255 * 6 * 16 for mask in pictures.masks)
+
+
 def without_ground_truth(folder):
     shutil.rmtree(defective(folder) / "ground_truth")
 
 
 def without_a_mask(folder):
     (defective(folder) / "ground_truth" / "hole" / "2_mask.png").unlink()
+
+
+def two_ground_truths(folder):
+    defective(defective(folder), "test_public", "test_public/ground_truth")
+
+
+def sets_of_parts(folder):
+    for name in ("bottle", "cable"):
+        defective(folder / name)
 
 
 def without_good(folder):
@@ -259,8 +283,10 @@ def images_alone(folder):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (without_ground_truth, r"and no ground_truth/\. Forms of a folder are: .*as MVTec AD"),
-        (without_a_mask, r"hole/2\.png has no mask: there is no .*2_mask\.png"),
+        (without_ground_truth, r"has train/good/, test/; it needs one .* one ground_truth/\. Forms .*as MVTec AD"),
+        (two_ground_truths, r"has train/good/, test/, test_public/, ground_truth/, test_public/ground_truth/;"),
+        (sets_of_parts, r"holds 2 sets, bottle, cable; give one: .*bottle"),
+        (without_a_mask, r"hole/2\.bmp has no mask: there is no .*2_mask\.png, nor 2\.png"),
         (without_good, "needs both good/ and defective pictures"),
         (flawless_mask, r"2_mask\.png: no pixel is above 0"),
         (no_target, r"1 of 6 pictures have no target: there is no .*3\.png"),

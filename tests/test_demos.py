@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 import zarr
 from PIL import Image
@@ -271,8 +270,8 @@ def test_inspect_parts_rejects_what_is_odder_than_flawless_parts_and_writes_the_
     from s2wrap.compare.data import read_folder
 
     folder = write_defects(tmp_path / "cloth", 9)
-    output, files = tmp_path / "parts.png", tmp_path / "files"
-    words = ["--model", "timm:test_vit@1", "--fuse", "mean", "--random-weights", "--export", files, "--output", output]
+    output, file = tmp_path / "parts.png", tmp_path / "parts.onnx"
+    words = ["--model", "timm:test_vit@1", "--fuse", "mean", "--random-weights", "--export", file, "--output", output]
     torch.manual_seed(0)
     code, text = run("inspect_parts.py", folder, *words)
     assert code == 0
@@ -280,17 +279,20 @@ def test_inspect_parts_rejects_what_is_odder_than_flawless_parts_and_writes_the_
     parts = {path.parent.name for path in (folder / "test").rglob("*.png")}
     assert all(kind in text for kind in parts)
     assert "AU-PRO" in text
-    saved = safetensors.torch.load_file(files / "bank.safetensors")
-    torch.testing.assert_close(saved["bank"].norm(dim=1), torch.ones(len(saved["bank"])))
-    kept = list(pictures.folds[0].train)
-    assert len(saved["bank"]) == 100 * (len(kept) - len(kept[::4]))
     found, own = (float(word) for word in re.findall(r"\d\.\d{5}", text.rpartition("oddness is")[2])[:2])
     assert found == pytest.approx(own, abs=2e-5)
-    model = s2wrap.export.load(files / "features.onnx")
+    engine = s2wrap.export.load(file)
     transform = s2wrap.load("timm:test_vit@1", pretrained=False).transform((160, 160))
-    tokens = model(transform(Image.open(pictures.paths[pictures.folds[0].test[0]]))[None]).tokens[0]
-    cosines = torch.stack([torch.cosine_similarity(token, saved["bank"]) for token in tokens])
-    assert 1 - float(cosines.amax(1).min()) == pytest.approx(found, abs=1e-4)  # the oddest 1 % of 100 cells
+    first = transform(Image.open(pictures.paths[pictures.folds[0].test[0]]))[None]
+    assert float(engine(first).head.max()) == pytest.approx(found, abs=1e-4)  # the oddest 1 % of 100 cells
+    threshold = engine.manifest["notes"]["threshold"]
+    assert f"rejected above {threshold:.3f}" in text
+    banked, kept = (pictures.paths[pictures.folds[0].train[index]] for index in (1, 0))
+    assert engine(transform(Image.open(banked))[None]).head.max() < 1e-4
+    assert 1e-4 < engine(transform(Image.open(kept))[None]).head.max() < 2 * threshold
+    code, text = run("inspect_parts.py", folder, *words)
+    assert code == 2
+    assert "parts.onnx exists already" in text
     with Image.open(output) as figure:
         assert np.asarray(figure.convert("L")).std() > 20
 

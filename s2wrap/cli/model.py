@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 SPEC_HELP = "FAMILY:NAME@SCALES, such as sample:dinov2_s14@1,2,3 or timm:resnet50.a1_in1k@1,448px."
 FILE_ENDINGS = (".onnx", ".plan", ".engine", ".rtx", ".pt2")
 """Of exported files, which some commands take in a model's place."""
-NO_FLAGS = ("scales", "processor", "frozen", "console", "pictures", "overwrite")
-"""Options that are no flags: the spec has the scales, processor and console are objects, no command trains weights, and
+NO_FLAGS = ("scales", "processor", "frozen", "console", "pictures", "overwrite", "head", "notes")
+"""Options that are no flags: the spec has the scales, the others are objects, no command trains weights, and
 a command that takes pictures, or overwrites files, has a flag of its own for that."""
 FLAG_NAMES = {
     "whole": "--whole/--tiled",

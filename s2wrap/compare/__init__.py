@@ -7,11 +7,13 @@ from s2wrap.compare.report import to_csv, to_frame, to_html, to_json, write_repo
 from s2wrap.compare.run import compare
 from s2wrap.compare.score import Score
 from s2wrap.compare.tasks import TASKS
+from s2wrap.compare.tasks.anomaly import AnomalyMap, make_bank
 from s2wrap.compare.tasks.correspondence import correspondence
 from s2wrap.compare.warps import Warp, draw_warps
 
 __all__ = [
     "TASKS",
+    "AnomalyMap",
     "Comparison",
     "Disagreement",
     "Row",
@@ -21,6 +23,7 @@ __all__ = [
     "correspondence",
     "disagreements",
     "draw_warps",
+    "make_bank",
     "propose",
     "to_csv",
     "to_frame",

@@ -24,10 +24,12 @@ FORMS = {
     "labelled": "CLASS/… (a folder a class)",
     "masked": "images/ and masks/",
     "measured": "images/ and targets/",
-    "defective": "train/good/, test/ and ground_truth/ (as MVTec AD)",
+    "defective": "train/good/, test/ or test_public/, and ground_truth/ (as MVTec AD, MVTec AD 2, VisA)",
     "plain": "just pictures",
 }
 """The forms of folders."""
+DEFECT_TESTS = ("test", "test_public")
+"""Names of the folder of flawless and defective pictures; MVTec AD 2's `test_private` have no masks."""
 
 
 @dataclass
@@ -82,8 +84,9 @@ def read_folder(
         folder: `CLASS/…` (a folder a class); `images/` and `masks/` (a PNG of class numbers of the same name and size
             for each picture; 255 does not count); `images/` and `targets/` (an array of numbers, `.npy`, or a PNG of 8
             or 16 bits; what is not above 0 was not measured); or just pictures. Each of these may be divided into
-            `train/` and `val/` (or `test/`), which then make the only fold. Or `train/good/`, `test/KIND/` and
-            `ground_truth/KIND/NAME_mask.png`, as MVTec AD has them.
+            `train/` and `val/` (or `test/`), which then make the only fold. Or `train/good/`, `test/KIND/` (or
+            `test_public/`) and, beside or in that, `ground_truth/KIND/NAME_mask.png` (or `NAME.png`), as MVTec AD,
+            MVTec AD 2 and VisA's one-class split have them; other folders of these are not read.
         skip_errors: leave out pictures and masks that cannot be read.
         progress: wraps the list of files that are read.
 
@@ -129,6 +132,8 @@ def read_folder(
 def _list_files(folder: Path) -> list[_File]:
     """Return the pictures' files, of training and then of test where the folder is divided."""
     if not (folder / "train").is_dir():
+        if sets := [name for name in _folders(folder) if (folder / name / "train" / "good").is_dir()]:
+            raise S2WrapError(f"{folder} holds {len(sets)} sets, {', '.join(sets)}; give one: {folder / sets[0]}")
         return _list_part(folder)
     if _folders(folder / "train") == ["good"]:
         return _list_defects(folder)
@@ -183,18 +188,21 @@ def _list_pairs(folder: Path, name: str, kind: str, what: str, endings: Sequence
 
 def _list_defects(folder: Path) -> list[_File]:
     """Return flawless pictures for training, and for test flawless and defective ones with their masks."""
-    for name in ("test", "ground_truth"):
-        if not (folder / name).is_dir():
-            raise S2WrapError(f"{folder} has train/good/ only in train/, and no {name}/. {_wanted()}")
+    tests = [folder / name for name in DEFECT_TESTS if (folder / name).is_dir()]
+    truths = [part / "ground_truth" for part in (folder, *tests) if (part / "ground_truth").is_dir()]
+    if len(tests) != 1 or len(truths) != 1:
+        found = ", ".join(f"{path.relative_to(folder)}/" for path in (folder / "train" / "good", *tests, *truths))
+        raise S2WrapError(f"{folder} has {found}; it needs one folder of tests and one ground_truth/. {_wanted()}")
     files = [_File(path, "defective") for path in find_images([folder / "train" / "good"])]
-    for kind in _folders(folder / "test"):
-        for path in find_images([folder / "test" / kind]):
-            mask = None if kind == "good" else folder / "ground_truth" / kind / f"{path.stem}_mask.png"
+    for kind in _folders(tests[0]):
+        for path in find_images([tests[0] / kind]) if kind != "ground_truth" else ():
+            masks = [truths[0] / kind / f"{path.stem}{ending}.png" for ending in ("_mask", "")]
+            mask = None if kind == "good" else next(filter(Path.is_file, masks), masks[0])
             if mask is not None and not mask.is_file():
-                raise S2WrapError(f"{path} has no mask: there is no {mask}")
+                raise S2WrapError(f"{path} has no mask: there is no {mask}, nor {masks[1].name}")
             files.append(_File(path, "defective", mask=mask, is_test=True))
     if len({file.mask is None for file in files if file.is_test}) < 2:
-        raise S2WrapError(f"{folder / 'test'} needs both good/ and defective pictures, in a folder of their kind")
+        raise S2WrapError(f"{tests[0]} needs both good/ and defective pictures, in a folder of their kind")
     return files
 
 

@@ -136,7 +136,7 @@ def look_at(model: Encoder) -> About:
         features = model.encode([grey])[0]
         lacks = _lacks(model, features)
         embedding = None if "joint" in lacks else model.encode_image([grey])[0]
-    names = [name for name in ("spatial", "prefix", *SINGLE, *VECTORS) if name not in lacks]
+    names = [name for name in ("spatial", "prefix", "head", *SINGLE, *VECTORS) if name not in lacks]
     shapes = {
         name: {key: list(array.shape) for key, array in arrays_of(features, embedding, [name]).items()}
         for name in names
@@ -160,7 +160,7 @@ def arrays_of(features: Features | None, embedding: Tensor | None, names: list[s
             arrays[name] = embedding.float()[None]
             continue
         assert features is not None
-        if name in SINGLE:
+        if name in (*SINGLE, "head"):
             arrays[name] = getattr(features, name)
         elif name in VECTORS:
             arrays[name] = VECTORS[name](features)["vector"][None]
@@ -197,7 +197,7 @@ def _taken_dtype(model: Encoder) -> torch.dtype:
 
 def _lacks(model: Encoder, features: Features) -> dict[str, str]:
     """The features that a model does not have, each with the reason."""
-    lacks: dict[str, str] = {}
+    lacks: dict[str, str] = {} if features.heads else {"head": "only a file exported with head= has one"}
     if len(features.maps) != 1:
         lacks |= dict.fromkeys(SINGLE, f"the model answers {len(features.maps)} maps; use spatial or mean")
     if model.lacks_cls:

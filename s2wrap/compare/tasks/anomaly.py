@@ -5,21 +5,25 @@ The bank holds tokens of the flawless training pictures. A token's score is one 
 score is the mean of its largest 1 % of tokens. All measures come from histograms of scores, which add up over pictures.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 (the field's name for it)
 from einops import rearrange
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from s2wrap.compare.data import load_mask
 from s2wrap.compare.score import Score, score
 from s2wrap.compare.tasks.base import Task
-from s2wrap.compare.warps import chunks
 
-BANK = 20_000
-"""Most tokens of the bank: equally many of each picture, drawn at random, the same for models of the same grid."""
+DRAWN = 20_000
+"""Most tokens that the bank is chosen from: equally many of each picture, drawn at random, the same for equal grids."""
+BANK = 2_000
+"""Most tokens of the bank."""
+PROJECTED = 128
+"""Random projections of a token, by which the bank is chosen."""
 TOP = 0.01
 """A picture's score is the mean of this share of its tokens, those with the largest scores."""
 BINS = 500
@@ -36,8 +40,8 @@ class Anomaly(Task):
     def score(self, spec: str) -> dict[str, Score]:
         """As `Task.score`."""
         maps, (fold,) = self.bench.maps(spec), self.bench.pictures.folds
-        bank = make_bank([maps[index] for index in fold.train])
-        scores = [distances(maps[index], bank) for index in fold.test]
+        nearest = AnomalyMap(make_bank([maps[index] for index in fold.train]))
+        scores = [nearest(maps[index][None])[0, 0] for index in fold.test]
         paths = self.bench.pictures.masks or []
         sizes = [self.bench.pictures.sizes[index] for index in fold.test]
         masks = (
@@ -48,20 +52,50 @@ class Anomaly(Task):
         return pixel_scores(scores, masks) | {"image AUROC": image_auroc(scores, defective)}
 
 
-def make_bank(maps: list[Tensor]) -> Tensor:
-    """Return tokens (n, c) of unit length of maps (c, h, w), `BANK` at most."""
-    rng, count, tokens = np.random.default_rng(0), max(1, BANK // len(maps)), []
+def make_bank(maps: Sequence[Tensor], size: int = BANK) -> Tensor:
+    """Return tokens (n, c) of unit length of maps (c, h, w), `size` at most: a coreset, as PatchCore's.
+
+    Of `DRAWN` random tokens each is taken that is the farthest from those before it, by `PROJECTED` random projections.
+    """
+    maps = maps[:: -(-len(maps) // DRAWN)]
+    rng, count, tokens = np.random.default_rng(0), DRAWN // len(maps), []
     for spatial in maps:
         flat = rearrange(spatial, "c h w -> (h w) c")
         tokens.append(F.normalize(flat[np.sort(rng.permutation(len(flat))[:count])], dim=1))
-    return torch.cat(tokens)
+    drawn = torch.cat(tokens)
+    if len(drawn) <= size:
+        return drawn
+    points = drawn @ torch.from_numpy(rng.normal(size=(drawn.shape[1], PROJECTED))).to(drawn)
+    lengths, chosen = points.square().sum(dim=1), [0]
+    nearest = torch.full_like(lengths, torch.inf)
+    while len(chosen) < size:
+        last = chosen[-1]
+        nearest = torch.minimum(nearest, lengths + lengths[last] - 2 * points @ points[last])  # squared distances
+        chosen.append(int(nearest.argmax()))
+    return drawn[chosen]
 
 
-def distances(spatial: Tensor, bank: Tensor) -> Tensor:
-    """Return one minus the cosine of each token of a map (c, h, w) to the nearest of a bank: (h, w)."""
-    tokens = F.normalize(rearrange(spatial, "c h w -> (h w) c"), dim=1)
-    nearest = torch.cat([(tokens[part] @ bank.T).amax(dim=1) for part in chunks(len(tokens), 1024)])
-    return (1 - nearest).reshape(spatial.shape[1:])
+class AnomalyMap(nn.Module):
+    """One minus the cosine of each token to the nearest of a bank: maps (b, c, h, w) → (b, 1, h, w), 0…2.
+
+    It is also the head of an exported file: `s2wrap.export.export(model, path, head=AnomalyMap(bank))`.
+
+    >>> AnomalyMap(torch.rand(20, 8))(torch.rand(2, 8, 3, 4)).shape
+    torch.Size([2, 1, 3, 4])
+    """
+
+    bank: Float[Tensor, "n c"]
+
+    def __init__(self, bank: Float[Tensor, "n c"]):
+        """A module with a bank of tokens, of any length."""
+        super().__init__()
+        self.register_buffer("bank", F.normalize(bank, dim=1))
+
+    def forward(self, spatial: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 h w"]:
+        """How far each token is; 1,024 of the bank at a time, which bounds the memory."""
+        tokens = F.normalize(spatial, dim=1).flatten(2)
+        nearest = torch.stack([(part @ tokens).amax(dim=1) for part in self.bank.split(1024)]).amax(dim=0)
+        return (1 - nearest).unflatten(1, (1, *spatial.shape[2:]))
 
 
 def image_auroc(scores: list[Tensor], defective: np.ndarray) -> Score:
