@@ -69,7 +69,7 @@ def main(
             "scores on other pictures": {names[number]: values(told, place) for place, number in enumerate(pair)},
         }
     with whole_file(output) as draft:
-        draft.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+        draft.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def score(
