@@ -49,6 +49,9 @@ OTHERS = {
 """Three more; the parameters of detail fusion were chosen with both sets in view."""
 MODES = {
     "1×, interpolated": ((1,), {"target_grid": (48, 48)}),
+    "1×, phases": (("1:phases=2",), {"target_grid": (48, 48)}),
+    "1×, phases, and 2×, averaged": (("1:phases=2", 2), {"fuse": "mean", "target_grid": (48, 48)}),
+    "1× and 2×, averaged": ((1, 2), {"fuse": "mean", "target_grid": (48, 48)}),
     "tiles (the paper)": ((3,), {}),
     "overlap 5, trimmed": ((3,), {"overlap": 5, "blend": "trim"}),
     "overlap 5, constant": ((3,), {"overlap": 5, "blend": "constant"}),

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from s2wrap.backbones import Backbone
+from s2wrap.errors import S2WrapError
 from s2wrap.wrapper import MultiScale
 
 
@@ -47,25 +48,38 @@ class Cost:
 
 
 @torch.no_grad()
-def count_cost(model: MultiScale, image_hw: tuple[int, int] | None = None) -> Cost:
+def count_cost(model: MultiScale, image_hw: tuple[int, int] | None = None, select: int | None = None) -> Cost:
     """Return the cost of one image.
 
     Args:
         model: a wrapped model.
         image_hw: height and width of the image in pixels, which matter unless it is stretched; the backbone's own by
             default.
+        select: how many tiles of the finer scales run, as for a call of the model; all if None.
+
+    Raises:
+        S2WrapError: `select` among tiles of several sizes, whose cost depends on the image.
 
     >>> import timm, s2wrap
     >>> count_cost(s2wrap.wrap(timm.create_model("test_vit", num_classes=0), scales=(1, 2))).tiles
     5
     """
     backbone = model.backbone
+    tiles = [(scale.tile_hw, len(scale.origins)) for scale in model.plan(image_hw or backbone.image_hw).scales]
+    most = model.tile_batch_for(1, backbone.device)
+    if select is not None:
+        first = tiles.pop(model.order[0])
+        if len(sizes := {tile_hw for tile_hw, _ in tiles}) > 1:
+            raise S2WrapError(
+                f"select={select} among tiles of {len(sizes)} sizes, which cost more or less with each image; use "
+                f"scales that are tiled alike"
+            )
+        tiles, most = [first, *((tile_hw, select) for tile_hw in sizes)], min(most, max(first[1], select))
     counts = Counter[tuple[int, int]]()
-    for scale in model.plan(image_hw or backbone.image_hw).scales:
-        counts[scale.tile_hw] += len(scale.origins)
+    for tile_hw, count in tiles:
+        counts[tile_hw] += count
     prefix = backbone.layouts[-1].num_prefix_tokens
     tokens = {tile_hw: math.prod(backbone.grid_hw(tile_hw, -1)) + prefix for tile_hw in counts}
-    most = model.tile_batch_for(1, backbone.device)
     batches = {tile_hw: min(count, most) if tile_hw == backbone.image_hw else 1 for tile_hw, count in counts.items()}
     totals = Counter[str]()
     for tile_hw, count in counts.items():

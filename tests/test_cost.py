@@ -106,3 +106,10 @@ def backbone_of(name, image_size):
 
 def cost_of(name, image_size, scales):
     return count_cost(s2wrap.wrap(backbone_of(name, image_size), scales))
+
+
+def test_selected_tiles_are_counted_with_all_of_the_smallest_scale(vit):
+    one = count_cost(s2wrap.wrap(vit, (1,)))
+    cost = count_cost(s2wrap.wrap(vit, (2, 1)), select=3)
+    assert (cost.tiles, cost.multiply_adds) == (4, 4 * one.multiply_adds)
+    assert cost.peak_tokens == 3 * one.tokens

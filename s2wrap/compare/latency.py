@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from s2wrap import timing
+from s2wrap.compare.selecting import Selecting
 from s2wrap.errors import S2WrapError
 from s2wrap.policies import Pair
 from s2wrap.timing import time_calls, torch_call, when_first_called
@@ -78,6 +79,8 @@ def _make_call(backend: str, model: MultiScale, images: Tensor, stem: Path) -> C
         load_library(backend.replace("-", "_"))
         if images.device.type != "cuda":
             raise S2WrapError(f"engines run on a CUDA device, and the models are on {images.device}")
+    if isinstance(model, Selecting):
+        raise S2WrapError(f"select={model.call['select']} depends on the image, and an exported file runs all tiles")
     path = stem.with_name(f"{stem.name}{ENDINGS[backend]}")
     count = len(images)
     export(model, path, image_hw=(images.shape[-2], images.shape[-1]), batch=(count, count, count))

@@ -18,6 +18,7 @@ from s2wrap.compare.data import Pictures, read_folder
 from s2wrap.compare.extract import POOLS, UnableError, default_folder, trim
 from s2wrap.compare.latency import check_backends, time_models
 from s2wrap.compare.memory import peak_bytes
+from s2wrap.compare.selecting import CALL, Selecting
 from s2wrap.compare.tasks import TASKS, Bench, choose_tasks
 from s2wrap.compare.verdict import judge, pareto_front, recommend
 from s2wrap.compare.ways import split_name
@@ -51,7 +52,8 @@ def compare(
     Args:
         specs: model specs, `FAMILY:NAME[:size=PIXELS][:patch=PIXELS]@SCALES`: larger models, several scales, a
             larger input in one pass ("…@2:whole", or size=), smaller patches (patch=). Behind it may stand options of
-            that model alone: "sample:dinov2_s14@1,2,3 fuse=detail overlap=5".
+            that model alone: "sample:dinov2_s14@1,2,3 fuse=detail overlap=5", and how many tiles of its finer scales
+            run: "sample:dinov2_s14@1,3 select=3 by=saliency".
         data: a folder of pictures, see `read_folder`. Without one only costs are compared, with random weights: nothing
             is downloaded.
         tasks: what is measured on them, names in `s2wrap.compare.TASKS`. By default what the form of the folder is for:
@@ -114,7 +116,8 @@ def compare(
                 trim(default_folder())
     _judge(comparison)
     shown = {name: value for name, value in options.items() if name != "pretrained"}
-    comparison.verdict += recommend(rows, comparison.deciding, shown)
+    unselected = [row for row in rows if not isinstance(models[row.spec], Selecting)]  # s2wrap features runs all tiles
+    comparison.verdict += recommend(unselected, comparison.deciding, shown)
     return comparison
 
 
@@ -153,7 +156,9 @@ def _load_seeded(spec: str, device: str | torch.device, **options: object) -> Mu
     spec, own = split_name(spec)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(zlib.crc32(parse_spec(spec).backbone.encode()))
-        return load(spec, **(options | own)).to(device)
+        call = {name: own.pop(name) for name in CALL if name in own}
+        model = load(spec, **(options | own)).to(device)
+        return Selecting(model, call) if call else model
 
 
 def _check_installed() -> None:
@@ -209,7 +214,8 @@ def _measure_costs(
         with torch.inference_mode():
             model(images)  # matrices that are made once and cached are no part of a call's memory
             memory = peak_bytes(partial(model, images), model.backbone.device)
-        rows.append(Row(spec, count_cost(model, image_hw), memory=memory))
+        select = model.call["select"] if isinstance(model, Selecting) else None
+        rows.append(Row(spec, count_cost(model, image_hw, select), memory=memory))
     if backends:
         task = progress.add_task("timing", total=1)
 
