@@ -158,6 +158,8 @@ def _kept_tokens(options: Options, backbone: Backbone) -> Options:
             f"fuse={options.fuse!r} does not keep the width of {backbone.layout.num_features}, and {fits}; use "
             f"fuse='mean' or 'detail', or a VisionTower and a projector of your own"
         )
+    if options.fuse == "auto":
+        raise S2WrapError(f"fuse='auto' brings tokens to another length, and {fits}; use fuse='mean' or 'detail'")
     if options.target_grid not in (None, grid_hw):
         raise S2WrapError(
             f"target_grid={options.target_grid!r}, and {fits}, of {grid_hw[0]}×{grid_hw[1]} cells; leave it out, or "

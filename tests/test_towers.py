@@ -192,6 +192,7 @@ def test_models_that_generate_no_text_from_images_are_refused():
     ("options", "reason"),
     [
         ({"scales": (1, 2), "fuse": "concat"}, "fuse='concat' does not keep the width of 32"),
+        ({"scales": (1, 2), "fuse": "auto"}, "fuse='auto' brings tokens to another length"),
         ({"scales": (1, 2), "fuse": "pyramid"}, "fuse='pyramid' does not keep"),
         ({"scales": (1, 2), "target_grid": "finest"}, "target_grid='finest', and projector .* 4×4"),
         ({"scales": (1, 2), "prefix": "drop"}, "prefix='drop' leaves out CLS"),
