@@ -294,6 +294,11 @@ class SessionBackbone(Backbone):
         return features_from(self.manifest, run_in_batches(self.session, tiles.float()))
 
     @property
+    def convolutional(self) -> bool:
+        """As the exported backbone says."""
+        return self.manifest["backbone"].get("convolutional", False)
+
+    @property
     def refuses_other_sizes(self) -> str:
         """Why tiles have one size: the file was made for it."""
         return "the file holds the backbone for tiles of this size"

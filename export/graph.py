@@ -125,7 +125,8 @@ class ModelGraph(nn.Module):
         """Features with the answer of the head, if there is one."""
         if self.head is None:
             return features
-        return replace(features, heads=(self.head(*(spatial.float() for spatial in features.maps)),))
+        maps = (spatial.float().clone() for spatial in features.maps)  # a head may write into them
+        return replace(features, heads=(self.head(*maps),))
 
     @property
     def multiply_adds(self) -> int:
@@ -270,7 +271,12 @@ def _head(head: Any, shapes: Sequence[tuple[int, int, int]]) -> nn.Module:
     """A copy of a head in float32 on the CPU, after a try on maps of these shapes of two images, and of three."""
     if not isinstance(head, nn.Module):
         raise S2WrapError(f"head={head!r} is no torch.nn.Module; give a module that takes the maps (b, c, h, w)")
-    copied = copy.deepcopy(head).float().cpu().eval()
+    try:
+        copied = copy.deepcopy(head).float().cpu().eval()
+    except Exception as error:  # as of tensors with a gradient behind them
+        name = type(head).__name__
+        raise S2WrapError(f"head={name} cannot be copied: {first_line(error)}; detach() its tensors") from error
+    rows = set()
     for count in (2, 3):
         taken = [(count, *shape) for shape in shapes]
         called = f"head={type(head).__name__}, called with float32 maps {', '.join(map(str, taken))},"
@@ -281,10 +287,12 @@ def _head(head: Any, shapes: Sequence[tuple[int, int, int]]) -> nn.Module:
             raise S2WrapError(f"{called} fails: {first_line(error)}") from error
         if not isinstance(answer, Tensor):
             raise S2WrapError(f"{called} returns {type(answer).__name__}; let it return one tensor")
-        if answer.dtype != torch.float32 or answer.ndim < 2 or len(answer) != count:
+        rows.add(answer.shape[1:])
+        is_table = answer.ndim > 1 and len(answer) == count and answer.numel() > 0
+        if answer.dtype != torch.float32 or not is_table or len(rows) > 1:
             raise S2WrapError(
                 f"{called} returns {answer.dtype} {tuple(answer.shape)}; let it return float32 ({count}, …), of two "
-                f"dimensions or more, one row an image"
+                f"dimensions or more, one row of the same shape an image"
             )
     return copied
 

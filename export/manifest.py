@@ -59,6 +59,7 @@ class BackboneFacts(TypedDict):
     layers: tuple[int, ...] | None
     layouts: tuple[Layout, ...]
     lacks_cls: str
+    convolutional: NotRequired[bool]
     weights_sha256: str
 
 
@@ -161,6 +162,7 @@ def describe(graph: Graph, model: MultiScale, *, precision: Precision) -> dict[s
             "layers": backbone.layers,
             "layouts": [asdict(layout) for layout in backbone.layouts],
             "lacks_cls": backbone.lacks_cls,
+            "convolutional": model.backbone.convolutional,
             "weights_sha256": weights_sha256(model.backbone),
         },
         "input": model.input.to_json(),

@@ -230,9 +230,12 @@ class ExportOptions(GraphOptions, BuildOptions, VerifyOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         try:
-            json.dumps(self.notes, allow_nan=False)
+            notes = json.loads(json.dumps(self.notes, allow_nan=False))
         except (TypeError, ValueError) as error:
             raise S2WrapError(f"notes={self.notes!r} cannot be JSON: {error}; use numbers, texts, lists") from error
+        if not isinstance(notes, dict | None):
+            raise S2WrapError(f"notes={self.notes!r} have no names; give a dict, such as {{'threshold': 0.3}}")
+        self._set(notes=notes)
         if self.quantised and self.pictures is None:
             raise S2WrapError(
                 f"precision={self.precision!r} is calibrated on pictures: give some like those that the model will see "

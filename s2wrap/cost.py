@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from s2wrap.backbones import Backbone
 from s2wrap.errors import S2WrapError
+from s2wrap.select import check_select
 from s2wrap.wrapper import MultiScale
 
 
@@ -58,17 +59,19 @@ def count_cost(model: MultiScale, image_hw: tuple[int, int] | None = None, selec
         select: how many tiles of the finer scales run, as for a call of the model; all if None.
 
     Raises:
-        S2WrapError: `select` among tiles of several sizes, whose cost depends on the image.
+        S2WrapError: `select` of more tiles than there are, or among tiles of several sizes, whose cost depends on the
+            image.
 
     >>> import timm, s2wrap
     >>> count_cost(s2wrap.wrap(timm.create_model("test_vit", num_classes=0), scales=(1, 2))).tiles
     5
     """
-    backbone = model.backbone
-    tiles = [(scale.tile_hw, len(scale.origins)) for scale in model.plan(image_hw or backbone.image_hw).scales]
+    backbone, image_hw = model.backbone, image_hw or model.backbone.image_hw
+    tiles = [(scale.tile_hw, len(scale.origins)) for scale in model.plan(image_hw).scales]
     most = model.tile_batch_for(1, backbone.device)
     if select is not None:
         first = tiles.pop(model.order[0])
+        select = check_select(select, sum(count for _, count in tiles), image_hw)
         if len(sizes := {tile_hw for tile_hw, _ in tiles}) > 1:
             raise S2WrapError(
                 f"select={select} among tiles of {len(sizes)} sizes, which cost more or less with each image; use "

@@ -18,6 +18,7 @@ from s2wrap.components import likeness
 from s2wrap.errors import S2WrapError, first_line
 from s2wrap.features import Features
 from s2wrap.plan import Axis, Plan
+from s2wrap.policies import Pair
 from s2wrap.resample import full_precision, resize
 from s2wrap.scales import whole_number
 
@@ -43,12 +44,7 @@ def choose_tiles(
         S2WrapError: more tiles than there are, an unknown `by`, or heat that is no map of finite numbers.
     """
     fine = [(k, i) for k, scale in enumerate(plan.scales) if k != base_scale for i in range(len(scale.origins))]
-    count = whole_number(select)
-    if count is None or not 0 <= count <= len(fine):
-        raise S2WrapError(
-            f"select={select!r}, but an image of {images.shape[-2]}×{images.shape[-1]} pixels has {len(fine)} tiles "
-            f"beyond the smallest scale; use 0 to {len(fine)}"
-        )
+    count = check_select(select, len(fine), (images.shape[-2], images.shape[-1]))
     if not fine:
         return [[[] for _ in plan.scales] for _ in images]
     heat = _heat(by, images, base) if count < len(fine) else images.new_zeros(len(images), 1, 1)
@@ -66,6 +62,17 @@ def choose_tiles(
             tiles[k].append(i)
         chosen.append(tiles)
     return chosen
+
+
+def check_select(select: object, most: int, image_hw: Pair) -> int:
+    """How many tiles are to run. Raises S2WrapError for no number, and for more than there are."""
+    count = whole_number(select)
+    if count is None or not 0 <= count <= most:
+        raise S2WrapError(
+            f"select={select!r}, but an image of {image_hw[0]}×{image_hw[1]} pixels has {most} tiles beyond the "
+            f"smallest scale; use 0 to {most}"
+        )
+    return count
 
 
 def _heat(by: object, images: Tensor, base: Features) -> Any:

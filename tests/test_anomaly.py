@@ -5,6 +5,7 @@ import torch.nn.functional as F  # noqa: N812 (the field's name for it)
 from scipy.ndimage import label
 from sklearn.metrics import precision_recall_curve, roc_auc_score
 
+from s2wrap import S2WrapError
 from s2wrap.compare.tasks import anomaly as module
 from s2wrap.compare.tasks.anomaly import AnomalyMap, image_auroc, make_bank, pixel_scores
 
@@ -124,3 +125,23 @@ def test_the_bank_covers_what_is_rare():
     common[::100] = F.normalize(torch.eye(8)[5:8] + 0.01 * torch.randn(3, 8), dim=1)
     bank = make_bank([common.T.reshape(8, 15, 20)], 4)
     assert sorted(bank.argmax(dim=1).tolist()) == [0, 5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("maps", "size", "words"),
+    [
+        ([], 10, r"maps of shapes \[\] make no bank"),
+        ([torch.ones(1, 8, 3, 3)], 10, r"\[\(1, 8, 3, 3\)\] make no bank; give maps \(c, h, w\)"),
+        ([torch.ones(8, 3, 3), torch.ones(9, 3, 3)], 10, "all of c channels"),
+        ([torch.ones(8, 3, 3)], 0, "size=0 is no number of tokens"),
+    ],
+)
+def test_what_makes_no_bank_is_told(maps, size, words):
+    with pytest.raises(S2WrapError, match=words):
+        make_bank(maps, size)
+
+
+def test_a_map_has_a_bank_with_tokens_and_without_their_gradients():
+    with pytest.raises(S2WrapError, match=r"a bank of torch.float32 \(0, 8\) holds no tokens"):
+        AnomalyMap(torch.ones(0, 8))
+    assert not AnomalyMap(torch.ones(3, 8, requires_grad=True)).bank.requires_grad

@@ -50,9 +50,12 @@ def test_the_table_holds_the_scores_that_chose_it():
     for kind, found in best_fusions().items():
         most = max(found["points"].values())
         won = [
-            dict(part.split("=") for part in name.split()) for name, points in found["points"].items() if points == most
+            dict(part.split("=") for part in name.split() if "=" in part)  # none is the default
+            for name, points in found["points"].items()
+            if points == most
         ]
-        assert any(found["options"].items() >= options.items() for options in won), kind
+        default = {"fuse": "concat", "norm": "none", "target_grid": None}
+        assert found["options"] in [default | options for options in won], kind
         assert {len(scores) for scores in found["scores"].values()} == {5}
         assert "-dirty" not in found["commit"]
 
@@ -69,6 +72,7 @@ def test_auto_chooses_the_norm_itself():
 
 def test_what_is_written_says_what_auto_came_to(tmp_path, images):
     model = s2wrap.load("timm:test_vit@1,2", pretrained=False, fuse="auto")
+    assert model.recipe is not None
     assert model.recipe["fuse"] == model.options.fuse
     model.save(tmp_path / "model")
     assert '"auto"' not in (tmp_path / "model" / "s2wrap.json").read_text()
@@ -88,3 +92,16 @@ def test_an_exported_file_computes_what_auto_came_to(tmp_path, images):
         torch.testing.assert_close(found.spatial, by_hand(model, images), atol=1e-4, rtol=1e-3)
     (manifest,) = (file for file in tmp_path.iterdir() if file.suffix == ".json")
     assert json.loads(manifest.read_text())["options"]["fuse"] == "mean"
+
+
+@pytest.mark.parametrize(("name", "kind"), [("test_vit", "transformer"), ("test_resnet", "convolutional")])
+def test_a_backbone_in_a_file_is_still_of_its_kind(tmp_path, monkeypatch, name, kind):
+    import s2wrap.export
+
+    table = {each: {"options": {"fuse": "max", "norm": "l2" if each == kind else "std"}} for each in best_fusions()}
+    monkeypatch.setattr("s2wrap.best_fusion.best_fusions", lambda: table)
+    model = s2wrap.load(f"timm:{name}@1,2", pretrained=False, whole=False)
+    s2wrap.export.export(model, tmp_path / "tiles.onnx", tiles=True, verify=False)
+    engine = s2wrap.export.load(tmp_path / "tiles.onnx", fuse="auto")
+    assert engine.model is not None
+    assert (engine.model.options.fuse, engine.model.options.norm) == ("max", "l2")

@@ -56,3 +56,16 @@ def test_where_nothing_fits_the_nearest_is_named():
     words = r"nothing fits a budget of 0.001 G multiply-adds; the nearest is timm:test_\w+@1 with 0\.\d+ G"
     with pytest.raises(S2WrapError, match=words):
         propose(["timm:test_vit@1"], "1MMAC")
+
+
+@pytest.mark.parametrize(
+    ("specs", "words"),
+    [
+        (["timm:test_vit@1,2 select=1"], "'timm:test_vit@1,2 select=1' has options of its own"),
+        ([], r"a list of models, not \[\]"),
+        ("timm:test_vit@1,2", "a list of models, not 'timm"),
+    ],
+)
+def test_models_that_cannot_be_proposed_for_are_told(specs, words):
+    with pytest.raises(S2WrapError, match=words):
+        propose(specs, "1GMAC")

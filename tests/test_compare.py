@@ -177,6 +177,7 @@ def test_skipped_pictures_are_counted(stripes, tmp_path):
         (["timm:test_vit@1"], {"fuze": "mean"}, "has no option 'fuze'; did you mean fuse"),
         (["timm:test_vit@1 fuze=mean"], {}, "has no option 'fuze'; did you mean fuse"),
         (["timm:test_vit@1 mean"], {}, "'mean' is no option; write options behind the spec"),
+        (["timm:test_vit@1,2 select=1 select=3"], {}, "names an option twice"),
         (["timm:test_vit@1 norm=l2", "timm:test_vit@1  norm=l2"], {}, "is named twice"),
     ],
 )

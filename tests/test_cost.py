@@ -5,6 +5,7 @@ import timm
 import torch
 
 import s2wrap
+from s2wrap import S2WrapError
 from s2wrap.cost import count_cost
 
 
@@ -113,3 +114,9 @@ def test_selected_tiles_are_counted_with_all_of_the_smallest_scale(vit):
     cost = count_cost(s2wrap.wrap(vit, (2, 1)), select=3)
     assert (cost.tiles, cost.multiply_adds) == (4, 4 * one.multiply_adds)
     assert cost.peak_tokens == 3 * one.tokens
+
+
+@pytest.mark.parametrize("select", [5, -1])
+def test_tiles_that_there_are_not_have_no_cost(vit, select):
+    with pytest.raises(S2WrapError, match="has 4 tiles beyond the smallest scale; use 0 to 4"):
+        count_cost(s2wrap.wrap(vit, (1, 2)), select=select)

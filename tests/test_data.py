@@ -285,7 +285,7 @@ def images_alone(folder):
     [
         (without_ground_truth, r"has train/good/, test/; it needs one .* one ground_truth/\. Forms .*as MVTec AD"),
         (two_ground_truths, r"has train/good/, test/, test_public/, ground_truth/, test_public/ground_truth/;"),
-        (sets_of_parts, r"holds 2 sets, bottle, cable; give one: .*bottle"),
+        (sets_of_parts, r"is no set but holds some: bottle, cable; give one: .*bottle"),
         (without_a_mask, r"hole/2\.bmp has no mask: there is no .*2_mask\.png, nor 2\.png"),
         (without_good, "needs both good/ and defective pictures"),
         (flawless_mask, r"2_mask\.png: no pixel is above 0"),

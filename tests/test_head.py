@@ -1,6 +1,7 @@
 """Exported files that end with a module of the caller's: `export(head=)`, and what else a manifest keeps."""
 
 import json
+from typing import Any
 
 import numpy as np
 import onnx
@@ -76,6 +77,12 @@ def test_the_file_alone_answers_and_keeps_the_notes(exported, model, probe, imag
     assert load(path).manifest["notes"] == {"classes": ("dent", "hole")}
 
 
+def test_notes_are_returned_as_the_file_keeps_them(tmp_path, model):
+    notes: Any = {1: "dent", "b": 2}
+    manifest = export(model, tmp_path / "model.onnx", notes=notes, image_hw=(160, 160), verify=False)
+    assert manifest["notes"] == load(tmp_path / "model.onnx").manifest["notes"] == {"1": "dent", "b": 2}
+
+
 def test_a_bank_of_tokens_is_in_the_file(tmp_path, model, images):
     bank = torch.randn(1500, 128, generator=torch.Generator().manual_seed(2))
     export(model, tmp_path / "bank.onnx", head=AnomalyMap(bank), outputs=("pooled", "head"), image_hw=(160, 160))
@@ -104,6 +111,13 @@ def test_a_head_takes_every_map_and_stays_float32(tmp_path, images):
     coarse, fine = model(images).maps
     expected = torch.cat([coarse.mean(dim=(2, 3)), fine.amax(dim=(2, 3))], dim=1)
     assert (load(tmp_path / "sum.onnx")(images).head - expected).norm() < 1e-2 * expected.norm()
+
+
+def test_a_head_that_writes_into_its_maps_leaves_those_of_the_file_alone(tmp_path, model, images):
+    export(model, tmp_path / "relu.onnx", head=nn.ReLU(inplace=True), image_hw=(160, 160))
+    found, expected = load(tmp_path / "relu.onnx")(images), model(images).spatial
+    torch.testing.assert_close(found.spatial, expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(found.head, expected.clamp(min=0), atol=1e-4, rtol=0)
 
 
 def test_a_head_that_computes_something_else_is_found(exported, model, probe):
@@ -140,6 +154,14 @@ def test_servers_know_the_head(exported, images):
         _ = wrapped(images).head
 
 
+class Bank(nn.Module):
+    """Of tokens whose gradient somebody forgot, which cannot be copied."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("bank", 2 * torch.ones(3, 128, requires_grad=True))
+
+
 class Answer(nn.Module):
     def __init__(self, change):
         super().__init__()
@@ -159,12 +181,16 @@ class Answer(nn.Module):
         ({"head": Answer(lambda x: x.mean(dim=(1, 2, 3)))}, r"returns torch.float32 \(2,\); .* of two dimensions"),
         ({"head": Answer(lambda x: x.mean(dim=0, keepdim=True))}, r"returns torch.float32 \(1, 128, 10, 10\)"),
         ({"head": Answer(lambda x: x.reshape(2, -1))}, r"maps \(3, 128, 10, 10\), returns torch.float32 \(2, "),
+        ({"head": Answer(lambda x: x.mean(dim=(2, 3)) @ x.mean(dim=(2, 3)).T)}, r"\(3, 3\); .* same shape an image"),
+        ({"head": Answer(lambda x: x[:, :0])}, r"returns torch.float32 \(2, 0, 10, 10\)"),
+        ({"head": Bank()}, r"head=Bank cannot be copied: RuntimeError: .*; detach\(\) its tensors"),
         ({"head": Answer(lambda x: torch.linalg.eigvals(x).real)}, "test_vit with head=Answer cannot be exported"),
         ({"head": nn.Identity(), "tiles": True, "image_hw": None}, "tiles exports the backbone alone"),
         ({"head": nn.Identity(), "outputs": ("spatial",)}, "the output head go together"),
         ({"head": nn.Identity(), "outputs": ("head",)}, r"beside another output: \('pooled', 'head'\)"),
         ({"outputs": ("spatial", "head")}, r"head=None: head= \(in Python\) and the output head go together"),
         ({"notes": {"threshold": float("nan")}}, "notes={'threshold': nan} cannot be JSON"),
+        ({"notes": ["dent", "hole"]}, r"notes=\['dent', 'hole'\] have no names; give a dict"),
         ({"notes": {"threshold": torch.zeros(1)}}, "cannot be JSON: Object of type Tensor"),
     ],
 )

@@ -49,12 +49,18 @@ def propose(
         **options: passed on for every model, as to `s2wrap.load`.
 
     Raises:
-        S2WrapError: no model fits; the error names the cheapest.
+        S2WrapError: a spec with options of its own; or no model fits: the error names the cheapest.
     """
     limit, costs = parse_budget(budget), dict[str, int]()
     options = {key: value for key, value in options.items() if key != "checkpoint"} | {"pretrained": False}
     of_model = {key: value for key, value in options.items() if key in option_types(Options)}
     stretched = options.get("fit", "stretch") == "stretch"  # otherwise the cost depends on the image's shape too
+    if isinstance(specs, str) or not specs:
+        raise S2WrapError(f"propose() takes a list of models, not {specs!r}; give one spec or more")
+    if own := [spec for spec in specs if len(spec.split()) > 1]:
+        raise S2WrapError(
+            f"{own[0]!r} has options of its own, and budgets are for models of equal ones; leave them out"
+        )
     parsed = [parse_spec(spec) for spec in specs]
     image_hw = image_hw or load(specs[0], **options).image_hw
     ladder = [parse_scales(scales.split(",")) for scales in LADDER]

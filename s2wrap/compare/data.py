@@ -133,7 +133,7 @@ def _list_files(folder: Path) -> list[_File]:
     """Return the pictures' files, of training and then of test where the folder is divided."""
     if not (folder / "train").is_dir():
         if sets := [name for name in _folders(folder) if (folder / name / "train" / "good").is_dir()]:
-            raise S2WrapError(f"{folder} holds {len(sets)} sets, {', '.join(sets)}; give one: {folder / sets[0]}")
+            raise S2WrapError(f"{folder} is no set but holds some: {', '.join(sets)}; give one: {folder / sets[0]}")
         return _list_part(folder)
     if _folders(folder / "train") == ["good"]:
         return _list_defects(folder)

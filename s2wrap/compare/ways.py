@@ -19,7 +19,10 @@ def split_name(name: str) -> tuple[str, dict[str, Any]]:
     spec, *words = name.split()
     if wrong := [word for word in words if "=" not in word]:
         raise S2WrapError(f"{name!r}: {wrong[0]!r} is no option; write options behind the spec: SPEC fuse=detail")
-    return spec, {key: _value(text) for key, _, text in (word.partition("=") for word in words)}
+    options = {key: _value(text) for key, _, text in (word.partition("=") for word in words)}
+    if len(options) < len(words):
+        raise S2WrapError(f"{name!r} names an option twice; give each once")
+    return spec, options
 
 
 def _value(text: str) -> Any:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from s2wrap.compare.data import load_mask
 from s2wrap.compare.score import Score, score
 from s2wrap.compare.tasks.base import Task
+from s2wrap.errors import S2WrapError
+from s2wrap.scales import whole_number
 
 DRAWN = 20_000
 """Most tokens that the bank is chosen from: equally many of each picture, drawn at random, the same for equal grids."""
@@ -56,7 +58,15 @@ def make_bank(maps: Sequence[Tensor], size: int = BANK) -> Tensor:
     """Return tokens (n, c) of unit length of maps (c, h, w), `size` at most: a coreset, as PatchCore's.
 
     Of `DRAWN` random tokens each is taken that is the farthest from those before it, by `PROJECTED` random projections.
+
+    Raises:
+        S2WrapError: no maps, maps of other dimensions or of several numbers of channels, or a size below 1.
     """
+    shapes = [tuple(spatial.shape) for spatial in maps]
+    if {len(shape) for shape in shapes} != {3} or len({shape[0] for shape in shapes}) > 1:
+        raise S2WrapError(f"maps of shapes {shapes[:3]} make no bank; give maps (c, h, w), all of c channels")
+    if (whole_number(size) or 0) < 1:
+        raise S2WrapError(f"size={size!r} is no number of tokens; use a whole one from 1")
     maps = maps[:: -(-len(maps) // DRAWN)]
     rng, count, tokens = np.random.default_rng(0), DRAWN // len(maps), []
     for spatial in maps:
@@ -87,9 +97,11 @@ class AnomalyMap(nn.Module):
     bank: Float[Tensor, "n c"]
 
     def __init__(self, bank: Float[Tensor, "n c"]):
-        """A module with a bank of tokens, of any length."""
+        """A module with a bank of tokens, of any length; S2WrapError for a bank of another shape, or an empty one."""
         super().__init__()
-        self.register_buffer("bank", F.normalize(bank, dim=1))
+        if bank.ndim != 2 or not bank.numel() or not bank.is_floating_point():
+            raise S2WrapError(f"a bank of {bank.dtype} {tuple(bank.shape)} holds no tokens; give floats (n, c)")
+        self.register_buffer("bank", F.normalize(bank.detach(), dim=1))
 
     def forward(self, spatial: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 h w"]:
         """How far each token is; 1,024 of the bank at a time, which bounds the memory."""
