@@ -67,19 +67,20 @@ def verify(
     if layers and kind_of(path) != "onnx":
         raise S2WrapError(f"layers: {path} hides its layers; export the same model as .onnx, and look into that")
     if model is not None and path.is_file() and not has_manifest(path):
+        if head is not None:
+            raise S2WrapError(f"head={type(head).__name__}: {path} has no manifest, and so no output head of s2wrap's")
         limits = None if gate is None else parse_gate(gate)
         report = verify_foreign(path, model, gate=limits, pictures=pictures, layers=layers, console=console)
         judge(report, path)
         return report
     manifest = read_manifest(path)
     limits = Gate(**manifest["gate"]) if gate is None else parse_gate(gate)
+    if head is None and any(port["name"] == "head" for port in manifest["outputs"]):
+        raise S2WrapError(f"{path} has a head of its maker's; verify it in Python: verify({path.name!r}, head=module)")
     check_machine(path, manifest, None)
     model = model or _load_recipe(path, manifest)
     if weights_sha256(model.backbone) != manifest["backbone"]["weights_sha256"]:
         raise S2WrapError(f"{path} was made with other weights than {model.backbone.name} has now; give the model")
-
-    if head is None and any(port["name"] == "head" for port in manifest["outputs"]):
-        raise S2WrapError(f"{path} has a head of its maker's; verify it in Python: verify({path.name!r}, head=module)")
     options = _graph_options(manifest, head).unquantised(manifest["kind"])
     wide = make_graph(model, in_float32(options))
     graph = make_graph(model, options) if options.precision == "bf16" else None

@@ -126,7 +126,13 @@ def test_a_head_that_computes_something_else_is_found(exported, model, probe):
     with pytest.raises(VerificationError, match="does not compute what PyTorch computes: head: cosine"):
         verify(path, model=model, head=nn.Conv2d(128, 5, 1))
     with pytest.raises(S2WrapError, match=r"has a head of its maker's; verify it in Python: verify\(.*head=module\)"):
-        verify(path, model=model)
+        verify(path)
+
+
+def test_a_head_beside_a_file_of_others_is_not_ignored(exported, tmp_path, model, probe):
+    (tmp_path / "foreign.onnx").write_bytes(exported[0].read_bytes())
+    with pytest.raises(S2WrapError, match=r"head=Conv2d: .*foreign\.onnx has no manifest"):
+        verify(tmp_path / "foreign.onnx", model=model, head=probe)
 
 
 def test_a_small_error_of_one_number_a_token_fails_by_its_size_and_not_by_its_sign():
