@@ -296,7 +296,7 @@ class SessionBackbone(Backbone):
     @property
     def convolutional(self) -> bool:
         """As the exported backbone says."""
-        return self.manifest["backbone"].get("convolutional", False)
+        return self.manifest["backbone"]["convolutional"]
 
     @property
     def refuses_other_sizes(self) -> str:

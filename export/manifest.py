@@ -29,7 +29,7 @@ from s2wrap.view import View
 from s2wrap.wrapper import MultiScale
 
 Kind = Literal["onnx", "tensorrt", "tensorrt_rtx", "aotinductor"]
-FORMAT = 3
+FORMAT = 4
 KINDS: dict[str, Kind] = {
     ".onnx": "onnx",
     ".plan": "tensorrt",
@@ -59,7 +59,7 @@ class BackboneFacts(TypedDict):
     layers: tuple[int, ...] | None
     layouts: tuple[Layout, ...]
     lacks_cls: str
-    convolutional: NotRequired[bool]
+    convolutional: bool
     weights_sha256: str
 
 

@@ -164,7 +164,7 @@ def test_the_manifest_keeps_input_and_options_and_gives_them_back(tmp_path):
     assert [scale.as_scale() for scale in model.scales] == list(again.scales)
     assert s2wrap.MultiScale(model.backbone, again).plan((100, 300)) == model.plan((100, 300))
     note = json.loads(path.with_name("model.onnx.json").read_text())
-    assert note["format"] == 3
+    assert note["format"] == 4
     assert note["input"]["origins"]["mean"] == "caller"
     assert not {"mean", "std", "wrapper"} & set(note)
 

@@ -259,7 +259,7 @@ def test_a_file_and_its_manifest_belong_together(graph_file, tmp_path):
     path.write_bytes(graph_file.read_bytes()[:-100])
     with pytest.raises(S2WrapError, match="is not the file that model.onnx.json describes"):
         load(path)
-    manifest_path(path).write_text(json.dumps({"format": 3, "kind": "onnx"}))
+    manifest_path(path).write_text(json.dumps({"format": 4, "kind": "onnx"}))
     with pytest.raises(S2WrapError, match="is damaged: part: Field required"):
         load(path)
     manifest_path(path).write_text("{")

@@ -51,14 +51,14 @@ def exported(folder, name="vit.plan", **changes):
     file = folder / name
     file.write_bytes(b"an engine")
     kind = {".onnx": "onnx", ".rtx": "tensorrt_rtx"}.get(file.suffix, "tensorrt")
-    manifest = {"format": 3, "kind": kind, "part": "model", "spec": "timm:test_vit@1,2", "precision": "fp32"}
+    manifest = {"format": 4, "kind": kind, "part": "model", "spec": "timm:test_vit@1,2", "precision": "fp32"}
     manifest |= {"batch": [1, 8, 32], "image_hw": [160, 200], "inputs": [FLOATS], "outputs": [SPATIAL, PREFIX]}
     manifest |= {"input": INPUT, "options": {"scales": []}, "file": name}
     manifest |= {"weights": None, "pixels": "float32", "fp32_layers": [], "geometry": []}
     manifest["plan"] = {"image_hw": [160, 200], "scales": []}
     manifest |= {"gate": {"mean": 0.9, "low": 0.9, "error": 0.1}, "recipe": None}
     backbone = {"name": "test_vit", "layers": None, "layouts": [], "lacks_cls": "", "weights_sha256": ""}
-    manifest["backbone"] = backbone
+    manifest["backbone"] = backbone | {"convolutional": False}
     write_manifest(file, manifest | changes)
     return file
 

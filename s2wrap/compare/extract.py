@@ -14,6 +14,7 @@ from torch import Tensor
 
 from s2wrap.backbones.checkpoint import weights_sha256
 from s2wrap.compare.data import Pictures
+from s2wrap.compare.selecting import Selecting
 from s2wrap.errors import S2WrapError
 from s2wrap.features import Features
 from s2wrap.files import disk_errors, whole_file
@@ -145,7 +146,7 @@ def maps_of(features: list[dict[str, Tensor]]) -> list[Tensor]:
 
 
 def model_key(model: MultiScale) -> str:
-    """Return a hash of all that features depend on: options, input, weights and package versions.
+    """Return a hash of all that features depend on: options, selected tiles, input, weights and package versions.
 
     Raises:
         S2WrapError: a policy that is a function, which has no lasting name.
@@ -153,6 +154,7 @@ def model_key(model: MultiScale) -> str:
     from_options = ("checkpoint", "processor", "policy")  # their effects are among the weights, the input, the options
     facts: dict[str, Any] = {name: value for name, value in (model.recipe or {}).items() if name not in from_options}
     facts |= {"options": model.options.to_json(), "input": model.input.to_json()}
+    facts |= model.call if isinstance(model, Selecting) else {}
     facts |= {"weights": weights_sha256(model.backbone), "device": model.backbone.device.type}
     facts |= {package: installed_version(package) for package in LIBRARIES}
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]

@@ -30,8 +30,7 @@ class Selecting(MultiScale):
         if "select" not in call:
             raise S2WrapError(f"by={call['by']!r} says which tiles run, and select how many: give select too")
         super().__init__(model.backbone, model.options)
-        self.call = call
-        self.recipe = {**(model.recipe or {}), **call}
+        self.call, self.recipe = call, model.recipe
 
     def forward(self, images: Any = None, **call: Any) -> Features:
         """As `MultiScale.forward`."""
