@@ -266,7 +266,7 @@ def test_a_file_and_its_manifest_belong_together(graph_file, tmp_path):
     with pytest.raises(S2WrapError, match="is damaged, or no manifest"):
         load(path)
     manifest_path(path).write_text(json.dumps({"format": 99}))
-    with pytest.raises(S2WrapError, match="has format 99; this s2wrap reads format 3"):
+    with pytest.raises(S2WrapError, match="has format 99; this s2wrap reads format 4"):
         load(path)
 
 
